@@ -1,0 +1,186 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""R-Transformer configuration."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+LOCAL_RNN_TYPES = ("rnn", "gru", "lstm")
+
+
+@strict
+class RTransformerConfig(PreTrainedConfig):
+    r"""
+    Configuration of an R-Transformer (Wang et al., arXiv 1907.05572). The defaults are the sizes of the paper's
+    character-level language model.
+
+    The model reads token ids through an embedding, or, where `input_size` is set, vectors through a linear projection.
+
+    Args:
+        vocab_size (`int`, defaults to 10000):
+            Number of tokens of the vocabulary. Not used by a model with `input_size`, the causal language model aside.
+        hidden_size (`int`, defaults to 512):
+            Width of the model.
+        intermediate_size (`int`, *optional*):
+            Width inside the feed-forward layers; four times `hidden_size` when unset.
+        num_hidden_layers (`int`, defaults to 3):
+            Number of blocks.
+        num_attention_heads (`int`, defaults to 8):
+            Number of attention heads; it divides `hidden_size`.
+        hidden_act (`str`, defaults to `"relu"`):
+            Activation of the feed-forward layers.
+        local_rnn_type (`str`, defaults to `"gru"`):
+            Cell of the LocalRNN layers: `"rnn"` (tanh), `"gru"` or `"lstm"` (paper section 3.1).
+        local_window_size (`int`, defaults to 7):
+            Number of inputs that a LocalRNN state sees, its own position included. At least 1.
+        num_local_rnn_layers (`int`, defaults to 1):
+            Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
+        input_size (`int`, *optional*):
+            Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
+        final_layer_norm (`bool`, defaults to `False`):
+            Whether a layer norm follows the last block. The published model has none.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the layer norms.
+        hidden_dropout (`float`, defaults to 0.0):
+            Dropout on the output of every sub-layer and inside the feed-forward layers.
+        attention_dropout (`float`, defaults to 0.0):
+            Dropout on the attention weights.
+        embedding_dropout (`float`, defaults to 0.0):
+            Dropout on the embedded or projected inputs.
+        classifier_dropout (`float`, defaults to 0.0):
+            Dropout ahead of the classification heads.
+        initializer_range (`float`, *optional*):
+            Where set, weights of linear layers are drawn from a normal distribution with this standard deviation and
+            their biases are zero. Unset, they keep PyTorch's default initialisation, as the published model does.
+        embedding_initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the normal distribution from which token embeddings are drawn.
+        tie_word_embeddings (`bool`, defaults to `True`):
+            Whether the output layer of the causal language model shares its weight with the token embedding. Always
+            off where `input_size` is set: there is no embedding then.
+        use_cache (`bool`, defaults to `True`):
+            Whether the model returns a cache for generation.
+        pad_token_id, bos_token_id, eos_token_id (`int`, *optional*):
+            Ids of the special tokens.
+
+    Raises:
+        `ValueError`: an argument is out of its range; the message names it, its value and what is accepted.
+
+    Example:
+
+    ```python
+    >>> from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM
+
+    >>> config = RTransformerConfig(vocab_size=50, hidden_size=128, local_rnn_type="lstm", local_window_size=9)
+    >>> model = RTransformerForCausalLM(config)
+    ```
+    """
+
+    model_type = "rtransformer"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    # The LocalRNN layers are not split: each of their steps needs the whole state, so every rank runs them in full.
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 10000
+    hidden_size: int = 512
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 3
+    num_attention_heads: int = 8
+    hidden_act: str = "relu"
+    local_rnn_type: str = "gru"
+    local_window_size: int = 7
+    num_local_rnn_layers: int = 1
+    input_size: int | None = None
+    final_layer_norm: bool = False
+    layer_norm_eps: float = 1e-6
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    initializer_range: float | None = None
+    embedding_initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.input_size is not None:
+            self.tie_word_embeddings = False
+        self.validate_architecture()
+        super().__post_init__(**kwargs)
+
+    @property
+    def layer_types(self) -> list[str]:
+        """What each block keeps in the cache, by Transformers' names: it follows from the LocalRNN's sizes."""
+        has_local_state = self.num_local_rnn_layers > 0 and self.local_window_size > 1
+        return ["hybrid" if has_local_state else "full_attention"] * self.num_hidden_layers
+
+    @layer_types.setter
+    def layer_types(self, value: list[str]):
+        if list(value) != self.layer_types:
+            raise ValueError(
+                f"`layer_types` follows from `num_hidden_layers`, `num_local_rnn_layers` and `local_window_size`: "
+                f"it is {self.layer_types} here and can't be set to {value}."
+            )
+
+    @property
+    def number_of_conv_states(self) -> int:
+        """Number of LocalRNN input windows that a block keeps in the cache, one a LocalRNN layer."""
+        return self.num_local_rnn_layers
+
+    def validate_architecture(self):
+        """Check what types alone do not: run when a configuration is made, saved, or given to a model."""
+        at_least = {
+            "vocab_size": 1,
+            "hidden_size": 1,
+            "intermediate_size": 1,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "local_window_size": 1,
+            "num_local_rnn_layers": 0,
+            "input_size": 1,
+        }
+        for name, minimum in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value}.")
+        if self.local_rnn_type not in LOCAL_RNN_TYPES:
+            raise ValueError(f"`local_rnn_type` must be one of {LOCAL_RNN_TYPES}, got {self.local_rnn_type!r}.")
+        for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)}.")
+        if self.hidden_size % self.num_attention_heads != 0:
+            raise ValueError(
+                "`num_attention_heads` must divide `hidden_size`, got "
+                f"`num_attention_heads={self.num_attention_heads}` and `hidden_size={self.hidden_size}`."
+            )
+
+
+__all__ = ["RTransformerConfig"]
