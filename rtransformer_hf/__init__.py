@@ -1,1 +1,37 @@
-"""R-Transformer (arXiv 1907.05572) for Hugging Face Transformers."""
+"""
+R-Transformer (arXiv 1907.05572) for Hugging Face Transformers.
+
+Importing the package makes the model known to the Auto classes of Transformers.
+"""
+
+import transformers
+
+from .configuration_rtransformer import RTransformerConfig
+from .local_rnn import local_rnn
+from .modeling_rtransformer import (
+    AUTO_CLASSES,
+    RTransformerForCausalLM,
+    RTransformerForPolyphonicMusic,
+    RTransformerForSequenceClassification,
+    RTransformerForTokenClassification,
+    RTransformerModel,
+    RTransformerPreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+for name, registered_class in AUTO_CLASSES.items():
+    key = RTransformerConfig.model_type if name == "AutoConfig" else RTransformerConfig
+    getattr(transformers, name).register(key, registered_class, exist_ok=True)
+del name, registered_class, key
+
+__all__ = [
+    "RTransformerConfig",
+    "RTransformerForCausalLM",
+    "RTransformerForPolyphonicMusic",
+    "RTransformerForSequenceClassification",
+    "RTransformerForTokenClassification",
+    "RTransformerModel",
+    "RTransformerPreTrainedModel",
+    "local_rnn",
+]

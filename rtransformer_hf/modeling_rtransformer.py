@@ -1,0 +1,830 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+R-Transformer (Wang et al., "R-Transformer: Recurrent Neural Network Enhanced Transformer", arXiv 1907.05572).
+
+A block is a LocalRNN, causal self-attention and a feed-forward layer, each behind a norm and within a residual. The
+LocalRNN tells what is near and in which order, so there are no position embeddings.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.generation.streamers import BaseStreamer
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_recurrent_attention_mask,
+    find_packed_sequence_indices,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_rtransformer import RTransformerConfig
+from .local_rnn import local_rnn, num_gates, shared_projection_local_rnn
+
+
+class RTransformerLocalRNNCell(nn.Module):
+    """The LocalRNN (section 3.1): the weights of an RNN cell, run over the window that ends at each position."""
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__()
+        self.cell = config.local_rnn_type
+        self.window_size = config.local_window_size
+        gates_size = num_gates(self.cell) * config.hidden_size
+        self.input_proj = nn.Linear(config.hidden_size, gates_size)
+        self.recurrent_proj = nn.Linear(config.hidden_size, gates_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        past: torch.Tensor | None = None,
+        sequence_positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        window = {
+            "cell": self.cell,
+            "window_size": self.window_size,
+            "past": past,
+            "sequence_positions": sequence_positions,
+        }
+        if is_plain_linear(self.input_proj) and is_plain_linear(self.recurrent_proj):
+            return local_rnn(
+                hidden_states,
+                self.input_proj.weight,
+                self.recurrent_proj.weight,
+                self.input_proj.bias,
+                self.recurrent_proj.bias,
+                **window,
+            )
+        return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **window)
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module's weights say all that it computes: no adapter, quantisation, hook or offloading in place."""
+    has_hooks = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+    return type(module) is nn.Linear and not has_hooks
+
+
+class RTransformerLocalRNN(nn.Module):
+    """A LocalRNN sub-layer: norm and cell. Masked positions count as zero vectors, as those before the start do."""
+
+    def __init__(self, config: RTransformerConfig, layer_idx: int, state_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.state_idx = state_idx
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cell = RTransformerLocalRNNCell(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        sequence_positions: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        hidden_states = self.norm(hidden_states)
+        if padding_mask is not None:
+            hidden_states = hidden_states * padding_mask[..., None].to(hidden_states.dtype)
+        past = self.update_cache(hidden_states, past_key_values)
+        return self.cell(hidden_states, past, sequence_positions)
+
+    def update_cache(self, hidden_states: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor | None:
+        """Stores the inputs in the cache and returns the window - 1 before them, with zeros where there were none."""
+        window_size, length = self.cell.window_size, hidden_states.shape[1]
+        if past_key_values is None or window_size == 1:
+            return None
+        states = past_key_values.update_conv_state(
+            hidden_states.transpose(1, 2), self.layer_idx, state_idx=self.state_idx, conv_kernel_size=window_size
+        )
+        # The cache returns what it kept and the new inputs. Of the former, window - 1 count: pad or crop in front.
+        states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0))
+        return states[..., : window_size - 1].transpose(1, 2)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attention_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attention_weights = attention_weights + attention_mask
+    attention_weights = F.softmax(attention_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention_weights = F.dropout(attention_weights, p=dropout, training=module.training)
+    attention_output = torch.matmul(attention_weights, value).transpose(1, 2).contiguous()
+    return attention_output, attention_weights
+
+
+class RTransformerAttention(nn.Module):
+    """Causal multi-head self-attention (section 3.2), without position information of its own."""
+
+    def __init__(self, config: RTransformerConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        heads_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads_shape).transpose(1, 2)  # (batch, heads, time, head size)
+        key = self.k_proj(hidden_states).view(heads_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads_shape).transpose(1, 2)
+
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attention_output = attention_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attention_output), attention_weights
+
+
+class RTransformerMLP(nn.Module):
+    """The position-wise feed-forward layer (section 3.3)."""
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.dropout(self.activation(self.up_proj(hidden_states))))
+
+
+class RTransformerDecoderLayer(GradientCheckpointingLayer):
+    """A block (section 3.4): LocalRNN layers, attention, feed-forward, each as `x + dropout(f(norm(x)))`."""
+
+    def __init__(self, config: RTransformerConfig, layer_idx: int):
+        super().__init__()
+        self.local_rnns = nn.ModuleList(
+            RTransformerLocalRNN(config, layer_idx, state_idx) for state_idx in range(config.num_local_rnn_layers)
+        )
+        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = RTransformerAttention(config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = RTransformerMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        sequence_positions: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        for local_rnn_layer in self.local_rnns:
+            local_states = local_rnn_layer(hidden_states, padding_mask, sequence_positions, past_key_values)
+            hidden_states = hidden_states + self.dropout(local_states)
+        attention_output, _ = self.self_attn(
+            self.self_attn_norm(hidden_states),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
+class RTransformerPreTrainedModel(PreTrainedModel):
+    config: RTransformerConfig
+    config_class = RTransformerConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RTransformerDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": RTransformerDecoderLayer, "attentions": RTransformerAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.embedding_initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and std is not None:
+            init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):  # PyTorch's default, which is that of its RNN cells as well
+            bound = 1 / math.sqrt(module.in_features)
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        Saves the model as every Transformers model does, with its code beside the weights. The configuration names the
+        class of every task, so that the checkpoint opens with any of the Auto classes where this package is missing.
+        """
+        self.config.auto_map = {
+            auto_class: f"{class_name.__module__.split('.')[-1]}.{class_name.__name__}"
+            for auto_class, class_name in AUTO_CLASSES.items()
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class RTransformerModel(RTransformerPreTrainedModel):
+    """
+    The stack of blocks behind a token embedding or, where `config.input_size` is set, a linear projection of vectors.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model.
+    """
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        config.validate_architecture()
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        else:
+            self.input_projection = nn.Linear(config.input_size, config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(
+            RTransformerDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
+        )
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.final_layer_norm else nn.Identity()
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (batch, time) token ids, for a model without `input_size`.
+            attention_mask: (batch, past + time), 0 at padding. A padded row gives what it gives alone.
+            position_ids: (batch, time). The model has no positions; where these restart within a row, and neither mask
+                nor cache is given, a new sequence begins, which sees nothing of the one before.
+            past_key_values: a cache made from the model's config, `DynamicCache(config=model.config)` for example.
+            inputs_embeds: (batch, time, hidden_size), in place of the embedded or projected inputs.
+            input_values: (batch, time, input_size) vectors, for a model with `input_size`.
+            use_cache: whether to return a cache; `config.use_cache` when None.
+
+        Returns:
+            `BaseModelOutputWithPast` with `last_hidden_state` (batch, time, hidden_size).
+
+        Raises:
+            ValueError: not exactly one input is given, or it does not fit the model.
+        """
+        inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
+
+        # Packed rows are told by their position ids, but Transformers looks for them only where there is no past.
+        mask_cache = past_key_values
+        if past_key_values is not None:
+            self.check_cache(past_key_values)
+        elif use_cache:
+            past_key_values = DynamicCache(config=self.config)
+
+        sequence_positions = None
+        if position_ids is not None and attention_mask is None and mask_cache is None:
+            position_ids = position_ids.expand(inputs_embeds.shape[:2])
+            sequence_positions = positions_in_packed_sequences(position_ids)
+
+        if not isinstance(masks := attention_mask, dict):
+            mask_kwargs = {
+                "config": self.config,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "past_key_values": mask_cache,
+                "position_ids": position_ids,
+            }
+            masks = {
+                "full_attention": create_causal_mask(**mask_kwargs),
+                "linear_attention": create_padding_mask(**mask_kwargs),
+            }
+
+        hidden_states = self.embedding_dropout(inputs_embeds)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks["full_attention"],
+                padding_mask=masks.get("linear_attention"),
+                sequence_positions=sequence_positions,
+                position_ids=position_ids,  # flash attention finds packed sequences by them
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def embed(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        input_values: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The one input that is given, as (batch, time, hidden_size)."""
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "input_values": input_values}
+        given = [name for name, value in inputs.items() if value is not None]
+        accepted = ["input_ids" if self.config.input_size is None else "input_values", "inputs_embeds"]
+        if len(given) != 1 or given[0] not in accepted:
+            raise ValueError(
+                f"Exactly one of `{accepted[0]}` and `{accepted[1]}` must be given to this model "
+                f"(`config.input_size` is {self.config.input_size}), got {' and '.join(given) or 'neither'}."
+            )
+        if inputs_embeds is not None:
+            return inputs_embeds
+        if input_ids is not None:
+            return self.embed_tokens(input_ids)
+        if input_values.ndim != 3 or input_values.shape[-1] != self.config.input_size:
+            raise ValueError(
+                f"`input_values` must have the shape (batch, time, {self.config.input_size}), its last size being "
+                f"`config.input_size`, got {tuple(input_values.shape)}."
+            )
+        return self.input_projection(input_values.to(self.input_projection.weight.dtype))
+
+    def check_cache(self, past_key_values: Cache):
+        """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
+        has_local_state = "hybrid" in self.config.layer_types
+        if has_local_state and not all(
+            hasattr(layer, "update_conv_state") for layer in past_key_values.layers or [None]
+        ):
+            raise ValueError(
+                "`past_key_values` must be made from the model's config, so that it keeps the inputs of the LocalRNN "
+                f"layers: `DynamicCache(config=model.config)`, for example; got {past_key_values}."
+            )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens if self.config.input_size is None else self.input_projection
+
+    def set_input_embeddings(self, value: nn.Module):
+        setattr(self, "embed_tokens" if self.config.input_size is None else "input_projection", value)
+
+
+def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """(batch, time) position ids -> the index of each position in its sequence; None if each row is one sequence."""
+    sequences = find_packed_sequence_indices(position_ids)
+    if sequences is None:
+        return None
+    indices = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
+    is_start = sequences != F.pad(sequences, (1, 0), value=-1)[:, :-1]
+    return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
+
+
+def create_padding_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
+    """(batch, time), 0 at padding, or None where nothing is known to be padded."""
+    # Transformers takes a single step for a generated token; a prompt that is fed step by step has its padding there.
+    if inputs_embeds.shape[1] == 1 and attention_mask is not None and attention_mask.ndim == 2:
+        return attention_mask[:, -1:]
+    return create_recurrent_attention_mask(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
+    """
+    The model with a language modeling head.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        self.model = RTransformerModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            labels: (batch, time) token ids, shifted inside the model: the output at t is compared with the label at
+                t + 1. Labels of -100 carry no loss.
+            logits_to_keep: how many of the last positions to compute logits for, 0 meaning all; or their indices.
+
+        The other arguments are those of [`RTransformerModel`].
+
+        Returns:
+            `CausalLMOutputWithPast` with `logits` (batch, time, vocab_size) of the next token.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            input_values=input_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
+    """
+    The model with a classification head on the last real position of each row.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` say what is predicted.
+    """
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = RTransformerModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Args:
+            attention_mask: (batch, time), 0 at padding, on either side. Without it, `config.pad_token_id` tells the
+                padding of `input_ids`; without that, rows are taken as unpadded.
+            labels: (batch,) class indices; (batch, num_labels) zeros and ones for `"multi_label_classification"`;
+                (batch,) or (batch, num_labels) numbers for `"regression"`.
+
+        The other arguments are those of [`RTransformerModel`].
+
+        Returns:
+            `SequenceClassifierOutputWithPast` with `logits` (batch, num_labels).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            input_values=input_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        pooled = hidden_states[rows, self.last_real_positions(hidden_states, input_ids, attention_mask)]
+        logits = self.score(self.dropout(pooled))
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def last_real_positions(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(batch,) indices of the last position of each row that is no padding."""
+        batch_size, length, _ = hidden_states.shape
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            is_real = attention_mask[:, -length:].bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            is_real = input_ids != self.config.pad_token_id
+        else:
+            is_real = torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
+        is_real = is_real.to(hidden_states.device)
+        return (torch.arange(length, device=hidden_states.device) * is_real).argmax(dim=-1)
+
+
+class RTransformerForTokenClassification(RTransformerPreTrainedModel):
+    """
+    The model with a classification head on every position, which sees the positions before it alone.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes.
+    """
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = RTransformerModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """
+        Args:
+            labels: (batch, time) class indices; -100 carries no loss.
+
+        The other arguments are those of [`RTransformerModel`].
+
+        Returns:
+            `TokenClassifierOutput` with `logits` (batch, time, num_labels).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            input_values=input_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(outputs.last_hidden_state))
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
+    """
+    The model over piano rolls: frames of keys that sound or not, predicted from the frames before (section 4.2). Given
+    the past, the keys of a frame are independent Bernoulli variables.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model; `input_size` is the number of keys.
+    """
+
+    main_input_name = "input_values"
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over frames, not over the entries of `labels` that a Trainer counts
+    )
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        self.model = RTransformerModel(config)
+        self.num_keys = config.input_size or PIANO_KEYS
+        self.key_head = nn.Linear(config.hidden_size, self.num_keys)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """
+        Args:
+            input_values: (batch, time, keys) frames, 1 where a key sounds.
+            labels: (batch, time, keys) frames, mostly `input_values` themselves: shifted inside the model, the output
+                at t is compared with the frame at t + 1. Frames that are -100 or masked carry no loss.
+            logits_to_keep: how many of the last frames to compute logits for, 0 meaning all; or their indices.
+
+        The other arguments are those of [`RTransformerModel`].
+
+        Returns:
+            `CausalLMOutputWithPast` with `logits` (batch, time, keys) of the next frame, and as `loss` its negative
+            log-likelihood in nats, summed over the keys and averaged over the real frames.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            input_values=input_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.key_head(outputs.last_hidden_state[:, kept])
+
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @staticmethod
+    def next_frame_loss(
+        logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Negative log-likelihood of each next frame, summed over its keys, averaged over the frames that are real."""
+        logits, labels = logits[:, :-1].float(), labels[:, 1:].to(logits.device)
+        is_real = (labels != -100).all(dim=-1)
+        if attention_mask is not None:
+            is_real = is_real & attention_mask[:, 1:].bool().to(logits.device)
+        targets = torch.where(is_real[..., None], labels, 0).to(logits.dtype)
+        nll = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)  # (batch, time - 1)
+        return (nll * is_real).sum() / is_real.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        input_values: torch.Tensor,
+        max_new_frames: int,
+        attention_mask: torch.Tensor | None = None,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        streamer: BaseStreamer | None = None,
+    ) -> torch.Tensor:
+        """
+        Continues tunes frame by frame, with a cache.
+
+        Args:
+            input_values: (batch, time, keys), the frames to continue, at least one. A silent frame starts a new tune.
+            max_new_frames: number of frames to add.
+            attention_mask: (batch, time), 0 at padding, which must be on the left.
+            temperature: divides the logits; below 1 the likelier keys become likelier yet.
+            generator: source of randomness, on the model's device: the same seed gives the same music.
+            streamer: its `put` receives the given frames, then every new frame (batch, keys) as it is made; then comes
+                `end`.
+
+        Returns:
+            (batch, time + max_new_frames, keys): the given frames and the new ones, of zeros and ones.
+
+        Raises:
+            ValueError: an argument is out of its range; the message names it, its value and what is accepted.
+        """
+        if self.config.input_size is None:
+            raise ValueError("`sample` feeds frames back to the model and needs `config.input_size`, which is None.")
+        if input_values.ndim != 3 or input_values.shape[1] < 1:
+            raise ValueError(
+                f"`input_values` must have the shape (batch, time, {self.num_keys}) with at least one frame, got "
+                f"{tuple(input_values.shape)}."
+            )
+        if max_new_frames < 0:
+            raise ValueError(f"`max_new_frames` must be an integer of at least 0, got {max_new_frames}.")
+        if temperature <= 0:
+            raise ValueError(f"`temperature` must be greater than 0, got {temperature}.")
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("`attention_mask` must have its padding on the left: its last column has zeros here.")
+
+        frames = input_values.to(self.device, self.dtype)
+        if streamer is not None:
+            streamer.put(frames)
+        pieces, past_key_values = [frames], DynamicCache(config=self.config)
+        for _ in range(max_new_frames):
+            outputs = self(
+                input_values=pieces[-1],
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            probabilities = torch.sigmoid(outputs.logits.float() / temperature)
+            pieces.append(torch.bernoulli(probabilities, generator=generator).to(self.dtype))
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)
+            if streamer is not None:
+                streamer.put(pieces[-1][:, 0])
+        if streamer is not None:
+            streamer.end()
+        return torch.cat(pieces, dim=1)
+
+
+PIANO_KEYS = 88  # A0 to C8
+
+AUTO_CLASSES = {
+    "AutoConfig": RTransformerConfig,
+    "AutoModel": RTransformerModel,
+    "AutoModelForCausalLM": RTransformerForCausalLM,
+    "AutoModelForSequenceClassification": RTransformerForSequenceClassification,
+    "AutoModelForTokenClassification": RTransformerForTokenClassification,
+    "AutoModelForTimeSeriesPrediction": RTransformerForPolyphonicMusic,
+}
+
+# Makes `save_pretrained` copy this file and those that it imports into the checkpoint, for `trust_remote_code=True`.
+for auto_class, class_to_register in AUTO_CLASSES.items():
+    class_to_register.register_for_auto_class(auto_class)
+
+__all__ = [
+    "RTransformerForCausalLM",
+    "RTransformerForPolyphonicMusic",
+    "RTransformerForSequenceClassification",
+    "RTransformerForTokenClassification",
+    "RTransformerModel",
+    "RTransformerPreTrainedModel",
+]
