@@ -1,0 +1,496 @@
+"""What the model promises: the cache, padding, packing and causality are exact, and bad input is refused."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoModelForTokenClassification,
+    DataCollatorWithFlattening,
+    DynamicCache,
+    StaticCache,
+)
+
+from rtransformer_hf import (
+    RTransformerForCausalLM,
+    RTransformerForPolyphonicMusic,
+    RTransformerForSequenceClassification,
+    RTransformerForTokenClassification,
+    RTransformerModel,
+)
+
+KEYS = 5
+EVERY_CLASS = [
+    RTransformerModel,
+    RTransformerForCausalLM,
+    RTransformerForSequenceClassification,
+    RTransformerForTokenClassification,
+    RTransformerForPolyphonicMusic,
+]
+POSITIONWISE_CLASSES = [c for c in EVERY_CLASS if c is not RTransformerForSequenceClassification]
+every_class = pytest.mark.parametrize("model_class", EVERY_CLASS)
+every_positionwise_class = pytest.mark.parametrize("model_class", POSITIONWISE_CLASSES)
+every_cell = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+both_inputs = pytest.mark.parametrize("input_name", ["input_ids", "input_values"])
+
+
+def make_model(model_class, config):
+    return model_class(config).eval()
+
+
+def make_input(config, batch=2, time=9):
+    """Keyword arguments of a forward pass: token ids, or vectors where the model reads those."""
+    if config.input_size is None:
+        return {"input_ids": torch.randint(1, config.vocab_size, (batch, time))}
+    return {"input_values": torch.randn(batch, time, config.input_size)}
+
+
+def main_output(outputs):
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+def assert_equal(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+# --- the cache ---
+
+
+CACHE_GRID = list(
+    itertools.product(
+        ["rnn", "gru", "lstm"],
+        [  # window, LocalRNN layers, blocks, heads, tied
+            (1, 1, 2, 2, True),
+            (2, 1, 1, 1, False),
+            (4, 2, 2, 4, True),
+            (9, 1, 3, 2, False),
+            (5, 0, 2, 2, True),
+            (14, 3, 1, 8, True),
+        ],
+        ["none", "left", "right"],
+    )
+)
+
+
+@pytest.mark.parametrize("cell, sizes, padding", CACHE_GRID)
+def test_cached_equals_uncached(tiny_config, cell, sizes, padding):
+    window, layers, blocks, heads, tied = sizes
+    config = tiny_config(
+        local_rnn_type=cell,
+        local_window_size=window,
+        num_local_rnn_layers=layers,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        tie_word_embeddings=tied,
+    )
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = make_input(config, batch=3, time=12)["input_ids"]
+    mask = torch.ones_like(input_ids)
+    if padding == "left":
+        mask[1, :2], mask[2, :7] = 0, 0
+    elif padding == "right":
+        mask[1, 10:], mask[2, 5:] = 0, 0
+
+    with torch.no_grad():
+        full = model(input_ids, attention_mask=mask, use_cache=False).logits
+
+        def run_in_pieces(lengths, cache, reorder=None):
+            logits, start = [], 0
+            for length in lengths:
+                piece = slice(start, start + length)
+                start += length
+                outputs = model(input_ids[:, piece], attention_mask=mask[:, :start], past_key_values=cache)
+                logits.append(outputs.logits)
+            return torch.cat(logits, dim=1)
+
+        def real(logits):
+            return logits[mask.bool()]
+
+        for lengths in ([5] + [1] * 7, [1] * 12, [1, 4, 2, 5], [11, 1]):
+            assert_equal(real(run_in_pieces(lengths, DynamicCache(config=config))), real(full))
+            static_cache = StaticCache(config=config, max_cache_len=12)
+            assert_equal(real(run_in_pieces(lengths, static_cache)), real(full))
+
+        cache = DynamicCache(config=config)
+        run_in_pieces([8], cache)
+        beams = torch.tensor([2, 0, 0])
+        cache.reorder_cache(beams)
+        mask_of_beams = mask[beams]
+        outputs = model(input_ids[beams, 8:], attention_mask=mask_of_beams, past_key_values=cache)
+        assert_equal(outputs.logits[mask_of_beams[:, 8:].bool()], full[beams, 8:][mask_of_beams[:, 8:].bool()])
+
+
+@every_cell
+@pytest.mark.parametrize("prompt_length", [1, 2, 7])
+def test_rolled_back_cache_equals_uncached(tiny_config, cell, prompt_length):
+    config = tiny_config(local_rnn_type=cell, num_local_rnn_layers=2)
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = make_input(config, batch=1, time=14)["input_ids"]
+    rejected_ids = make_input(config, batch=1, time=5)["input_ids"]
+    cache = DynamicCache(config=config)
+    cache.activate_past_recording()
+    with torch.no_grad():
+        model(input_ids[:, :prompt_length], past_key_values=cache)
+        for start in range(prompt_length, 14, 2):
+            model(rejected_ids, past_key_values=cache)
+            cache.crop(-5)
+            logits = model(input_ids[:, start : start + 2], past_key_values=cache).logits
+            cache.crop(0)
+            assert_equal(logits, model(input_ids[:, : start + 2], use_cache=False).logits[:, start:])
+
+
+def test_generation_strategies_agree(tiny_config):
+    config = tiny_config(num_local_rnn_layers=2, local_rnn_type="lstm")
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = make_input(config, batch=1, time=7)["input_ids"]
+    generate = {"max_new_tokens": 12, "do_sample": False}
+    expected = model.generate(input_ids, **generate, use_cache=False)
+    assert torch.equal(model.generate(input_ids, **generate), expected)
+    assert torch.equal(model.generate(input_ids, **generate, cache_implementation="static"), expected)
+    assert torch.equal(model.generate(input_ids, **generate, prefill_chunk_size=3), expected)
+    assert torch.equal(model.generate(input_ids, **generate, prompt_lookup_num_tokens=3), expected)
+    assistant = make_model(RTransformerForCausalLM, config)
+    assert torch.equal(model.generate(input_ids, **generate, assistant_model=assistant), expected)
+    beams = model.generate(input_ids, **generate, num_beams=3)
+    assert torch.equal(beams, model.generate(input_ids, **generate, num_beams=3, use_cache=False))
+
+
+def test_cache_without_config_is_refused(tiny_config):
+    model = make_model(RTransformerForCausalLM, tiny_config())
+    with pytest.raises(ValueError, match=r"`past_key_values` must be made from the model's config"):
+        model(torch.ones(1, 3, dtype=torch.long), past_key_values=DynamicCache())
+
+
+# --- padding ---
+
+
+@every_class
+@both_inputs
+@every_cell
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padded_row_equals_row_alone(tiny_config, model_class, input_name, cell, side, attention):
+    config = tiny_config(
+        input_size=KEYS if input_name == "input_values" else None,
+        local_rnn_type=cell,
+        num_local_rnn_layers=2,
+        num_labels=3,
+        attn_implementation=attention,
+    )
+    model = make_model(model_class, config)
+    lengths = (9, 5, 1)
+    (batch,) = make_input(config, batch=3, time=9).values()
+    mask = torch.zeros(3, 9, dtype=torch.long)
+    real = [slice(0, length) if side == "right" else slice(9 - length, 9) for length in lengths]
+    for row, positions in enumerate(real):
+        mask[row, positions] = 1
+
+    with torch.no_grad():
+        together = main_output(model(**{input_name: batch}, attention_mask=mask))
+        for row, positions in enumerate(real):
+            alone = main_output(model(**{input_name: batch[row : row + 1, positions]}))[0]
+            in_batch = (
+                together[row] if model_class is RTransformerForSequenceClassification else together[row, positions]
+            )
+            assert_equal(in_batch, alone)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sequence_classification_finds_padding_by_its_id(tiny_config, side):
+    config = tiny_config(pad_token_id=0, num_labels=3)
+    model = make_model(RTransformerForSequenceClassification, config)
+    input_ids = make_input(config, batch=2, time=6)["input_ids"]
+    if side == "left":
+        input_ids[1, :2] = 0
+    else:
+        input_ids[1, 4:] = 0
+    hidden_states = model.model(input_ids).last_hidden_state
+    expected = model.score(torch.stack([hidden_states[0, 5], hidden_states[1, 5 if side == "left" else 3]]))
+    assert_equal(model(input_ids).logits, expected)
+
+
+def test_music_loss_excludes_padding(tiny_config):
+    config = tiny_config(input_size=KEYS)
+    model = make_model(RTransformerForPolyphonicMusic, config)
+    frames = torch.bernoulli(torch.full((2, 7, KEYS), 0.3))
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[1, 4:] = 0
+    losses = [model(input_values=f, labels=f).loss for f in (frames[:1], frames[1:, :4])]
+    expected = (6 * losses[0] + 3 * losses[1]) / 9
+    assert_equal(model(input_values=frames, attention_mask=mask, labels=frames).loss, expected)
+    labels = frames.masked_fill(mask[..., None] == 0, -100)
+    assert_equal(model(input_values=frames, labels=labels).loss, expected)
+
+    probabilities = torch.sigmoid(model(input_values=frames[:1]).logits[0, :-1])
+    log_likelihood = torch.distributions.Bernoulli(probabilities).log_prob(frames[0, 1:]).sum(-1).mean()
+    assert_equal(losses[0], -log_likelihood)
+
+
+# --- causality and the window ---
+
+
+@every_positionwise_class
+@both_inputs
+@every_cell
+@pytest.mark.parametrize("changed", [0, 4, 8])
+def test_no_output_depends_on_later_inputs(tiny_config, model_class, input_name, cell, changed):
+    config = tiny_config(input_size=KEYS if input_name == "input_values" else None, local_rnn_type=cell)
+    model = make_model(model_class, config)
+    (inputs,) = make_input(config).values()
+    other = inputs.clone()
+    other[:, changed] = (inputs[:, changed] + 1) % config.vocab_size
+    with torch.no_grad():
+        before, after = main_output(model(**{input_name: inputs})), main_output(model(**{input_name: other}))
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.isclose(before[:, changed], after[:, changed]).all()
+
+
+@every_cell
+@pytest.mark.parametrize("window_size", [1, 2, 4])
+def test_local_rnn_depends_on_exactly_its_window(tiny_config, cell, window_size):
+    config = tiny_config(local_rnn_type=cell, local_window_size=window_size)
+    local_rnn = make_model(RTransformerModel, config).layers[0].local_rnns[0]
+    hidden_states = torch.randn(1, 10, config.hidden_size, requires_grad=True)
+    for t in range(10):
+        (gradient,) = torch.autograd.grad(local_rnn(hidden_states)[0, t].square().sum(), hidden_states)
+        is_seen = gradient[0].abs().sum(-1) > 0
+        assert is_seen.tolist() == [max(0, t - window_size + 1) <= s <= t for s in range(10)]
+
+
+# --- packed sequences ---
+
+
+@every_positionwise_class
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flex_attention"])
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize("first_position", [0, 3])
+def test_packed_sequences_equal_sequences_alone(tiny_config, model_class, attention, use_cache, first_position):
+    config = tiny_config(attn_implementation=attention, hidden_size=32)
+    model = make_model(model_class, config)
+    lengths = (2, 8, 1, 5)
+    sequences = [make_input(config, batch=2, time=length)["input_ids"] for length in lengths]
+    position_ids = torch.cat([torch.arange(length) + first_position * i for i, length in enumerate(lengths)])[None]
+    with torch.no_grad():
+        packed = main_output(model(input_ids=torch.cat(sequences, 1), position_ids=position_ids, use_cache=use_cache))
+        alone = [main_output(model(input_ids=sequence)) for sequence in sequences]
+    assert_equal(packed, torch.cat(alone, dim=1))
+
+
+def test_data_collator_with_flattening(tiny_config):
+    config = tiny_config()
+    model = make_model(RTransformerForCausalLM, config)
+    sequences = [make_input(config, batch=1, time=length)["input_ids"][0] for length in (3, 9, 4)]
+    batch = DataCollatorWithFlattening(return_tensors="pt")([{"input_ids": s.tolist()} for s in sequences])
+    loss = model(**batch).loss
+    total = sum(model(s[None], labels=s[None]).loss * (len(s) - 1) for s in sequences)
+    assert_equal(loss, total / sum(len(s) - 1 for s in sequences))
+
+
+# --- heads, inputs, training ---
+
+
+@every_class
+@both_inputs
+def test_inputs_embeds_stand_for_the_embedded_inputs(tiny_config, model_class, input_name):
+    config = tiny_config(input_size=KEYS if input_name == "input_values" else None)
+    model = make_model(model_class, config)
+    (inputs,) = make_input(config).values()
+    embeds = model.get_input_embeddings()(inputs)
+    assert_equal(main_output(model(inputs_embeds=embeds)), main_output(model(**{input_name: inputs})))
+
+
+@every_class
+@every_cell
+@pytest.mark.parametrize("window_size, layers", [(1, 1), (3, 2), (3, 0)])
+def test_every_parameter_learns(tiny_config, model_class, cell, window_size, layers):
+    config = tiny_config(
+        local_rnn_type=cell, local_window_size=window_size, num_local_rnn_layers=layers, input_size=KEYS
+    )
+    model = model_class(config)
+    main_output(model(**make_input(config))).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # a zero state makes nothing of the recurrent weight when it is all that a window of 1 has
+        if not (window_size == 1 and name.endswith("recurrent_proj.weight")):
+            assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_checkpointing_changes_nothing(tiny_config, checkpointing):
+    model = RTransformerForCausalLM(tiny_config(hidden_dropout=0.2, attention_dropout=0.1))
+    input_ids = make_input(model.config)["input_ids"]
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    torch.manual_seed(1)
+    loss = model(input_ids, labels=input_ids).loss
+    loss.backward()
+    gradient = model.model.layers[0].local_rnns[0].cell.input_proj.weight.grad.norm()
+
+    reference = RTransformerForCausalLM(model.config)
+    reference.load_state_dict(model.state_dict())
+    torch.manual_seed(1)
+    reference_loss = reference(input_ids, labels=input_ids).loss
+    reference_loss.backward()
+    assert_equal(loss, reference_loss)
+    assert_equal(gradient, reference.model.layers[0].local_rnns[0].cell.input_proj.weight.grad.norm())
+
+
+def test_adapted_projections_are_called(tiny_config):
+    """A projection that computes more than its weights say is not read around."""
+    model = make_model(RTransformerModel, tiny_config())
+    input_ids = make_input(model.config)["input_ids"]
+    before = model(input_ids).last_hidden_state
+    cell = model.layers[0].local_rnns[0].cell
+
+    handle = cell.recurrent_proj.register_forward_hook(lambda module, args, output: output + 1)
+    assert not torch.allclose(model(input_ids).last_hidden_state, before)
+    handle.remove()
+    assert_equal(model(input_ids).last_hidden_state, before)
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, hidden_states):
+            return 2 * self.linear(hidden_states)
+
+    cell.input_proj = Doubled(cell.input_proj)
+    doubled = model(input_ids).last_hidden_state
+    cell.input_proj = cell.input_proj.linear
+    with torch.no_grad():
+        cell.input_proj.weight.mul_(2)
+        cell.input_proj.bias.mul_(2)
+    assert_equal(doubled, model(input_ids).last_hidden_state)
+
+
+def test_torch_compile_fullgraph(tiny_config):
+    config = tiny_config(num_hidden_layers=1)
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = make_input(config)["input_ids"]
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_equal(compiled(input_ids, use_cache=False).logits, model(input_ids).logits)
+
+
+def test_torch_export(tiny_config):
+    config = tiny_config(num_hidden_layers=1)
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = make_input(config)["input_ids"]
+    dynamic = {"input_ids": {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}, "use_cache": None}
+    exported = torch.export.export(
+        model, (), {"input_ids": input_ids, "use_cache": False}, dynamic_shapes=dynamic, strict=False
+    ).module()
+    longer = make_input(config, batch=3, time=15)["input_ids"]
+    assert_equal(exported(input_ids=longer, use_cache=False).logits, model(longer).logits)
+
+
+# --- music ---
+
+
+class FrameCollector:
+    def __init__(self):
+        self.received, self.ended = [], False
+
+    def put(self, value):
+        self.received.append(value)
+
+    def end(self):
+        self.ended = True
+
+
+def test_music_sampling(tiny_config):
+    config = tiny_config(input_size=KEYS)
+    model = make_model(RTransformerForPolyphonicMusic, config)
+    frames = torch.bernoulli(torch.full((2, 6, KEYS), 0.3))
+    streamer = FrameCollector()
+    sampled = model.sample(frames, 9, generator=torch.Generator().manual_seed(3), streamer=streamer)
+    assert sampled.shape == (2, 15, KEYS)
+    assert torch.equal(sampled[:, :6], frames)
+    assert set(sampled.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(model.sample(frames, 9, generator=torch.Generator().manual_seed(3)), sampled)
+    assert not torch.equal(model.sample(frames, 9, generator=torch.Generator().manual_seed(4)), sampled)
+
+    assert streamer.ended
+    assert torch.equal(streamer.received[0], frames)
+    assert torch.equal(torch.stack(streamer.received[1:], dim=1), sampled[:, 6:])
+
+    # each frame is drawn from what the model says of the frames before, without a cache
+    generator = torch.Generator().manual_seed(3)
+    for t in range(6, 15):
+        probabilities = torch.sigmoid(model(input_values=sampled[:, :t], use_cache=False).logits[:, -1:])
+        assert torch.equal(torch.bernoulli(probabilities, generator=generator)[:, 0], sampled[:, t])
+
+
+def test_music_sampling_of_padded_tunes(tiny_config):
+    config = tiny_config(input_size=KEYS)
+    model = make_model(RTransformerForPolyphonicMusic, config)
+    with torch.no_grad():
+        model.key_head.weight.mul_(1e4)  # so that every key is all but certain and the draw plays no part
+    frames = torch.bernoulli(torch.full((1, 4, KEYS), 0.3))
+    padded = torch.cat([torch.ones(1, 3, KEYS), frames], dim=1)
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    assert torch.equal(model.sample(padded, 5, attention_mask=mask)[:, 3:], model.sample(frames, 5))
+    with pytest.raises(ValueError, match="`attention_mask` must have its padding on the left"):
+        model.sample(padded, 5, attention_mask=mask.flip(1))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"temperature": 0}, "`temperature` must be greater than 0, got 0"),
+        ({"max_new_frames": -1}, "`max_new_frames` must be .* at least 0, got -1"),
+        ({"input_values": torch.zeros(1, 0, KEYS)}, "`input_values` must have the shape .* at least one frame"),
+        ({"input_values": torch.zeros(1, 2, KEYS + 1)}, r"`input_values` must have the shape .*5.*got \(1, 2, 6\)"),
+    ],
+)
+def test_music_sampling_refuses(tiny_config, arguments, message):
+    model = make_model(RTransformerForPolyphonicMusic, tiny_config(input_size=KEYS))
+    with pytest.raises(ValueError, match=message):
+        model.sample(**{"input_values": torch.zeros(1, 2, KEYS), "max_new_frames": 2, **arguments})
+
+
+# --- bad input ---
+
+
+@every_class
+def test_wrong_inputs_are_named(tiny_config, model_class):
+    ids, values, embeds = torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 3, KEYS), torch.zeros(1, 3, 16)
+    reads_ids = make_model(model_class, tiny_config())
+    reads_values = make_model(model_class, tiny_config(input_size=KEYS))
+    for model, arguments, message in [
+        (reads_ids, {}, "Exactly one of `input_ids` and `inputs_embeds` .* got neither"),
+        (reads_ids, {"input_ids": ids, "inputs_embeds": embeds}, "got input_ids and inputs_embeds"),
+        (reads_ids, {"input_values": values}, "Exactly one of `input_ids` .* got input_values"),
+        (reads_values, {}, "Exactly one of `input_values` and `inputs_embeds` .* got neither"),
+        (reads_values, {"input_ids": ids}, "Exactly one of `input_values` .* got input_ids"),
+        (reads_values, {"input_values": values[..., 1:]}, r"`input_values` must have .*5\).* got \(1, 3, 4\)"),
+        (reads_values, {"input_values": values[0]}, r"`input_values` must have .*5\).* got \(3, 5\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model(**arguments)
+
+
+# --- Auto classes ---
+
+
+@pytest.mark.parametrize(
+    "auto_class, model_class",
+    [
+        (AutoModel, RTransformerModel),
+        (AutoModelForCausalLM, RTransformerForCausalLM),
+        (AutoModelForSequenceClassification, RTransformerForSequenceClassification),
+        (AutoModelForTokenClassification, RTransformerForTokenClassification),
+        (AutoModelForTimeSeriesPrediction, RTransformerForPolyphonicMusic),
+    ],
+)
+def test_auto_classes(tiny_config, tmp_path, auto_class, model_class):
+    model = make_model(model_class, tiny_config(input_size=KEYS))
+    model.save_pretrained(tmp_path)
+    loaded = auto_class.from_pretrained(tmp_path).eval()
+    assert type(loaded) is model_class
+    inputs = make_input(model.config)
+    assert torch.equal(main_output(loaded(**inputs)), main_output(model(**inputs)))
