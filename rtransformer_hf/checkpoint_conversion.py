@@ -1,0 +1,447 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Conversion of checkpoints of the published R-Transformer code (arXiv 1907.05572) to this package's models.
+
+Nothing from a checkpoint is executed. `torch.load` can't promise that for whole modules: with `weights_only=True` it
+refuses them, and without it hands an archive that looks like TorchScript to its interpreter. So the two containers of
+`torch.save` are opened with `zipfile` and `pickle`, by an unpickler that knows the names that such a file needs.
+"""
+
+import functools
+import io
+import math
+import os
+import pickle
+import re
+import sys
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import safetensors.torch
+import torch
+from transformers import PreTrainedModel
+
+from .configuration_rtransformer import LOCAL_RNN_TYPES, RTransformerConfig
+from .local_rnn import num_gates
+from .modeling_rtransformer import (
+    RTransformerForCausalLM,
+    RTransformerForPolyphonicMusic,
+    RTransformerForSequenceClassification,
+)
+
+# ---- Reading: from a file to a state dict, by the published names ----
+
+
+class ModuleStandIn:
+    """What a pickled module becomes: its attributes, and no code of the class that the file names."""
+
+    __slots__ = ("attributes",)  # no instance dictionary, where the file could put a `__setstate__` of its own
+
+    def __new__(cls):
+        stand_in = super().__new__(cls)
+        stand_in.attributes = {}
+        return stand_in
+
+    def __setstate__(self, state: dict):
+        self.attributes = state
+
+
+MODULE_CLASSES = {
+    "model": ["RT"],
+    "RTransformer": [
+        "Block",
+        "LayerNorm",
+        "LocalRNN",
+        "LocalRNNLayer",
+        "MHPooling",
+        "PositionwiseFeedForward",
+        "RTransformer",
+        "SublayerConnection",
+    ],
+    "torch.nn.modules.activation": ["ReLU", "Sigmoid"],
+    "torch.nn.modules.container": ["ModuleList", "Sequential"],
+    "torch.nn.modules.dropout": ["Dropout"],
+    "torch.nn.modules.linear": ["Linear"],
+    "torch.nn.modules.rnn": ["GRU", "LSTM", "RNN"],
+    "torch.nn.modules.sparse": ["Embedding"],
+    # An attribute of every module before PyTorch 1.4. The published code was written for 1.0.
+    "torch.nn.backends.thnn": ["_get_thnn_function_backend"],
+}
+STORAGE_DTYPES = {
+    "BFloat16Storage": torch.bfloat16,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "LongStorage": torch.int64,
+}
+ALLOWED_GLOBALS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
+    **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
+    **{(module, name): ModuleStandIn for module, names in MODULE_CLASSES.items() for name in names},
+}
+
+
+class RestrictedUnpickler(pickle.Unpickler):
+    """
+    Rebuilds tensors and plain containers, turns modules into `ModuleStandIn`, and refuses every other name.
+
+    Args:
+        file: where to read one pickle from.
+        get_storage: returns the storage of a dtype, key and number of elements, as a tensor of one dimension.
+    """
+
+    def __init__(self, file: BinaryIO, get_storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
+        super().__init__(file)
+        self.get_storage = get_storage
+        self.allowed_globals = {
+            **ALLOWED_GLOBALS,
+            # Made for each file, since a pickle can set attributes of a function. `as_strided` checks its bounds.
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: torch.as_strided(
+                storage, size, stride, offset
+            ),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self.allowed_globals:
+            raise pickle.UnpicklingError(f"it names `{module}.{name}`, which a published checkpoint does not")
+        return self.allowed_globals[module, name]
+
+    def persistent_load(self, saved_id: tuple):
+        match saved_id:
+            case ("storage", torch.dtype() as dtype, str(key), _device, int(numel)):
+                return self.get_storage(dtype, key, numel)
+            case ("storage", torch.dtype() as dtype, str(key), _device, int(numel), None):  # before PyTorch 1.6
+                return self.get_storage(dtype, key, numel)
+            case ("module", module_class, _file, _source):  # likewise
+                return module_class
+        raise pickle.UnpicklingError(f"it refers to {saved_id!r:.200}, which is no storage")
+
+
+def read_zip(file: BinaryIO):
+    """Reads what `torch.save` writes since PyTorch 1.6: a zip archive of a pickle and a record for each storage."""
+    with zipfile.ZipFile(file) as archive:
+        records = archive.namelist()
+        root = next((name for name in records if name.endswith("/data.pkl")), "data.pkl").removesuffix("data.pkl")
+        byteorder = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in records else "little"
+
+        @functools.cache
+        def get_storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+            return storage_from_bytes(archive.read(f"{root}data/{key}"), dtype, numel, byteorder)
+
+        return RestrictedUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")), get_storage).load()
+
+
+def read_legacy(file: BinaryIO):
+    """Reads what `torch.save` wrote before PyTorch 1.6: five pickles, and after them the storages, little-endian."""
+    magic_number, protocol_version = RestrictedUnpickler(file).load(), RestrictedUnpickler(file).load()
+    if magic_number != 0x1950A86A20F9469CFC6C or protocol_version != 1001:
+        raise pickle.UnpicklingError("it does not begin with the magic number and version of `torch.save`")
+    RestrictedUnpickler(file).load()  # the sizes of C types where it was saved
+
+    storages = {}
+
+    def get_storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        if key not in storages:
+            storages[key] = torch.empty(numel, dtype=dtype)
+        return storages[key]
+
+    checkpoint = RestrictedUnpickler(file, get_storage).load()
+    keys = RestrictedUnpickler(file).load()
+    if set(keys) != set(storages):
+        raise pickle.UnpicklingError("its list of storages does not fit its tensors")
+    for key in keys:
+        storage = storages[key]
+        numel = int.from_bytes(file.read(8), "little")
+        storage.copy_(storage_from_bytes(file.read(storage.nbytes), storage.dtype, numel, "little"))
+    return checkpoint
+
+
+def storage_from_bytes(data: bytes, dtype: torch.dtype, numel: int, byteorder: str) -> torch.Tensor:
+    """(numel,) tensor over a copy of the bytes. Raises `ValueError` where they are too few or too many."""
+    if len(data) != numel * dtype.itemsize:
+        raise ValueError(f"a storage of {numel} {dtype} elements has {len(data)} bytes")
+    storage = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    if byteorder != sys.byteorder:
+        storage.untyped_storage().byteswap(dtype)
+    return storage
+
+
+def named_modules(module: ModuleStandIn, prefix: str = "") -> Iterator[tuple[str, dict]]:
+    """The attributes of a module and all below it, each with the prefix of its parameters in the state dict."""
+    yield prefix, module.attributes
+    for name, child in module.attributes["_modules"].items():
+        yield from named_modules(child, f"{prefix}{name}.")
+
+
+def read_module(module: ModuleStandIn) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Returns a module's state dict, and the `local_window_size` and `num_attention_heads` that it tells."""
+    modules = dict(named_modules(module))
+    state_dict = {
+        f"{prefix}{name}": parameter
+        for prefix, attributes in modules.items()
+        for name, parameter in attributes["_parameters"].items()
+        if parameter is not None
+    }
+    sizes = {}
+    for size, attribute in (("local_window_size", "ksize"), ("num_attention_heads", "h")):
+        values = {attributes[attribute] for attributes in modules.values() if attribute in attributes}
+        if len(values) > 1 or not all(type(value) is int for value in values):
+            raise ValueError(f"the `{attribute}` of its modules must be one integer, got {sorted(map(repr, values))}")
+        sizes.update((size, value) for value in values)
+    return state_dict, sizes
+
+
+def load_official_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """
+    Reads a checkpoint of the published code without executing anything from it.
+
+    Args:
+        path: a state dict or a whole module, as `torch.save` writes it since PyTorch 1.6 or wrote it before, from any
+            device; or a state dict in a file that ends in `.safetensors`.
+
+    Returns:
+        The state dict, by the published names and on the CPU; and, where the file holds a whole module, its
+        `local_window_size` and `num_attention_heads`, the keyword arguments of [`convert_official_state_dict`].
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is damaged, holds something else, or names what such a checkpoint has no need of.
+    """
+    data = Path(path).read_bytes()
+    try:
+        if Path(path).suffix == ".safetensors":
+            checkpoint = safetensors.torch.load(data)
+        elif data.startswith(b"PK"):
+            checkpoint = read_zip(io.BytesIO(data))
+        else:
+            checkpoint = read_legacy(io.BytesIO(data))
+        state_dict, sizes = read_module(checkpoint) if type(checkpoint) is ModuleStandIn else (checkpoint, {})
+        if not isinstance(state_dict, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
+        ):
+            raise ValueError("it holds neither a state dict nor a module")
+    except Exception as error:  # a damaged or hostile file decides which
+        raise ValueError(
+            f"{path} is damaged or not a checkpoint of the published R-Transformer: {type(error).__name__}: {error}"
+        ) from error
+    return state_dict, sizes
+
+
+# ---- Converting: from the published names to this package's ----
+
+LOCAL_RNN_PARAMETERS = {
+    "connection.norm.a_2": "norm.weight",
+    "connection.norm.b_2": "norm.bias",
+    "local_rnn.rnn.weight_ih_l0": "cell.input_proj.weight",
+    "local_rnn.rnn.weight_hh_l0": "cell.recurrent_proj.weight",
+    "local_rnn.rnn.bias_ih_l0": "cell.input_proj.bias",
+    "local_rnn.rnn.bias_hh_l0": "cell.recurrent_proj.bias",
+}
+BLOCK_PARAMETERS = {
+    "connections.0.norm.a_2": "self_attn_norm.weight",
+    "connections.0.norm.b_2": "self_attn_norm.bias",
+    "pooling.linears.0.weight": "self_attn.q_proj.weight",
+    "pooling.linears.0.bias": "self_attn.q_proj.bias",
+    "pooling.linears.1.weight": "self_attn.k_proj.weight",
+    "pooling.linears.1.bias": "self_attn.k_proj.bias",
+    "pooling.linears.2.weight": "self_attn.v_proj.weight",
+    "pooling.linears.2.bias": "self_attn.v_proj.bias",
+    "pooling.linears.3.weight": "self_attn.o_proj.weight",
+    "pooling.linears.3.bias": "self_attn.o_proj.bias",
+    "connections.1.norm.a_2": "mlp_norm.weight",
+    "connections.1.norm.b_2": "mlp_norm.bias",
+    "feed_forward.w_1.weight": "mlp.up_proj.weight",
+    "feed_forward.w_1.bias": "mlp.up_proj.bias",
+    "feed_forward.w_2.weight": "mlp.down_proj.weight",
+    "feed_forward.w_2.bias": "mlp.down_proj.bias",
+}
+UNUSED_PARAMETERS = re.compile(r"rt\.(norm|feed_forward|forward_net\.\d+\.layers\.\d+\.local_rnn\.output)\.")
+
+
+def parameter_names(architecture: type[PreTrainedModel], num_blocks: int, num_local_rnn_layers: int) -> dict[str, str]:
+    """Returns our name of each parameter that a published model uses, by its published name."""
+    if architecture is RTransformerForCausalLM:
+        names = {
+            "encoder.weight": "model.embed_tokens.weight",
+            "decoder.weight": "lm_head.weight",
+            "decoder.bias": "lm_head.bias",
+        }
+    else:
+        head = "key_head" if architecture is RTransformerForPolyphonicMusic else "score"
+        names = {
+            "encoder.weight": "model.input_projection.weight",
+            "encoder.bias": "model.input_projection.bias",
+            "linear.weight": f"{head}.weight",
+            "linear.bias": f"{head}.bias",
+        }
+    for i in range(num_blocks):
+        for j in range(num_local_rnn_layers):
+            for old, new in LOCAL_RNN_PARAMETERS.items():
+                names[f"rt.forward_net.{i}.layers.{j}.{old}"] = f"model.layers.{i}.local_rnns.{j}.{new}"
+        for old, new in BLOCK_PARAMETERS.items():
+            names[f"rt.forward_net.{i}.{old}"] = f"model.layers.{i}.{new}"
+    return names
+
+
+def convert_official_state_dict(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    local_window_size: int | None = None,
+    num_attention_heads: int | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    Makes this package's model of a published one. The parameters tell everything but two of its sizes.
+
+    Args:
+        state_dict: the parameters, by the published names, of one floating-point dtype, which the model keeps.
+        local_window_size: number of inputs that a LocalRNN state sees; required.
+        num_attention_heads: number of attention heads; required.
+
+    Returns:
+        The model, in evaluation mode: an `RTransformerForCausalLM` (characters, words), an
+        `RTransformerForSequenceClassification` (images) or an `RTransformerForPolyphonicMusic` (music). And the
+        published names of the parameters that were dropped, since the published model never uses them.
+
+    Raises:
+        ValueError: the parameters are not those of a published model, or a size is missing or does not fit them.
+    """
+    # Data-parallel training keeps the model in a module that calls it `module`.
+    state_dict = {name.removeprefix("module."): parameter for name, parameter in state_dict.items()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in state_dict.items()}
+    if "decoder.weight" in shapes:
+        architecture = RTransformerForCausalLM
+    elif shapes.get("linear.weight") == shapes.get("encoder.weight", ())[::-1]:  # from keys to hidden size and back
+        architecture = RTransformerForPolyphonicMusic
+    else:
+        architecture = RTransformerForSequenceClassification
+
+    layers = [re.match(r"rt\.forward_net\.(\d+)\.layers\.(\d+)\.", name) for name in shapes]
+    num_blocks, num_local_rnn_layers = (len({match[group] for match in layers if match}) for group in (1, 2))
+    names = parameter_names(architecture, num_blocks, num_local_rnn_layers)
+    missing = sorted(names.keys() - shapes.keys())
+    dropped = sorted(shapes.keys() - names.keys())
+    unknown = [name for name in dropped if not UNUSED_PARAMETERS.match(name)]
+    if num_blocks == 0 or missing or unknown:
+        raise ValueError(
+            "`state_dict` is not that of a published R-Transformer: it has "
+            f"{num_blocks} blocks `rt.forward_net.I` with LocalRNN layers; missing parameters: {abbreviate(missing)}; "
+            f"unknown parameters: {abbreviate(unknown)}."
+        )
+    dtypes = {state_dict[name].dtype for name in names}
+    if len(dtypes) > 1 or not state_dict["encoder.weight"].is_floating_point():
+        raise ValueError(f"`state_dict` must have one floating-point dtype, got {sorted(map(str, dtypes))}.")
+
+    sizes = {"local_window_size": local_window_size, "num_attention_heads": num_attention_heads}
+    unset = [size for size, value in sizes.items() if value is None]
+    if unset:
+        raise ValueError(
+            f"A state dict does not tell {' and '.join(f'`{size}`' for size in unset)}: set "
+            f"{' and '.join(f'`--{size}`' for size in unset)}."
+        )
+
+    hidden_size = state_dict["rt.forward_net.0.pooling.linears.0.bias"].numel()
+    gates_size = state_dict["rt.forward_net.0.layers.0.local_rnn.rnn.bias_ih_l0"].numel()
+    cells = {num_gates(cell) * hidden_size: cell for cell in LOCAL_RNN_TYPES}
+    if gates_size not in cells:
+        raise ValueError(f"The LocalRNN's biases must have one of the sizes {sorted(cells)}, got {gates_size}.")
+    if architecture is RTransformerForCausalLM:
+        tied = torch.equal(state_dict["encoder.weight"], state_dict["decoder.weight"])
+        task = {"vocab_size": state_dict["decoder.bias"].numel(), "tie_word_embeddings": tied}
+    elif architecture is RTransformerForPolyphonicMusic:
+        task = {"input_size": state_dict["linear.bias"].numel()}
+    else:
+        input_size = state_dict["encoder.weight"].shape[-1:].numel()
+        task = {"input_size": input_size, "num_labels": state_dict["linear.bias"].numel()}
+    config = RTransformerConfig(
+        hidden_size=hidden_size,
+        intermediate_size=state_dict["rt.forward_net.0.feed_forward.w_1.bias"].numel(),
+        num_hidden_layers=num_blocks,
+        local_rnn_type=cells[gates_size],
+        num_local_rnn_layers=num_local_rnn_layers,
+        # The published norm divides by std + 1e-6, ours by sqrt(std^2 + eps), about std + eps / (2 std): the same at
+        # eps = 2e-6 std. It matters where std is small: in the first norm, which sees the encoder's output.
+        layer_norm_eps=2e-6 * state_dict["encoder.weight"].double().std(correction=0).item(),
+        **sizes,
+        **task,
+    )
+
+    model = architecture(config).to(*dtypes).eval()
+    # The published std is the unbiased one, larger than that of `nn.LayerNorm` by sqrt(d / (d - 1)).
+    unbiased = math.sqrt((hidden_size - 1) / hidden_size)
+    converted = {
+        new: (state_dict[old].double() * unbiased).to(*dtypes) if old.endswith("norm.a_2") else state_dict[old]
+        for old, new in names.items()
+    }
+    try:
+        model.load_state_dict(converted)
+    except RuntimeError as error:
+        raise ValueError(f"The shapes in `state_dict` do not fit each other: {error}") from error
+    return model, dropped
+
+
+def abbreviate(names: list[str]) -> str:
+    return ", ".join(names[:3] + [f"and {len(names) - 3} more"] * (len(names) > 3)) or "none"
+
+
+def convert_official_checkpoint(
+    path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    *,
+    local_window_size: int | None = None,
+    num_attention_heads: int | None = None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """
+    Converts a checkpoint file of the published code to a folder that `from_pretrained` loads: all of it or nothing.
+
+    Args:
+        path: the file, as [`load_official_checkpoint`] takes it.
+        output_dir: the folder to make. It must not exist yet, or be empty.
+        local_window_size, num_attention_heads: required for a state dict. A whole module tells them itself.
+
+    Returns:
+        What [`convert_official_state_dict`] does.
+
+    Raises:
+        OSError: the checkpoint can't be read, or the folder not be written.
+        ValueError: the checkpoint is not one of a published model, a size is missing or contradicts what the module
+            tells, or `output_dir` has content.
+    """
+    output_dir = Path(output_dir).resolve()
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise ValueError(f"`output_dir` must not exist yet or be an empty folder, got {output_dir}.")
+    state_dict, sizes = load_official_checkpoint(path)
+    given = {"local_window_size": local_window_size, "num_attention_heads": num_attention_heads}
+    for size, value in given.items():
+        if value is not None and sizes.setdefault(size, value) != value:
+            raise ValueError(f"`{size}` is {sizes[size]} in the module of {path}, but {value} was given.")
+    model, dropped = convert_official_state_dict(state_dict, **sizes)
+
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temporary_dir:
+        written = Path(temporary_dir) / "model"
+        model.save_pretrained(written)
+        if output_dir.exists():
+            output_dir.rmdir()
+        written.rename(output_dir)
+    return model, dropped

@@ -1,0 +1,70 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Converts a checkpoint of the published R-Transformer code to a folder that `from_pretrained` loads.
+
+    python scripts/convert_official_checkpoint.py model.pt converted
+    python scripts/convert_official_checkpoint.py state_dict.pt converted --local_window_size 7 --num_attention_heads 8
+
+Nothing from the checkpoint is executed, whoever made it.
+"""
+
+import argparse
+import sys
+
+from rtransformer_hf.checkpoint_conversion import convert_official_checkpoint
+
+
+def main(arguments: list[str] | None = None):
+    description, examples = __doc__.strip().split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", help="state dict or whole module, as torch.save wrote it, or a .safetensors state dict"
+    )
+    parser.add_argument("output_dir", help="folder to make; it must not exist yet, or be empty")
+    parser.add_argument(
+        "--local_window_size", type=int, metavar="K", help="window of the LocalRNN; required for a state dict"
+    )
+    parser.add_argument(
+        "--num_attention_heads", type=int, metavar="H", help="number of attention heads; required for a state dict"
+    )
+    args = parser.parse_args(arguments)
+
+    try:
+        model, dropped = convert_official_checkpoint(
+            args.checkpoint,
+            args.output_dir,
+            local_window_size=args.local_window_size,
+            num_attention_heads=args.num_attention_heads,
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+    config, model_class = model.config, type(model).__name__
+    print(f"Found      {model_class}, {model.num_parameters():,} parameters, {model.dtype}")
+    print(f"           {config.num_hidden_layers} blocks of {config.num_local_rnn_layers} LocalRNN layers")
+    print(f"           {config.local_rnn_type} cells, window {config.local_window_size}")
+    print(f"           hidden size {config.hidden_size}, {config.num_attention_heads} attention heads")
+    print(f"Dropped    {len(dropped)} parameters that the published model never uses")
+    for name in dropped:
+        print(f"           {name}")
+    print(f"Written to {args.output_dir}; load it with")
+    print(f"           from rtransformer_hf import {model_class}")
+    print(f"           model = {model_class}.from_pretrained({args.output_dir!r})")
+
+
+if __name__ == "__main__":
+    main()
