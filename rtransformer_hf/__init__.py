@@ -7,7 +7,6 @@ Importing the package makes the model known to the Auto classes of Transformers.
 import transformers
 
 from .configuration_rtransformer import RTransformerConfig
-from .local_rnn import local_rnn
 from .modeling_rtransformer import (
     AUTO_CLASSES,
     RTransformerForCausalLM,
@@ -33,5 +32,4 @@ __all__ = [
     "RTransformerForTokenClassification",
     "RTransformerModel",
     "RTransformerPreTrainedModel",
-    "local_rnn",
 ]

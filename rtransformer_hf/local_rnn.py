@@ -19,16 +19,20 @@ inputs, from a zero state and with the same weights everywhere, and its last hid
 
 Inputs before the start of the sequence are zero vectors: they are fed to the RNN, so that its biases act on them.
 
-Two forms compute the same function. `textbook_local_rnn` says what it is; `shared_projection_local_rnn` projects each
-input once instead of once for each of the K windows that hold it. Both take the two projections of the cell as
-callables; `local_rnn` is the operator over plain weights.
+Three forms compute the same function. `textbook_local_rnn` says what it is. `shared_projection_local_rnn` projects
+each input once instead of once for each of the K windows that hold it. `blocked_local_rnn` does that with a backward
+pass of its own, and keeps nothing but the inputs for it. The first two take the two projections of the cell as
+callables; `local_rnn` is the operator over plain weights, and chooses among the forms.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+from transformers.utils.import_utils import is_tracing
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 State = tuple[torch.Tensor, ...]  # the hidden state comes first; the LSTM's cell state follows it
@@ -133,7 +137,266 @@ def zero_state(gates: torch.Tensor, cell: str) -> State:
     return (gates.new_zeros(1, 1, gates.shape[-1] // gates_per_unit),) * tensors_per_state
 
 
-IMPLEMENTATIONS = {"textbook": textbook_local_rnn, "shared_projection": shared_projection_local_rnn}
+# --- The blocked form ---
+#
+# Given the inputs, positions are independent of each other: a block of them runs all K steps, and all of them back,
+# while it is in cache. The backward pass computes the states of a block anew, so that nothing but the inputs is kept
+# for it. Within a block time comes last, (gates * hidden, positions): each gate is one contiguous piece of memory, and
+# the input of a step is a shifted slice of the projected block.
+
+BLOCK_SIZE = 2**17  # positions * hidden: large enough for the matrix products, small enough for the cache
+
+sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y)
+tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y)
+
+
+class RNNSteps:
+    """
+    A step of the plain RNN over a block, and the step back, both in place.
+
+    Forward: `gates` (gate rows * hidden, positions) holds the input's part plus the state's part and becomes what the
+    way back needs; `new_states` (state tensors, hidden, positions) is written. `states` is None for the zero state.
+    Backward: `grads`, of the shape of the states, holds the gradients of the new states and becomes those of the
+    states, what goes through the gates aside; `gates` becomes its own gradient.
+    """
+
+    num_gate_rows, num_states = 1, 1
+
+    @staticmethod
+    def forward(gates, states, new_states):
+        torch.tanh(gates, out=new_states[0])
+
+    @staticmethod
+    def backward(gates, states, new_states, grads):
+        tanh_backward(grads[0], new_states[0], grad_input=gates)
+        grads.zero_()
+
+
+class GRUSteps:
+    """The state's part of the new gate is multiplied by the reset gate: it has rows of its own, the first."""
+
+    num_gate_rows, num_states = 4, 1
+
+    @staticmethod
+    def forward(gates, states, new_states):
+        recurrent_new, reset, update, new = gates.chunk(4)
+        gates[len(reset) : 3 * len(reset)].sigmoid_()  # reset and update
+        new.addcmul_(reset, recurrent_new).tanh_()
+        if states is None:
+            torch.addcmul(new, new, update, value=-1, out=new_states[0])
+        else:
+            torch.lerp(new, states[0], update, out=new_states[0])
+
+    @staticmethod
+    def backward(gates, states, new_states, grads):
+        recurrent_new, reset, update, new = gates.chunk(4)
+        grad = grads[0]
+        through_update = new.neg() if states is None else states[0] - new
+        through_update.mul_(grad)
+        through_new = torch.addcmul(grad, grad, update, value=-1)
+        grad.mul_(update)
+        sigmoid_backward(through_update, update, grad_input=update)
+        tanh_backward(through_new, new, grad_input=new)
+        through_reset = torch.mul(new, recurrent_new, out=through_update)
+        torch.mul(new, reset, out=recurrent_new)
+        sigmoid_backward(through_reset, reset, grad_input=reset)
+
+
+class LSTMSteps:
+    num_gate_rows, num_states = 4, 2
+
+    @staticmethod
+    def forward(gates, states, new_states):
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
+        hidden, cell = new_states
+        gates[: 2 * len(cell)].sigmoid_()  # input and forget gate
+        candidate.tanh_()
+        output_gate.sigmoid_()
+        if states is None:
+            torch.mul(input_gate, candidate, out=cell)
+        else:
+            torch.mul(forget_gate, states[1], out=cell).addcmul_(input_gate, candidate)
+        torch.tanh(cell, out=hidden).mul_(output_gate)
+
+    @staticmethod
+    def backward(gates, states, new_states, grads):
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
+        hidden_grad, cell_grad = grads
+        cell_tanh = new_states[1].tanh()
+        through_hidden = hidden_grad * output_gate
+        cell_grad.add_(tanh_backward(through_hidden, cell_tanh, grad_input=through_hidden))
+        sigmoid_backward(hidden_grad.mul_(cell_tanh), output_gate, grad_input=output_gate)
+        through_candidate = torch.mul(cell_grad, input_gate, out=cell_tanh)
+        through_input = torch.mul(cell_grad, candidate, out=through_hidden)
+        tanh_backward(through_candidate, candidate, grad_input=candidate)
+        sigmoid_backward(through_input, input_gate, grad_input=input_gate)
+        if states is None:
+            forget_gate.zero_()
+        else:
+            through_forget = torch.mul(cell_grad, states[1], out=through_input)
+            cell_grad.mul_(forget_gate)
+            sigmoid_backward(through_forget, forget_gate, grad_input=forget_gate)
+        hidden_grad.zero_()
+
+
+STEPS = {"rnn": RNNSteps, "gru": GRUSteps, "lstm": LSTMSteps}
+
+
+class BlockedLocalRNN(torch.autograd.Function):
+    """(batch, window - 1 + time, input) -> (batch, time, hidden). The weights are those of `local_rnn`."""
+
+    @staticmethod
+    def forward(ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, cell, window_size):
+        ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias)
+        ctx.cell, ctx.window_size = cell, window_size
+        weights = step_weights(STEPS[cell], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        hidden_size, length = recurrent_weight.shape[1], inputs.shape[1] - window_size + 1
+        output = inputs.new_empty(len(inputs), length, hidden_size)
+        for rows, times in blocks(len(inputs), length, hidden_size):
+            block = inputs[rows, times.start : times.stop + window_size - 1]
+            _, states = run_block(STEPS[cell], block, *weights, window_size, keep=False)
+            output[rows, times] = states[0, :, 0].unflatten(1, (len(block), -1)).movedim(0, -1)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        inputs, input_weight, recurrent_weight, input_bias, recurrent_bias = ctx.saved_tensors
+        steps, window_size = STEPS[ctx.cell], ctx.window_size
+        weights = step_weights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
+        step_weight = weights[1]
+        gates_size, hidden_size = recurrent_weight.shape
+        own_rows = steps.num_gate_rows * hidden_size - gates_size  # of gates in which input and state do not add
+
+        # Sums over the blocks are kept in float32 at least.
+        sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
+        grad_inputs = inputs.new_zeros(inputs.shape)
+        grad_input_weight = torch.zeros_like(input_weight, dtype=sum_dtype)
+        grad_step_weight = torch.zeros_like(recurrent_weight, dtype=sum_dtype)
+        grad_input_bias = torch.zeros(gates_size, dtype=sum_dtype, device=inputs.device)
+        grad_own_bias = torch.zeros(own_rows, dtype=sum_dtype, device=inputs.device)
+
+        for rows, times in blocks(*grad_output.shape[:2], hidden_size):
+            with_past = slice(times.start, times.stop + window_size - 1)
+            block, length = inputs[rows, with_past], times.stop - times.start
+            gates, states = run_block(steps, block, *weights, window_size, keep=True)
+            grads = gates.new_zeros(steps.num_states, hidden_size, gates.shape[-1])
+            grads[0].unflatten(1, (-1, length)).copy_(grad_output[rows, times].movedim(-1, 0))
+            grad_projected = gates.new_zeros(gates_size, len(block), block.shape[1])
+            for step in reversed(range(window_size)):
+                step_gates = gates[:, step]
+                steps.backward(step_gates, states[:, :, step] if step > 0 else None, states[:, :, step + 1], grads)
+                grad_projected[..., step : step + length] += step_gates[own_rows:].unflatten(1, (-1, length))
+                if step > 0:
+                    grads[0].addmm_(step_weight.t(), step_gates[:gates_size])
+            grad_projected = grad_projected.flatten(1)
+            grad_inputs[rows, with_past] += (grad_projected.t() @ input_weight).view(block.shape)
+            grad_input_weight += grad_projected @ block.flatten(0, 1)
+            grad_input_bias += grad_projected.sum(1, dtype=sum_dtype)
+            grad_step_weight += gates[:gates_size, 1:].flatten(1) @ states[0, :, 1:-1].flatten(1).t()
+            grad_own_bias += gates[:own_rows].sum((1, 2), dtype=sum_dtype)
+
+        grad_step_bias = torch.cat([grad_own_bias, grad_input_bias[: gates_size - own_rows]])
+        return (
+            grad_inputs,
+            grad_input_weight.to(input_weight.dtype),
+            grad_step_weight.roll(-own_rows, dims=0).to(recurrent_weight.dtype),
+            None if input_bias is None else grad_input_bias.to(input_bias.dtype),
+            None if recurrent_bias is None else grad_step_bias.roll(-own_rows).to(recurrent_bias.dtype),
+            None,
+            None,
+        )
+
+
+def step_weights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias) -> tuple[torch.Tensor, ...]:
+    """
+    The weights as `run_block` takes them: the recurrent part of a GRU's new gate comes first, and where the parts of
+    input and state are added the two biases are one. Returns the input weight, recurrent weight, and their biases.
+    """
+    gates_size, hidden_size = recurrent_weight.shape
+    own_rows = steps.num_gate_rows * hidden_size - gates_size
+    zeros = recurrent_weight.new_zeros(gates_size)
+    recurrent_bias = (zeros if recurrent_bias is None else recurrent_bias).roll(own_rows)
+    input_bias = zeros.clone() if input_bias is None else input_bias.clone()
+    input_bias[: gates_size - own_rows] += recurrent_bias[own_rows:]
+    return input_weight, recurrent_weight.roll(own_rows, dims=0), input_bias, recurrent_bias[:own_rows]
+
+
+def run_block(
+    steps,
+    inputs: torch.Tensor,
+    input_weight: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    input_bias: torch.Tensor,
+    own_bias: torch.Tensor,
+    window_size: int,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Runs all steps of a block: inputs (rows, window - 1 + time, input), weights from `step_weights`.
+
+    Returns:
+        The gates (gate rows * hidden, steps, rows * time) and states (state tensors, hidden, steps + 1, rows * time),
+        the first of which is not written; or, where they are not to be kept, those of the last step alone.
+    """
+    rows, length = inputs.shape[0], inputs.shape[1] - window_size + 1
+    gates_size, hidden_size = recurrent_weight.shape
+    own_rows = len(own_bias)
+    projected = torch.addmm(input_bias[:, None], input_weight, inputs.flatten(0, 1).t()).unflatten(1, (rows, -1))
+    gates = inputs.new_empty(steps.num_gate_rows * hidden_size, window_size if keep else 1, rows * length)
+    states = inputs.new_empty(steps.num_states, hidden_size, window_size + 1 if keep else 1, rows * length)
+    last_states = None
+    for step in range(window_size):
+        step_gates, new_states = gates[:, step if keep else 0], states[:, :, step + 1 if keep else 0]
+        step_gates[own_rows:].unflatten(1, (rows, length)).copy_(projected[..., step : step + length])
+        step_gates[:own_rows] = own_bias[:, None]
+        if last_states is not None:
+            step_gates[:gates_size].addmm_(recurrent_weight, last_states[0])
+        steps.forward(step_gates, last_states, new_states)
+        last_states = new_states
+    return gates, states
+
+
+def blocks(batch_size: int, length: int, hidden_size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of rows and times that make up a block each: several rows whole, or an equal part of one."""
+    positions = max(1, BLOCK_SIZE // hidden_size)
+    rows = max(1, positions // length)
+    times = math.ceil(length / math.ceil(length / positions))
+    for row in range(0, batch_size, rows):
+        for time in range(0, length, times):
+            yield slice(row, min(row + rows, batch_size)), slice(time, min(time + times, length))
+
+
+def blocked_local_rnn(
+    hidden_states: torch.Tensor,
+    input_weight: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    input_bias: torch.Tensor | None,
+    recurrent_bias: torch.Tensor | None,
+    *,
+    cell: str,
+    window_size: int,
+    past: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The operator in blocks. Arguments as in `local_rnn`."""
+    tensors = (
+        prepend_past(hidden_states, past, window_size),
+        input_weight,
+        recurrent_weight,
+        input_bias,
+        recurrent_bias,
+    )
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):  # what autocast does for a linear layer
+        dtype = torch.get_autocast_dtype(device_type)
+        tensors = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    with torch.autocast(device_type, enabled=False):
+        return BlockedLocalRNN.apply(*tensors, cell, window_size)
+
+
+# --- The operator ---
+
+IMPLEMENTATIONS = ("textbook", "shared_projection", "blocked")
 
 
 def local_rnn(
@@ -163,7 +426,7 @@ def local_rnn(
         past: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
             sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
-        implementation: "textbook" or "shared_projection"; None chooses.
+        implementation: "textbook", "shared_projection" or "blocked"; None chooses.
 
     Returns:
         (batch, time, hidden), the last hidden state of each window.
@@ -176,19 +439,33 @@ def local_rnn(
     if window_size < 1:
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
-        implementation = "shared_projection"
+        implementation = choose_implementation(hidden_states, sequence_positions)
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"`implementation` must be one of {tuple(IMPLEMENTATIONS)} or None, got {implementation!r}.")
+        raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
     expected_past = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
     if past is not None and past.shape != expected_past:
         raise ValueError(f"`past` must have the shape {expected_past}, got {tuple(past.shape)}.")
 
-    return IMPLEMENTATIONS[implementation](
+    window = {"cell": cell, "window_size": window_size, "past": past}
+    if implementation == "blocked":
+        if sequence_positions is not None:
+            raise ValueError("`sequence_positions` must be None for `implementation='blocked'`.")
+        weights = (input_weight, recurrent_weight, input_bias, recurrent_bias)
+        return blocked_local_rnn(hidden_states, *weights, **window)
+    form = textbook_local_rnn if implementation == "textbook" else shared_projection_local_rnn
+    return form(
         hidden_states,
         partial(F.linear, weight=input_weight, bias=input_bias),
         partial(F.linear, weight=recurrent_weight, bias=recurrent_bias),
-        cell=cell,
-        window_size=window_size,
-        past=past,
         sequence_positions=sequence_positions,
+        **window,
     )
+
+
+def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch.Tensor | None) -> str:
+    """
+    "blocked" where it is faster, on a CPU. A compiler fuses the plain form by itself and would unroll the blocks, and
+    rows of packed sequences need the mask of the plain form.
+    """
+    is_plain = hidden_states.device.type == "cpu" and sequence_positions is None and hidden_states.numel() > 0
+    return "blocked" if is_plain and not is_tracing(hidden_states) else "shared_projection"

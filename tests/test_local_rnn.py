@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from rtransformer_hf import local_rnn
-from rtransformer_hf.local_rnn import CELLS, IMPLEMENTATIONS, num_gates
+from rtransformer_hf.local_rnn import CELLS, IMPLEMENTATIONS, blocks, local_rnn, num_gates
 
 TORCH_RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+every_packing_implementation = pytest.mark.parametrize("implementation", ["textbook", "shared_projection"])
 
 
 def make_inputs(cell, batch=2, time=5, width=3, hidden=4, dtype=torch.float64, seed=0):
@@ -44,7 +44,7 @@ def test_equals_torch_rnn_over_each_window(cell, implementation, window_size):
 def test_gradients(cell, implementation):
     inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, time=4, width=2, hidden=2)]
     past = torch.randn(2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]])
+    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]]) if implementation != "blocked" else None
 
     def run(*inputs, past, positions):
         return local_rnn(
@@ -68,23 +68,63 @@ def test_implementations_agree(cell, window_size, time, has_past):
         output = local_rnn(*inputs, cell=cell, window_size=window_size, past=past, implementation=implementation)
         gradients = torch.autograd.grad(output.square().sum(), inputs)
         results.append([output, *gradients])
-    for reference, other in zip(*results, strict=True):
-        torch.testing.assert_close(reference, other, atol=1e-5, rtol=1e-5)
+    for reference, *others in zip(*results, strict=True):
+        for other in others:
+            torch.testing.assert_close(reference, other, atol=1e-5, rtol=1e-5)
 
 
 @every_cell
 @every_implementation
 def test_bfloat16_error_is_that_of_the_textbook_form(cell, implementation):
-    exact_inputs = make_inputs(cell, time=12, width=16, hidden=16)
-    exact_inputs = [tensor * 0.3 for tensor in exact_inputs]
-    run = partial(local_rnn, cell=cell, window_size=5)
-    exact = run(*exact_inputs, implementation="textbook")
-    half_inputs = [tensor.bfloat16() for tensor in exact_inputs]
+    """Of the output and of every gradient, against float64."""
+    half_inputs = [(0.3 * tensor).bfloat16() for tensor in make_inputs(cell, time=12, width=16, hidden=16)]
 
-    def error(name):
-        return (run(*half_inputs, implementation=name).double() - exact).abs().max()
+    def run(name, dtype):
+        inputs = [tensor.to(dtype).requires_grad_() for tensor in half_inputs]
+        output = local_rnn(*inputs, cell=cell, window_size=5, implementation=name)
+        return [output, *torch.autograd.grad(output.double().square().sum(), inputs)]
 
-    assert error(implementation) <= 2 * error("textbook")
+    exact = run("textbook", torch.float64)
+    textbook, other = run("textbook", torch.bfloat16), run(implementation, torch.bfloat16)
+    for expected, reference, actual in zip(exact, textbook, other, strict=True):
+        assert (actual - expected).abs().max() <= 2 * (reference - expected).abs().max()
+
+
+@every_cell
+@pytest.mark.parametrize("block_size", [1, 24, 100, 10**6])
+def test_blocks_change_nothing(cell, block_size, monkeypatch):
+    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_SIZE", block_size)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
+    results = []
+    for implementation in ("textbook", "blocked"):
+        output = local_rnn(*inputs, cell=cell, window_size=4, implementation=implementation)
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for reference, other in zip(*results, strict=True):
+        torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("batch, time, hidden", [(1, 1, 1), (5, 13, 4), (3, 1000, 512), (1, 7, 10**6)])
+def test_blocks_cover_every_position_once(batch, time, hidden):
+    count = torch.zeros(batch, time)
+    for rows, times in blocks(batch, time, hidden):
+        count[rows, times] += 1
+    assert (count == 1).all()
+
+
+@every_cell
+def test_autocast(cell):
+    inputs = [0.3 * tensor for tensor in make_inputs(cell, dtype=torch.float32, width=16, hidden=16)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    exact = local_rnn(*(tensor.double() for tensor in inputs), cell=cell, window_size=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = local_rnn(*inputs, cell=cell, window_size=4)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.double(), exact, atol=2e-2, rtol=0)
+    gradients = torch.autograd.grad(output.float().square().sum(), inputs)
+    expected = torch.autograd.grad(exact.square().sum(), inputs)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert gradient.dtype == torch.float32
+        assert (gradient - reference).norm() < 2e-2 * reference.norm()
 
 
 @every_cell
@@ -98,7 +138,7 @@ def test_past_continues_a_sequence(cell, implementation):
 
 
 @every_cell
-@every_implementation
+@every_packing_implementation
 def test_packed_sequences_do_not_meet(cell, implementation):
     hidden_states, *weights = make_inputs(cell, batch=1, time=9)
     run = partial(local_rnn, cell=cell, window_size=4, implementation=implementation)
@@ -133,6 +173,10 @@ def test_non_contiguous_inputs(implementation):
         ({"cell": "mgu"}, r"`cell` must be one of .*'mgu'"),
         ({"window_size": 0}, r"`window_size` must be .* at least 1, got 0"),
         ({"implementation": "cuda"}, r"`implementation` must be one of .*'cuda'"),
+        (
+            {"implementation": "blocked", "sequence_positions": torch.zeros(2, 5, dtype=torch.long)},
+            "`sequence_positions` must be None for `implementation='blocked'`",
+        ),
         ({"past": torch.zeros(2, 1, 3)}, r"`past` must have the shape \(2, 2, 3\), got \(2, 1, 3\)"),
     ],
 )
