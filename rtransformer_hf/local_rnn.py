@@ -137,6 +137,37 @@ def zero_state(gates: torch.Tensor, cell: str) -> State:
     return (gates.new_zeros(1, 1, gates.shape[-1] // gates_per_unit),) * tensors_per_state
 
 
+# --- Decoding: one token is one step of every window ---
+
+
+def advance_windows(
+    hidden_states: torch.Tensor,
+    windows: State | None,
+    input_proj: Projection,
+    recurrent_proj: Projection,
+    *,
+    cell: str,
+    window_size: int,
+) -> tuple[torch.Tensor, State]:
+    """
+    Feeds an input (batch, 1, input) to the windows in flight and to a new one, all by a single recurrent product.
+
+    Args:
+        windows: state tensors (batch, windows, hidden), the youngest window first; None for no window at all.
+
+    Returns:
+        The hidden state of the oldest window (batch, 1, hidden), which is the operator's output once `window_size - 1`
+        windows came in; and the windows in flight now, at most `window_size - 1`.
+    """
+    step, _, _ = CELLS[cell]
+    input_gates = input_proj(hidden_states)
+    states = tuple(tensor.expand(len(hidden_states), 1, -1) for tensor in zero_state(input_gates, cell))
+    if windows is not None:
+        states = tuple(torch.cat(pair, dim=1) for pair in zip(states, windows, strict=True))
+    states = step(input_gates, recurrent_proj(states[0]), states)
+    return states[0][:, -1:], tuple(tensor[:, : window_size - 1] for tensor in states)
+
+
 # --- The blocked form ---
 #
 # Given the inputs, positions are independent of each other: a block of them runs all K steps, and all of them back,

@@ -45,10 +45,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_rtransformer import RTransformerConfig
-from .local_rnn import local_rnn, num_gates, shared_projection_local_rnn
+from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
 
 
 class RTransformerLocalRNNCell(nn.Module):
@@ -85,6 +86,17 @@ class RTransformerLocalRNNCell(nn.Module):
             )
         return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **window)
 
+    def advance(self, hidden_states: torch.Tensor, windows: State | None) -> tuple[torch.Tensor, State]:
+        """One position alone: advances all windows in flight. Arguments as in `advance_windows`."""
+        return advance_windows(
+            hidden_states,
+            windows,
+            self.input_proj,
+            self.recurrent_proj,
+            cell=self.cell,
+            window_size=self.window_size,
+        )
+
 
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module's weights say all that it computes: no adapter, quantisation, hook or offloading in place."""
@@ -112,20 +124,49 @@ class RTransformerLocalRNN(nn.Module):
         hidden_states = self.norm(hidden_states)
         if padding_mask is not None:
             hidden_states = hidden_states * padding_mask[..., None].to(hidden_states.dtype)
+        if past_key_values is None or self.cell.window_size == 1:
+            return self.cell(hidden_states, sequence_positions=sequence_positions)
+        if hidden_states.shape[1] == 1 and not torch.is_grad_enabled() and not is_tracing(hidden_states):
+            return self.decode(hidden_states, past_key_values)
         past = self.update_cache(hidden_states, past_key_values)
         return self.cell(hidden_states, past, sequence_positions)
 
-    def update_cache(self, hidden_states: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor | None:
+    def update_cache(self, hidden_states: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
         """Stores the inputs in the cache and returns the window - 1 before them, with zeros where there were none."""
         window_size, length = self.cell.window_size, hidden_states.shape[1]
-        if past_key_values is None or window_size == 1:
-            return None
+        if length > 1:
+            past_key_values.layers[self.layer_idx].__dict__.pop("windows_in_flight", None)
         states = past_key_values.update_conv_state(
             hidden_states.transpose(1, 2), self.layer_idx, state_idx=self.state_idx, conv_kernel_size=window_size
         )
         # The cache returns what it kept and the new inputs. Of the former, window - 1 count: pad or crop in front.
         states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0))
         return states[..., : window_size - 1].transpose(1, 2)
+
+    def decode(self, hidden_states: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
+        """
+        One position: a single recurrent product advances all windows in flight. They stay with the cache beside the
+        inputs, which remain what counts: where these changed otherwise (a rollback, new beams), windows open anew.
+        """
+        cache_layer = past_key_values.layers[self.layer_idx]
+        kept = cache_layer.__dict__.setdefault("windows_in_flight", {})
+        windows, inputs, version = kept.get(self.state_idx, (None, None, None))
+        is_current = inputs is cache_layer.conv_states[self.state_idx] and version == self.version_of(cache_layer)
+
+        past = self.update_cache(hidden_states, past_key_values)
+        if not is_current:
+            windows = None
+            for position in past.split(1, dim=1):
+                _, windows = self.cell.advance(position, windows)
+        output, windows = self.cell.advance(hidden_states, windows)
+        kept[self.state_idx] = (windows, cache_layer.conv_states[self.state_idx], self.version_of(cache_layer))
+        return output
+
+    def version_of(self, cache_layer) -> tuple:
+        """Changes when the inputs that the cache keeps are changed in place, as far as PyTorch tells."""
+        inputs = cache_layer.conv_states[self.state_idx]
+        is_counted = inputs is not None and not inputs.is_inference()
+        return inputs._version if is_counted else None, cache_layer.has_previous_state[self.state_idx]
 
 
 def eager_attention_forward(

@@ -115,13 +115,17 @@ def test_cached_equals_uncached(tiny_config, cell, sizes, padding):
             static_cache = StaticCache(config=config, max_cache_len=12)
             assert_equal(real(run_in_pieces(lengths, static_cache)), real(full))
 
-        cache = DynamicCache(config=config)
-        run_in_pieces([8], cache)
-        beams = torch.tensor([2, 0, 0])
-        cache.reorder_cache(beams)
-        mask_of_beams = mask[beams]
-        outputs = model(input_ids[beams, 8:], attention_mask=mask_of_beams, past_key_values=cache)
-        assert_equal(outputs.logits[mask_of_beams[:, 8:].bool()], full[beams, 8:][mask_of_beams[:, 8:].bool()])
+        for lengths in ([8], [7, 1]):
+            cache = DynamicCache(config=config)
+            run_in_pieces(lengths, cache)
+            beams = torch.tensor([2, 0, 0])
+            cache.reorder_cache(beams)
+            for t in range(8, 12):
+                logits = model(
+                    input_ids[beams, t, None], attention_mask=mask[beams, : t + 1], past_key_values=cache
+                ).logits
+                is_real = mask[beams, t].bool()
+                assert_equal(logits[is_real, 0], full[beams, t][is_real])
 
 
 @every_cell
@@ -134,13 +138,17 @@ def test_rolled_back_cache_equals_uncached(tiny_config, cell, prompt_length):
     cache = DynamicCache(config=config)
     cache.activate_past_recording()
     with torch.no_grad():
+        full = model(input_ids, use_cache=False).logits
         model(input_ids[:, :prompt_length], past_key_values=cache)
-        for start in range(prompt_length, 14, 2):
-            model(rejected_ids, past_key_values=cache)
+        start = prompt_length
+        for length in (2, 1, 1, 2, 1):
+            for rejected_id in rejected_ids.split(length, dim=1):  # drafted one by one, or several at once
+                model(rejected_id, past_key_values=cache)
             cache.crop(-5)
-            logits = model(input_ids[:, start : start + 2], past_key_values=cache).logits
+            logits = model(input_ids[:, start : start + length], past_key_values=cache).logits
             cache.crop(0)
-            assert_equal(logits, model(input_ids[:, : start + 2], use_cache=False).logits[:, start:])
+            assert_equal(logits, full[:, start : start + length])
+            start += length
 
 
 def test_generation_strategies_agree(tiny_config):
@@ -157,6 +165,23 @@ def test_generation_strategies_agree(tiny_config):
     assert torch.equal(model.generate(input_ids, **generate, assistant_model=assistant), expected)
     beams = model.generate(input_ids, **generate, num_beams=3)
     assert torch.equal(beams, model.generate(input_ids, **generate, num_beams=3, use_cache=False))
+
+
+def test_windows_in_flight_take_one_product_a_token(tiny_config):
+    """And without gradients, in inference mode too."""
+    model = make_model(RTransformerForCausalLM, tiny_config(num_hidden_layers=1))
+    input_ids = make_input(model.config, batch=1, time=12)["input_ids"]
+    full = model(input_ids, use_cache=False).logits
+    calls = []
+    projection = model.model.layers[0].local_rnns[0].cell.recurrent_proj
+    projection.register_forward_hook(lambda module, args, output: calls.append(args[0].shape))
+    with torch.inference_mode():
+        cache = DynamicCache(config=model.config)
+        for start, end in [(0, 3), (3, 4), (4, 5), (5, 8), (8, 9), (9, 10), (10, 11)]:
+            calls.clear()
+            assert_equal(model(input_ids[:, start:end], past_key_values=cache).logits, full[:, start:end])
+            if start in (4, 9, 10):  # decoding goes on
+                assert calls == [(1, model.config.local_window_size, model.config.hidden_size)]
 
 
 def test_cache_without_config_is_refused(tiny_config):
