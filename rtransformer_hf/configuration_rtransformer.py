@@ -46,6 +46,8 @@ class RTransformerConfig(PreTrainedConfig):
             Number of inputs that a LocalRNN state sees, its own position included. At least 1.
         num_local_rnn_layers (`int`, defaults to 1):
             Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
+        local_rnn_implementation (`str`, *optional*):
+            Form of the LocalRNN operator, one of `local_rnn.IMPLEMENTATIONS`; chosen by device and inputs when unset.
         input_size (`int`, *optional*):
             Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
         final_layer_norm (`bool`, defaults to `False`):
@@ -113,6 +115,7 @@ class RTransformerConfig(PreTrainedConfig):
     local_rnn_type: str = "gru"
     local_window_size: int = 7
     num_local_rnn_layers: int = 1
+    local_rnn_implementation: str | None = None
     input_size: int | None = None
     final_layer_norm: bool = False
     layer_norm_eps: float = 1e-6

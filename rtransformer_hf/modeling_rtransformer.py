@@ -59,6 +59,7 @@ class RTransformerLocalRNNCell(nn.Module):
         super().__init__()
         self.cell = config.local_rnn_type
         self.window_size = config.local_window_size
+        self.implementation = config.local_rnn_implementation
         gates_size = num_gates(self.cell) * config.hidden_size
         self.input_proj = nn.Linear(config.hidden_size, gates_size)
         self.recurrent_proj = nn.Linear(config.hidden_size, gates_size)
@@ -82,6 +83,7 @@ class RTransformerLocalRNNCell(nn.Module):
                 self.recurrent_proj.weight,
                 self.input_proj.bias,
                 self.recurrent_proj.bias,
+                implementation=self.implementation,
                 **window,
             )
         return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **window)

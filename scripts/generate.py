@@ -1,0 +1,118 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Writes text with a causal language model, as it is made.
+
+    python scripts/generate.py outputs/quickstart "The following"
+    echo "The following" | python scripts/generate.py outputs/quickstart --temperature 0.7
+"""
+
+import argparse
+import sys
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TextStreamer,
+    set_seed,
+)
+
+import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    model, tokenizer = load_causal_lm(args.checkpoint)
+    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
+    prompt_ids = inputs["input_ids"]
+    if prompt_ids.numel() == 0:
+        sys.exit(f"generate.py: error: prompt {prompt!r} holds no token; a text of at least one is accepted.")
+    if tokenizer.unk_token_id is not None and (unknown := int((prompt_ids == tokenizer.unk_token_id).sum())):
+        print(f"{unknown} of the prompt's {prompt_ids.numel()} tokens are unknown to the model.", file=sys.stderr)
+
+    set_seed(args.seed)
+    model.generate(
+        **inputs,
+        max_new_tokens=args.max_new_tokens,
+        do_sample=args.do_sample,
+        temperature=args.temperature if args.do_sample else None,
+        top_k=args.top_k if args.do_sample else None,
+        top_p=args.top_p if args.do_sample else None,
+        repetition_penalty=args.repetition_penalty,
+        streamer=TextStreamer(tokenizer),
+    )
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Flags are those of `transformers.GenerationConfig`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="Folder or Hub id of a causal language model with its tokenizer.")
+    parser.add_argument("prompt", nargs="?", help="Text to continue; read from standard input where it is left out.")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="Tokens to write. (default: %(default)s)")
+    parser.add_argument(
+        "--do_sample",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Draw tokens by their probability; with --no-do_sample always take the likeliest. (default: draw)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="Below 1, likely tokens become likelier. (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="Draw from so many likeliest tokens; 0: all. (default: 0)"
+    )
+    parser.add_argument(
+        "--top_p", type=float, default=1.0, help="Draw from the likeliest with so much probability. (default: 1)"
+    )
+    parser.add_argument(
+        "--repetition_penalty", type=float, default=1.0, help="Above 1, repeats become rarer. (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same text. (default: 0)")
+    args = parser.parse_args(argv)
+    for name, is_accepted, accepted in (
+        ("max_new_tokens", args.max_new_tokens > 0, "more than 0"),
+        ("temperature", args.temperature > 0, "more than 0"),
+        ("top_k", args.top_k >= 0, "0 or more"),
+        ("top_p", 0 < args.top_p <= 1, "more than 0 and at most 1"),
+        ("repetition_penalty", args.repetition_penalty > 0, "more than 0"),
+        ("seed", 0 <= args.seed < 2**32, "0 or more and less than 2**32"),
+    ):
+        if not is_accepted:
+            parser.error(f"--{name} {getattr(args, name)} is not accepted; it must be {accepted}.")
+    return args
+
+
+def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer. The Auto class alone would open other models with a new, untrained output layer."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    accepted = "a folder or Hub id of a causal language model with its tokenizer is accepted"
+    try:
+        architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
+        if not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
+            raise ValueError(f"it holds {architectures[0]}")
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        return model.to(device), AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        sys.exit(f"generate.py: error: checkpoint {checkpoint!r} can't be used; {accepted}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Text for causal language models: from a data set to rows of text, from those to one stream of tokens, and from that to
+windows in which every token but the very first is predicted exactly once; and the metrics over these predictions.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+import torch.nn.functional as F
+from script_arguments import InputError
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+
+METRICS = Path(__file__).parent / "metrics"
+FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}  # any other suffix: plain text
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set: an id on the Hub or a local folder, in place of files."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to train on: .csv, .json, .jsonl, .parquet, or else plain text."}
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to evaluate on while training, and at its end."}
+    )
+    test_file: list[str] | None = field(default=None, metadata={"help": "Files to evaluate on at the end alone."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text; of text files: text."})
+    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set to evaluate on; validation, where there is one."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set to evaluate on at the end alone."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share at the end of the training text held out where nothing else validates."}
+    )
+    line_ending: str = field(
+        default="\n",
+        metadata={"help": "What stands after each line of a text file, or row of another format. May be empty."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "char, word or bpe, trained on the training text; or a folder or an id on the Hub. Unset: that of "
+            "--model_name_or_path, or else char."
+        },
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
+    )
+    block_size: int = field(default=256, metadata={"help": "Inputs in a window."})
+    stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Inputs from a window's start to the next one's. What two windows share is context in the second, "
+            "without loss. Unset: block_size, so that windows share nothing."
+        },
+    )
+    eval_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "The stride of validation and test windows: smaller, predictions have more context. Unset: stride."
+        },
+    )
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.train_file is None):
+            raise InputError(
+                f"Give either --dataset_name or --train_file, got --dataset_name {self.dataset_name!r} and "
+                f"--train_file {self.train_file!r}."
+            )
+        for name in ("train_file", "validation_file", "test_file"):
+            for file in getattr(self, name) or []:
+                if not Path(file).is_file():
+                    raise InputError(
+                        f"--{name} {file!r} does not exist; a text, csv, json or parquet file is accepted."
+                    )
+                if Path(file).stat().st_size == 0:
+                    raise InputError(f"--{name} {file!r} is empty; a file with text in it is accepted.")
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
+        if self.vocab_size is not None and self.vocab_size < 2:
+            raise InputError(f"--vocab_size {self.vocab_size} must be at least 2.")
+        if self.block_size < 1:
+            raise InputError(f"--block_size {self.block_size} must be at least 1.")
+        self.stride = self.block_size if self.stride is None else self.stride
+        self.eval_stride = self.stride if self.eval_stride is None else self.eval_stride
+        for name in ("stride", "eval_stride"):
+            if not 1 <= getattr(self, name) <= self.block_size:
+                raise InputError(
+                    f"--{name} {getattr(self, name)} must be at least 1 and at most --block_size {self.block_size}."
+                )
+
+
+# From a data set to rows of text
+
+
+def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
+    """The splits "train", "validation" and, where one is given, "test", each with one column, "text"."""
+    texts = {}
+    for split in ("train", "validation", "test"):
+        rows = load_files(args, split) if getattr(args, f"{split}_file") else load_split(args, split)
+        if rows is None:
+            continue
+        if args.text_column not in rows.column_names:
+            raise InputError(
+                f"--text_column {args.text_column!r} is no column of {source(args, split)}; accepted: "
+                f"{', '.join(rows.column_names)}."
+            )
+        kind = getattr(rows.features[args.text_column], "dtype", "list")
+        if kind not in ("string", "large_string"):
+            raise InputError(
+                f"--text_column {args.text_column!r} of {source(args, split)} holds {kind}; text is accepted."
+            )
+        if len(rows) == 0:
+            raise InputError(f"{source(args, split)} holds no text; at least two tokens of it are accepted.")
+        rows = rows.select_columns(args.text_column)
+        texts[split] = rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
+    if "validation" not in texts:
+        texts["train"], texts["validation"] = hold_out(texts["train"], args.validation_fraction)
+    return texts
+
+
+def source(args: DataArguments, split: str) -> str:
+    """The flag that names a split's text, and its value, for messages."""
+    if files := getattr(args, f"{split}_file"):
+        return f"--{split}_file {' '.join(files)}"
+    split_name = getattr(args, f"{split}_split")
+    if split == "validation" and split_name is None:
+        return f"the validation part (--validation_fraction {args.validation_fraction})"
+    return f"--{split}_split {split_name} of --dataset_name {args.dataset_name}"
+
+
+def load_files(args: DataArguments, split: str) -> datasets.Dataset:
+    files = getattr(args, f"{split}_file")
+    formats = {FORMATS.get(Path(file).suffix.lower(), "text") for file in files}
+    if len(formats) > 1:
+        raise InputError(f"{source(args, split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
+    try:
+        return datasets.load_dataset(formats.pop(), data_files={"train": files}, split="train")
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        raise InputError(
+            f"{source(args, split)} can't be read; UTF-8 text, csv, json and parquet files with text in them are "
+            f"accepted: {error.__cause__ or error}"
+        ) from error
+
+
+def load_split(args: DataArguments, split: str) -> datasets.Dataset | None:
+    """A split of --dataset_name, or None where none is asked for; validation is taken unasked where it exists."""
+    split_name = getattr(args, f"{split}_split")
+    if args.dataset_name is None or (split == "test" and split_name is None):
+        return None
+    name = (args.dataset_name, args.dataset_config_name)
+    try:
+        available = datasets.get_dataset_split_names(*name)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--dataset_name {args.dataset_name} (--dataset_config_name {args.dataset_config_name}) can't be loaded; "
+            f"an id on the Hub and a local folder are accepted: {error}"
+        ) from error
+    if split_name is None and "validation" not in available:
+        return None
+    try:
+        return datasets.load_dataset(*name, split=split_name or "validation")
+    except ValueError as error:
+        raise InputError(
+            f"{source(args, split)} does not exist; accepted: {', '.join(available)}, or a part such as "
+            f"{available[0]}[:10%]."
+        ) from error
+
+
+def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off the last rows, or where all text is in one row its last characters."""
+    if len(rows) == 1:
+        text = rows[0]["text"]
+        cut = round(len(text) * (1 - fraction))
+        return tuple(datasets.Dataset.from_dict({"text": [part]}) for part in (text[:cut], text[cut:]))
+    cut = min(max(1, round(len(rows) * (1 - fraction))), len(rows) - 1)
+    return rows.select(range(cut)), rows.select(range(cut, len(rows)))
+
+
+def lines(rows: datasets.Dataset, line_ending: str) -> Iterator[str]:
+    """The text that a model sees, row by row."""
+    for batch in rows.iter(batch_size=1000):
+        yield from with_line_endings(batch["text"], line_ending)
+
+
+def with_line_endings(texts: list[str | None], line_ending: str) -> list[str]:
+    return [(text or "") + line_ending for text in texts]
+
+
+# From text to tokens
+
+
+def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerBase:
+    """A new "char", "word" or "bpe" tokenizer trained on the texts, or that of a folder or an id on the Hub."""
+    if name not in NEW_TOKENIZERS:
+        try:
+            return AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--tokenizer {name!r} can't be loaded; accepted: {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
+                f"the Hub: {error}"
+            ) from error
+    return NEW_TOKENIZERS[name](texts, vocab_size)
+
+
+def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+    """One token a character; decoding gives the text back. Unknown ones become U+FFFD, the replacement character."""
+    if vocab_size is not None:
+        raise InputError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
+    unknown = "\N{REPLACEMENT CHARACTER}"
+    alphabet = sorted(set().union(*texts) - {unknown})
+    vocab = {character: index for index, character in enumerate([unknown, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token=unknown))  # without merges, BPE splits to characters
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, clean_up_tokenization_spaces=False)
+
+
+def train_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+    """Words between white space, and <eos> for each line's end, as is the custom with Penn Treebank and WikiText."""
+    special_tokens = ["<unk>", "<eos>"]
+    counts = Counter(word for text in texts for word in text.split() if word not in special_tokens)
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    if vocab_size is not None:
+        words = words[: vocab_size - len(special_tokens)]
+    vocab = {word: index for index, word in enumerate([*special_tokens, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace("\n", " <eos> ")
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+    """Byte-level byte-pair encoding, as of GPT-2: no text is unknown to it, and decoding gives the text back."""
+    end_of_text = "<|endoftext|>"
+    smallest = len(pre_tokenizers.ByteLevel.alphabet()) + 1
+    if vocab_size is not None and vocab_size < smallest:
+        raise InputError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer bpe.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size or 8192,
+        special_tokens=[end_of_text],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=end_of_text, clean_up_tokenization_spaces=False
+    )
+
+
+NEW_TOKENIZERS = {"char": train_char_tokenizer, "word": train_word_tokenizer, "bpe": train_bpe_tokenizer}
+
+
+def tokenize(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str) -> torch.Tensor:
+    """All rows as one stream of token ids, without the special tokens that some tokenizers put around a text."""
+
+    def token_ids(batch: dict) -> dict:
+        texts = with_line_endings(batch["text"], line_ending)
+        return {"input_ids": tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]}
+
+    tokenized = rows.map(token_ids, batched=True, remove_columns="text", desc="Tokenizing")
+    column = tokenized.with_format("arrow")[:]["input_ids"]
+    ids = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return torch.from_numpy(np.concatenate(ids).astype(np.int32))
+
+
+# From tokens to windows
+
+
+class TokenWindows(torch.utils.data.Dataset):
+    """
+    A stream of tokens as windows of `block_size` inputs, one every `stride` tokens. Every token but the very first
+    is a label exactly once: what a window shares with the one before it is context, without loss. The last window ends
+    with the stream.
+
+    Args:
+        tokens: (time,) the stream's token ids; at least two.
+        num_characters: number of characters that the predicted tokens stand for.
+        block_size: inputs in a window. A window has one token more: the label of its last input.
+        stride: inputs from a window's start to the next one's, 1 to `block_size`.
+    """
+
+    def __init__(self, tokens: torch.Tensor, num_characters: int, block_size: int, stride: int):
+        self.tokens, self.num_characters, self.window_size = tokens, num_characters, block_size + 1
+        last_start = max(0, len(tokens) - self.window_size)
+        self.starts = [*range(0, last_start, stride), last_start]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start = self.starts[index]
+        input_ids = self.tokens[start : start + self.window_size].long()
+        labels = input_ids.clone()
+        context = 1 if index == 0 else self.starts[index - 1] + self.window_size - start
+        labels[:context] = -100
+        return {"input_ids": input_ids, "labels": labels}
+
+
+def make_windows(
+    texts: dict[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, vocab_size: int, args: DataArguments
+) -> dict[str, TokenWindows]:
+    """The windows of every split, for a model with `vocab_size` token ids."""
+    windows = {}
+    for split, rows in texts.items():
+        tokens = tokenize(rows, tokenizer, args.line_ending)
+        if len(tokens) < 2:
+            raise InputError(f"{source(args, split)} holds {len(tokens)} tokens; at least 2 are accepted.")
+        if tokens.max() >= vocab_size:
+            raise InputError(
+                f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {source(args, split)}; the model's "
+                f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
+            )
+        if tokenizer.unk_token_id is not None and (unknown := int((tokens == tokenizer.unk_token_id).sum())):
+            logger.warning(f"{source(args, split)}: {unknown:,} of {len(tokens):,} tokens are unknown.")
+        num_characters = sum(map(len, lines(rows, args.line_ending))) - len(tokenizer.decode(tokens[:1].tolist()))
+        stride = args.stride if split == "train" else args.eval_stride
+        windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride)
+    return windows
+
+
+# Metrics
+
+
+def window_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    (windows, 2): a window's loss in nats, summed over its predicted tokens, and their number. Trainer keeps this of a
+    batch (`preprocess_logits_for_metrics`) in place of its logits.
+    """
+    labels = labels[:, 1:]
+    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none")
+    return torch.stack([losses.view_as(labels).sum(-1), (labels != -100).sum(-1)], dim=-1)
+
+
+def exact_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics` for these windows: loss, perplexity and bits per character over all their tokens."""
+    perplexity, bits_per_character = (
+        evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("perplexity", "bits_per_character")
+    )
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        nats, num_tokens = prediction.predictions.astype(np.float64).T
+        return {
+            # Trainer's own loss is a mean over batches, which is not one over tokens. This one takes its place.
+            "loss": nats.sum() / num_tokens.sum(),
+            **perplexity.compute(predictions=nats, references=num_tokens.astype(np.int64)),
+            **bits_per_character.compute(predictions=[nats.sum()], references=[windows.num_characters]),
+            "predicted_tokens": int(num_tokens.sum()),
+        }
+
+    return compute_metrics

@@ -1,0 +1,66 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Writes the documentation that every CPython carries as two text files, a tenth of its topics held out for validation.
+
+    python scripts/make_quickstart_data.py outputs/quickstart-data
+"""
+
+import argparse
+import os
+from pathlib import Path
+from pydoc_data.topics import topics
+
+# Paragraphs up to this length, such as "Note:", may stand in both splits.
+SHORT_PARAGRAPH = 80
+
+
+def split_topics(topics: dict[str, str]) -> tuple[str, str]:
+    """
+    Hold out every tenth topic, from the ninth on. Topics repeat each other, so a long paragraph of a held-out topic is left out of the
+    others: a model must not be asked for text that it was trained on.
+    """
+    names = sorted(topics)
+    held_out = names[8::10]
+    validation_paragraphs = {paragraph.strip() for name in held_out for paragraph in topics[name].split("\n\n")}
+
+    def is_new(paragraph: str) -> bool:
+        return len(paragraph) <= SHORT_PARAGRAPH or paragraph.strip() not in validation_paragraphs
+
+    train = [
+        "\n\n".join(paragraph for paragraph in topics[name].split("\n\n") if is_new(paragraph))
+        for name in names
+        if name not in held_out
+    ]
+    return "\n\n".join(train), "\n\n".join(topics[name] for name in held_out)
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "output_dir", type=Path, help="Folder that gets python-topics.{train,validation}.txt."
+    )
+    output_dir = parser.parse_args(argv).output_dir
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for split, text in zip(("train", "validation"), split_topics(topics), strict=True):
+        path = output_dir / f"python-topics.{split}.txt"
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)  # the file appears whole or not at all
+        print(f"{path}: {len(text):,} characters")
+
+
+if __name__ == "__main__":
+    main()

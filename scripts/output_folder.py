@@ -1,0 +1,111 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The output folder of a training script: it holds one run, which goes on where it stopped."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from script_arguments import InputError
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "training_run.json"  # says what the folder's model is
+TRAINER_STATE_FILE = "trainer_state.json"
+
+
+@dataclass
+class ResumableTrainingArguments(TrainingArguments):
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
+    )
+
+
+def check_output_dir(args: ResumableTrainingArguments):
+    """Refuse a folder that holds anything but a run of this script."""
+    output_dir = Path(args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"--output_dir {args.output_dir} is a file; a folder is accepted.")
+    if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint, TRAINER_STATE_FILE).exists():
+        raise InputError(
+            f"--resume_from_checkpoint {args.resume_from_checkpoint} is no checkpoint of Trainer; a folder with "
+            f"{TRAINER_STATE_FILE} in it is accepted."
+        )
+    is_free = not output_dir.exists() or (output_dir / RUN_FILE).exists() or args.overwrite_output_dir
+    if args.should_save and not is_free and (found := sorted(path.name for path in output_dir.iterdir())):
+        raise InputError(
+            f"--output_dir {args.output_dir} holds something else ({', '.join(found[:5])}); accepted: a new or empty "
+            "folder, that of the same run, or any with --overwrite_output_dir."
+        )
+
+
+def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | None:
+    """Mark the folder as this run's, and return the checkpoint to go on from, if there is one."""
+    run_file = Path(args.output_dir, RUN_FILE)
+    if run_file.exists() and not args.overwrite_output_dir:
+        found = json.loads(run_file.read_text(encoding="utf-8"))
+        differences = [
+            f"{key} is {found.get(key)!r} there and {identity.get(key)!r} here"
+            for key in sorted(found.keys() | identity.keys())
+            if found.get(key) != identity.get(key)
+        ]
+        if differences:
+            raise InputError(
+                f"--output_dir {args.output_dir} holds another model ({'; '.join(differences)}); accepted: a new or "
+                "empty folder, that of the same run, or any with --overwrite_output_dir."
+            )
+    if args.should_save:
+        if args.overwrite_output_dir:
+            for checkpoint in checkpoints(args.output_dir):
+                shutil.rmtree(checkpoint)
+        write_whole(run_file, json.dumps(identity, indent=2).encode())
+    if args.resume_from_checkpoint or args.overwrite_output_dir:
+        return args.resume_from_checkpoint
+    # The state is what a checkpoint gets last: one without it was cut short.
+    whole = [path for path in checkpoints(args.output_dir) if (path / TRAINER_STATE_FILE).exists()]
+    if not whole:
+        return None
+    if args.should_log:
+        logger.info(f"Going on from {whole[-1]}; --overwrite_output_dir starts anew.")
+    return str(whole[-1])
+
+
+def checkpoints(output_dir: str) -> list[Path]:
+    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=steps_of)
+
+
+def steps_of(checkpoint: str | Path | None) -> int:
+    return 0 if checkpoint is None else int(Path(checkpoint).name.split("-")[-1])
+
+
+def planned_steps(trainer: Trainer) -> int:
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    steps_per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    return math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def write_whole(path: Path, content: bytes):
+    """A file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)

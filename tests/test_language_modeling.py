@@ -1,0 +1,274 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Text to tokens to windows, and the metrics over them: exact against plain loops."""
+
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from language_modeling import (
+    DataArguments,
+    TokenWindows,
+    exact_metrics,
+    lines,
+    load_texts,
+    load_tokenizer,
+    make_windows,
+    window_losses,
+)
+from script_arguments import InputError
+from transformers import AutoTokenizer, EvalPrediction
+
+TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 20, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("length", [2, 3, 9, 10, 11, 12, 37, 100])
+@pytest.mark.parametrize(("block_size", "stride"), [(1, 1), (10, 10), (10, 3), (10, 1), (40, 32)])
+def test_every_token_but_the_first_is_predicted_once(length, block_size, stride):
+    windows = TokenWindows(torch.arange(length), length, block_size, stride)
+    labels = torch.cat([window["labels"][1:] for window in windows])
+    assert labels[labels != -100].tolist() == list(range(1, length))
+    for window in windows:
+        assert window["labels"][0] == -100  # no window has what precedes its first token
+        assert len(window["input_ids"]) == min(length, block_size + 1)
+    # each label but those of the first window has at least block_size - stride inputs before its own
+    for window in list(windows)[1:]:
+        assert (window["labels"] != -100).nonzero()[0] > block_size - stride
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("char", TEXT), ("bpe", TEXT), ("bpe", "unseen: ☃ 日本語 \N{GRINNING FACE}\r\n"), ("char", "unk <unk>")],
+)
+def test_tokenizers_give_the_text_back_without_this_package(tmp_path, name, text):
+    vocab_size = 300 if name == "bpe" else None
+    load_tokenizer(name, [TEXT], vocab_size).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.is_fast
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_char_tokenizer_has_one_token_a_character():
+    tokenizer = load_tokenizer("char", [TEXT])
+    assert len(tokenizer) == len(set(TEXT)) + 1
+    ids = tokenizer("a☃☃\n")["input_ids"]
+    assert len(ids) == 4 and ids[1] == ids[2] == tokenizer.unk_token_id
+    assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n"
+
+
+def test_word_tokenizer_ends_lines_and_keeps_the_most_frequent_words():
+    tokenizer = load_tokenizer("word", [" the cat \n", "the <unk> sat\n"])
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(" the  dog \nthe <unk>\n")["input_ids"])
+    assert tokens == ["the", "<unk>", "<eos>", "the", "<unk>", "<eos>"]
+    assert len(tokenizer) == 5  # <unk> <eos> the cat sat
+    small = load_tokenizer("word", [" the cat \n", "the sat\n"], vocab_size=3)
+    assert set(small.get_vocab()) == {"<unk>", "<eos>", "the"}
+
+
+def test_text_files_keep_every_character(text_file):
+    args = DataArguments(train_file=[text_file], validation_file=[text_file])
+    assert "".join(lines(load_texts(args)["train"], args.line_ending)) == TEXT * 20
+    without = "".join(lines(load_texts(args)["train"], ""))
+    assert without == (TEXT * 20).replace("\n", "")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_other_formats(tmp_path, suffix):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"sentence": ["a b", "c\nd", "e"], "label": [0, 1, 0]})
+    path = tmp_path / f"data.{suffix}"
+    {"csv": rows.to_csv, "json": rows.to_json, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix](path)
+    args = DataArguments(train_file=[str(path)], text_column="sentence", validation_fraction=0.34)
+    texts = load_texts(args)
+    assert list(lines(texts["train"], "|")) == ["a b|", "c\nd|"]
+    assert list(lines(texts["validation"], "|")) == ["e|"]
+
+
+def test_local_folder_with_splits(tmp_path):
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.txt").write_text(f"{split}\n" * 3)
+    args = DataArguments(dataset_name=str(tmp_path), test_split="test[:2]")
+    texts = load_texts(args)
+    assert {split: list(lines(rows, "\n")) for split, rows in texts.items()} == {
+        "train": ["train\n"] * 3,
+        "validation": ["validation\n"] * 3,
+        "test": ["test\n"] * 2,
+    }
+
+
+def test_hold_out_without_rows_to_spare(tmp_path):
+    path = tmp_path / "one_line.txt"
+    path.write_text("abcdefghij" * 10)
+    texts = load_texts(DataArguments(train_file=[str(path)], validation_fraction=0.2))
+    assert [len("".join(lines(texts[split], ""))) for split in ("train", "validation")] == [80, 20]
+
+
+@pytest.mark.parametrize("name", ["char", "word", "bpe"])
+def test_metrics_equal_a_plain_loop(text_file, name):
+    """Windows of unequal numbers of labels, a last window that overlaps more, and characters that are not tokens."""
+    args = DataArguments(train_file=[text_file], validation_file=[text_file], block_size=16, stride=5)
+    texts = load_texts(args)
+    tokenizer = load_tokenizer(name, lines(texts["train"], "\n"), 280 if name == "bpe" else None)
+    windows = make_windows(texts, tokenizer, len(tokenizer), args)["validation"]
+    torch.manual_seed(0)
+    bigram = torch.randn(len(tokenizer), len(tokenizer))  # a model whose predictions need no context
+
+    nats = 0.0
+    tokens = tokenizer(TEXT * 20)["input_ids"]
+    for previous, current in itertools.pairwise(tokens):
+        nats -= F.log_softmax(bigram[previous].double(), dim=-1)[current].item()
+    num_characters = len(TEXT * 20) - len(tokenizer.decode(tokens[:1]))
+
+    batches = [torch.utils.data.default_collate([windows[i]]) for i in range(len(windows))]
+    predictions = torch.cat([window_losses(bigram[batch["input_ids"]], batch["labels"]) for batch in batches])
+    metrics = exact_metrics(windows)(EvalPrediction(predictions=predictions.numpy(), label_ids=None))
+    assert metrics["predicted_tokens"] == len(tokens) - 1
+    assert metrics["loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(math.exp(nats / (len(tokens) - 1)), rel=1e-5)
+    assert metrics["bits_per_character"] == pytest.approx(nats / math.log(2) / num_characters, rel=1e-6)
+
+
+def write(path: Path, content: bytes | str) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({}, ["--dataset_name", "--train_file"]),
+        ({"dataset_name": "a", "train_file": ["b"]}, ["--dataset_name", "--train_file", "'a'"]),
+        ({"train_file": ["no_such_file"]}, ["--train_file", "no_such_file", "csv"]),
+        ({"train_file": ["empty.txt"]}, ["--train_file", "empty.txt", "empty"]),
+        ({"train_file": ["t.txt"], "test_file": ["empty.txt"]}, ["--test_file", "empty.txt", "empty"]),
+        ({"train_file": ["t.txt"], "stride": 300}, ["--stride 300", "--block_size 256"]),
+        ({"train_file": ["t.txt"], "block_size": 0}, ["--block_size 0", "at least 1"]),
+        ({"train_file": ["t.txt"], "validation_fraction": 1.0}, ["--validation_fraction 1.0", "less than 1"]),
+        ({"train_file": ["t.txt"], "vocab_size": 1}, ["--vocab_size 1", "at least 2"]),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "empty.txt", "")
+    write(tmp_path / "t.txt", TEXT)
+    with pytest.raises(InputError) as error:
+        DataArguments(**arguments)
+    assert all(name in str(error.value) for name in named), error.value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"train_file": ["t.txt", "t.csv"]}, ["--train_file", "csv and text"]),
+        ({"train_file": ["binary.bin"]}, ["--train_file", "binary.bin", "UTF-8"]),
+        ({"train_file": ["bad.json"]}, ["--train_file", "bad.json", "json"]),
+        ({"train_file": ["t.csv"]}, ["--text_column 'text'", "label, sentence"]),
+        ({"train_file": ["t.csv"], "text_column": "label"}, ["--text_column 'label'", "int64", "text"]),
+        ({"train_file": ["header.csv"]}, ["--train_file", "header.csv", "with text in them"]),
+        ({"dataset_name": "folder", "validation_split": "dev"}, ["--validation_split dev", "train, test"]),
+        ({"dataset_name": "folder", "train_split": "training"}, ["--train_split training", "train, test"]),
+        ({"dataset_name": "./no_such_folder"}, ["--dataset_name ./no_such_folder", "local folder"]),
+    ],
+)
+def test_bad_data(tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "t.txt", TEXT)
+    write(tmp_path / "t.csv", "label,sentence\n1,hello\n")
+    write(tmp_path / "header.csv", "label,text\n")
+    write(tmp_path / "binary.bin", b"\xff\xfe\x00\n")
+    write(tmp_path / "bad.json", '{"text": ')
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "train.txt", TEXT)
+    write(tmp_path / "folder" / "test.txt", TEXT)
+    with pytest.raises(InputError) as error:
+        load_texts(DataArguments(**arguments))
+    assert all(name in str(error.value) for name in named), error.value
+
+
+def test_token_ids_outside_the_vocabulary(text_file):
+    args = DataArguments(train_file=[text_file])
+    texts = load_texts(args)
+    tokenizer = load_tokenizer("char", lines(texts["train"], "\n"))
+    largest = len(tokenizer) - 1
+    with pytest.raises(InputError, match=f"--tokenizer .* token id {largest} .*vocab_size {largest} "):
+        make_windows(texts, tokenizer, largest, args)
+
+
+def test_text_of_one_token(tmp_path):
+    path = write(tmp_path / "one.txt", "a")
+    args = DataArguments(train_file=[path], validation_file=[path], line_ending="")
+    texts = load_texts(args)
+    with pytest.raises(InputError, match=r"--train_file .*one\.txt holds 1 tokens; at least 2"):
+        make_windows(texts, load_tokenizer("char", ["a"]), 10, args)
+
+
+def test_unknown_tokens_are_counted(tmp_path, caplog):
+    train, validation = write(tmp_path / "train.txt", "abc\n"), write(tmp_path / "validation.txt", "axyc\n")
+    args = DataArguments(train_file=[train], validation_file=[validation])
+    texts = load_texts(args)
+    make_windows(texts, load_tokenizer("char", lines(texts["train"], "\n")), 10, args)
+    assert "2 of 5 tokens are unknown" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "named"),
+    [
+        ("charr", None, ["--tokenizer 'charr'", "char, word, bpe"]),
+        ("char", 50, ["--vocab_size 50", "word or bpe"]),
+        ("bpe", 100, ["--vocab_size 100", "at least 257"]),
+    ],
+)
+def test_bad_tokenizers(name, vocab_size, named, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError) as error:
+        load_tokenizer(name, [TEXT], vocab_size)
+    assert all(part in str(error.value) for part in named), error.value
+
+
+def test_quickstart_data_holds_out_topics(tmp_path):
+    from make_quickstart_data import main, split_topics
+
+    paragraph = "A paragraph that both topics have, and that is longer than a line of text: " + "x" * 20
+    topics = {"a": f"A\n\n{paragraph}\n", **{name: f"{name}\n\n{paragraph}\n\nNote:\n" for name in "bcdefghij"}}
+    train, validation = split_topics(topics)
+    assert paragraph not in train or paragraph not in validation
+    assert "Note:" in train
+
+    main([str(tmp_path)])
+    from pydoc_data.topics import topics
+
+    validation = (tmp_path / "python-topics.validation.txt").read_text(encoding="utf-8")
+    train = (tmp_path / "python-topics.train.txt").read_text(encoding="utf-8")
+    held_out = [name for name in topics if topics[name] in validation]
+    assert len(held_out) >= len(topics) // 10  # some topics have the same text
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "python-topics.train.txt",
+        "python-topics.validation.txt",
+    ]
+    assert len(train) > 0.8 * sum(map(len, topics.values()))

@@ -1,0 +1,61 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The `evaluate` metric modules of the repository, loaded without network."""
+
+import math
+from pathlib import Path
+
+import evaluate
+import pytest
+
+METRICS = Path(__file__).parent.parent / "scripts" / "metrics"
+
+
+@pytest.fixture
+def load_metric(monkeypatch, tmp_path):
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a metric asks for the network"))
+    return lambda name: evaluate.load(str(METRICS / name), cache_dir=str(tmp_path))
+
+
+def test_perplexity_weighs_texts_by_their_tokens(load_metric):
+    result = load_metric("perplexity").compute(predictions=[6.0, 2.0], references=[3, 1])
+    assert result == {"perplexity": pytest.approx(math.exp(8 / 4))}
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary(load_metric):
+    nats = [math.log(50)] * 7
+    assert load_metric("perplexity").compute(predictions=nats, references=[1] * 7)["perplexity"] == pytest.approx(50)
+
+
+def test_perplexity_beyond_floating_point_is_infinite(load_metric):
+    assert load_metric("perplexity").compute(predictions=[1e6], references=[1])["perplexity"] == math.inf
+
+
+def test_bits_per_character_are_log2_of_characters(load_metric):
+    result = load_metric("bits_per_character").compute(predictions=[6.0, 2.0], references=[5, 3])
+    assert result == {"bits_per_character": pytest.approx(8 / 8 / math.log(2))}
+
+
+def test_metrics_add_batches(load_metric):
+    metric = load_metric("bits_per_character")
+    metric.add_batch(predictions=[6.0], references=[5])
+    metric.add_batch(predictions=[2.0], references=[3])
+    assert metric.compute()["bits_per_character"] == pytest.approx(1 / math.log(2))
+
+
+@pytest.mark.parametrize("name", ["perplexity", "bits_per_character"])
+@pytest.mark.parametrize("references", [[0], [-1]])
+def test_metrics_name_bad_references(load_metric, name, references):
+    with pytest.raises(ValueError, match="references"):
+        load_metric(name).compute(predictions=[1.0], references=references)

@@ -1,0 +1,320 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training script end to end, with models of a few thousand parameters."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import train_causal_lm
+from huggingface_hub import HfApi, ModelCard
+from language_modeling import TokenWindows, load_tokenizer
+from script_arguments import InputError
+
+import rtransformer_hf  # noqa: F401  (registers the Auto classes)
+
+RECIPE = """
+tokenizer: char
+block_size: 16
+stride: 12
+eval_stride: 9
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+hidden_dropout: 0.1
+max_steps: 6
+logging_steps: 1
+save_steps: 2
+eval_strategy: steps
+eval_steps: 3
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 5
+learning_rate: 1e-2
+lr_scheduler_type: cosine_with_min_lr
+lr_scheduler_kwargs: {min_lr_rate: 0.1}
+dataloader_pin_memory: false
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to run in, with a recipe and three texts."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    for name, lines in (("train", 60), ("validation", 21), ("test", 9)):
+        Path(f"{name}.txt").write_text("".join(f"line {i * i + len(name)} of a text\n" for i in range(lines)))
+    return tmp_path
+
+
+def train(*flags: str, files: tuple[str, ...] = ("train", "validation")) -> dict:
+    data = [part for name in files for part in (f"--{name}_file", f"{name}.txt")]
+    train_causal_lm.main(["recipe.yaml", *data, "--output_dir", "out", *flags])
+    return json.loads(Path("out/all_results.json").read_text())
+
+
+def losses(log_history: list[dict]) -> list[tuple]:
+    return [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in log_history]
+
+
+def log_history() -> list[dict]:
+    return json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+
+
+def test_a_run_leaves_a_model_ready_to_use(folder):
+    results = train(files=("train", "validation", "test"))
+
+    files = {path.name for path in Path("out").iterdir() if path.is_file()}
+    assert files >= {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
+    assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
+    assert not [name for name in files if name.endswith(".unfinished")]
+
+    model = AutoModelForCausalLM.from_pretrained("out").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    assert model.config.use_cache and model.config.vocab_size == len(tokenizer)
+    for prefix, name in (("eval", "validation"), ("test", "test")):
+        text = Path(f"{name}.txt").read_text()
+        tokens = torch.tensor(tokenizer(text)["input_ids"])
+        assert tokenizer.decode(tokens) == text
+        nats = plain_loop_nats(model, tokens, block_size=16, stride=9)
+        assert results[f"{prefix}_predicted_tokens"] == len(tokens) - 1
+        assert results[f"{prefix}_loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-5)
+        assert results[f"{prefix}_bits_per_character"] == pytest.approx(nats / math.log(2) / (len(text) - 1), rel=1e-5)
+        assert results[f"{prefix}_perplexity"] == pytest.approx(math.exp(results[f"{prefix}_loss"]))
+
+    card = ModelCard.load("out/README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "text-generation"
+    values = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert values["validation", "bits_per_character"] == results["eval_bits_per_character"]
+    assert values["test", "perplexity"] == results["test_perplexity"]
+    assert str(folder) not in card.content
+
+
+def plain_loop_nats(model, tokens: torch.Tensor, block_size: int, stride: int) -> float:
+    """Window by window, token by token."""
+    nats, predicted = 0.0, 1
+    for window in range(len(TokenWindows(tokens, 0, block_size, stride))):
+        start = min(window * stride, len(tokens) - block_size - 1)
+        inputs = tokens[start : start + block_size]
+        with torch.no_grad():
+            log_probabilities = F.log_softmax(model(input_ids=inputs[None]).logits[0].double(), dim=-1)
+        while predicted <= start + block_size:
+            nats -= log_probabilities[predicted - 1 - start, tokens[predicted]].item()
+            predicted += 1
+    assert predicted == len(tokens)
+    return nats
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch, caplog):
+    train()
+    expected = losses(log_history())
+    weights = AutoModelForCausalLM.from_pretrained("out").state_dict()
+    Path("out").rename("uninterrupted")
+
+    training_step, steps = Trainer.training_step, []
+
+    def killed_in_the_fifth_step(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if steps == list(range(5)):
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", killed_in_the_fifth_step)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert not Path("out/model.safetensors").exists()
+    # and while it saved: the state, which a checkpoint gets last, is missing
+    Path("out/checkpoint-5").mkdir()
+    Path("out/checkpoint-5/config.json").write_text("{")
+
+    with caplog.at_level("INFO"):
+        train()
+    assert "checkpoint-4" in caplog.text
+    assert steps[5:] == [4, 5]
+    resumed = log_history()
+    trained = [entry for entry in losses(resumed) if entry[1] is not None or entry[2] is not None]
+    assert trained == [entry for entry in expected if entry[1] is not None or entry[2] is not None]
+    for name, weight in AutoModelForCausalLM.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+
+
+def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
+    first = train()
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
+    second = train()
+    for key in ("train_loss", "eval_loss", "eval_bits_per_character"):
+        assert first[key] == second[key]
+
+
+def test_more_steps_go_on_from_the_last_checkpoint(folder):
+    train()
+    train("--max_steps", "8")
+    assert [entry["step"] for entry in log_history() if "loss" in entry] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--hidden_size", "16"], "hidden_size is 8 there and 16 here"),
+        (["--train_file", "test.txt"], "training text"),
+        (["--tokenizer", "word"], "training text"),
+        (["--stride", "16"], "stride is 12 there and 16 here"),
+    ],
+)
+def test_a_folder_with_another_model(folder, monkeypatch, flags, named):
+    train("--max_steps", "1")
+    before = Path("out/model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
+        with pytest.raises(InputError, match="--output_dir out holds another model") as error:
+            train(*flags)
+    assert named in str(error.value) and "--overwrite_output_dir" in str(error.value)
+    assert Path("out/model.safetensors").read_bytes() == before
+
+    train(*flags, "--max_steps", "1", "--overwrite_output_dir")
+    assert Path("out/model.safetensors").read_bytes() != before
+    assert [path.name for path in Path("out").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_folder_with_something_else(folder):
+    Path("out").mkdir()
+    Path("out/README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"--output_dir out holds something else \(README.md\)"):
+        train()
+    with pytest.raises(InputError, match=r"--output_dir train.txt is a file"):
+        train("--output_dir", "train.txt")
+    with pytest.raises(InputError, match=r"--resume_from_checkpoint nowhere is no checkpoint"):
+        train("--output_dir", "new", "--resume_from_checkpoint", "nowhere")
+    assert Path("out/README.md").read_text() == "mine"
+
+
+def test_training_goes_on_from_another_model(folder):
+    train("--max_steps", "1")
+    Path("out").rename("first")
+    train("--model_name_or_path", "first", "--tokenizer", "first", "--max_steps", "1")
+
+    Path("train.txt").write_text("".join(map(chr, range(33, 127))) * 4)
+    with pytest.raises(InputError, match=r"--tokenizer char gives token id \d+ for --train_file .* vocab_size"):
+        train("--model_name_or_path", "first", "--output_dir", "second")
+
+
+def test_without_matplotlib_there_is_no_picture(folder, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    train("--max_steps", "1")
+    assert "matplotlib is not installed" in caplog.text
+    assert not Path("out/learning_curves.png").exists() and Path("out/model.safetensors").exists()
+
+
+def test_push_to_hub_sends_the_folder_with_its_card(folder, monkeypatch):
+    pushes = []
+
+    def upload_folder(self, *, repo_id, folder_path, **kwargs):
+        pushes.append(
+            (repo_id, {path.name: path.read_bytes() for path in Path(folder_path).iterdir() if path.is_file()})
+        )
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: type("Repo", (), {"repo_id": name}))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    train("--max_steps", "1", "--push_to_hub", "--hub_model_id", "someone/tiny", "--hub_strategy", "end")
+    repo_id, files = pushes[-1]
+    assert repo_id == "someone/tiny"
+    assert {"model.safetensors", "config.json", "tokenizer.json", "learning_curves.png"} <= set(files)
+    assert b'from_pretrained("someone/tiny"' in files["README.md"]
+
+
+def test_flags_win_over_the_recipe(folder):
+    model_args, data_args, training_args = train_causal_lm.parse_arguments(
+        (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
+        ["recipe.yaml", "--train_file", "train.txt", "test.txt", "--hidden_size", "32", "--line_ending="],
+        "",
+    )
+    assert model_args.hidden_size == 32 and model_args.num_hidden_layers == 1
+    assert data_args.train_file == ["train.txt", "test.txt"] and data_args.line_ending == ""
+    assert training_args.learning_rate == 0.01 and training_args.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "named"),
+    [
+        ("hiden_size: 8", [], "recipe 'recipe.yaml' has an unknown key 'hiden_size'; did you mean 'hidden_size'?"),
+        ("hidden_size: big", [], "invalid int value: 'big'"),
+        ("- a list", [], "recipe 'recipe.yaml' has no lines of"),
+        ("a: b: c", [], "recipe 'recipe.yaml' can't be read; a YAML file is accepted"),
+        ("", [], "recipe 'recipe.yaml' has no lines of"),
+        ("block_size: 8", ["--blocksize", "9"], "unknown arguments: --blocksize 9"),
+        ("block_size: 8", ["--hidden", "9"], "unknown arguments: --hidden 9"),
+        ("block_size: 8", ["--stride", "9"], "--stride 9 must be at least 1 and at most --block_size 8"),
+        ("lr_scheduler_type: nosuch", [], "nosuch"),
+        ("eval_strategy: sometimes", [], "sometimes"),
+    ],
+)
+def test_bad_recipes_and_flags(folder, capsys, recipe, flags, named):
+    Path("recipe.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as stop:
+        train(*flags)
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_missing_recipe(folder, capsys):
+    with pytest.raises(SystemExit):
+        train_causal_lm.main(["no_such.yaml"])
+    assert "recipe 'no_such.yaml' can't be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--num_attention_heads", "3"], "num_attention_heads"),
+        (["--local_rnn_type", "transformer"], "local_rnn_type"),
+        (["--model_name_or_path", "./no_such_model"], "no_such_model"),
+        (["--tokenizer", "./no_such_tokenizer"], "--tokenizer './no_such_tokenizer'"),
+    ],
+)
+def test_bad_models(folder, flags, named):
+    with pytest.raises(InputError) as error:
+        train(*flags)
+    assert named in str(error.value)
+    assert not Path("out").exists()
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_causal_lm.main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert "--local_window_size" in output and "--push_to_hub" in output and "--line_ending" in output
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "scripts/recipes").glob("*.yaml")))
+def test_recipes_of_causal_language_models_are_valid(recipe, folder):
+    if "tokenizer:" not in recipe.read_text():
+        pytest.skip("a recipe of another task")
+    model_args, _, _ = train_causal_lm.parse_arguments(
+        (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
+        [str(recipe), "--train_file", "train.txt"],
+        "",
+    )
+    with torch.device("meta"):
+        train_causal_lm.make_model(model_args, load_tokenizer("char", ["abc"]))
