@@ -17,6 +17,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 LOCAL_RNN_TYPES = ("rnn", "gru", "lstm")
+LOCAL_RNN_IMPLEMENTATIONS = (None, "textbook", "shared_projection", "blocked", "triton")
 
 
 @strict
@@ -47,7 +48,8 @@ class RTransformerConfig(PreTrainedConfig):
         num_local_rnn_layers (`int`, defaults to 1):
             Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
         local_rnn_implementation (`str`, *optional*):
-            Form of the LocalRNN operator, one of `local_rnn.IMPLEMENTATIONS`; chosen by device and inputs when unset.
+            Form of the LocalRNN operator: `"textbook"`, `"shared_projection"`, `"blocked"` or `"triton"`; unset, it is
+            chosen by device and size.
         input_size (`int`, *optional*):
             Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
         final_layer_norm (`bool`, defaults to `False`):
@@ -174,6 +176,11 @@ class RTransformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value}.")
+        if self.local_rnn_implementation not in LOCAL_RNN_IMPLEMENTATIONS:
+            raise ValueError(
+                f"`local_rnn_implementation` must be one of {LOCAL_RNN_IMPLEMENTATIONS}, got "
+                f"{self.local_rnn_implementation!r}."
+            )
         if self.local_rnn_type not in LOCAL_RNN_TYPES:
             raise ValueError(f"`local_rnn_type` must be one of {LOCAL_RNN_TYPES}, got {self.local_rnn_type!r}.")
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):

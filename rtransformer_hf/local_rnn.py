@@ -34,6 +34,11 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from transformers.utils.import_utils import is_tracing
 
+try:
+    from .local_rnn_triton import triton_local_rnn
+except ModuleNotFoundError:  # Triton is optional
+    triton_local_rnn = None
+
 Projection = Callable[[torch.Tensor], torch.Tensor]
 State = tuple[torch.Tensor, ...]  # the hidden state comes first; the LSTM's cell state follows it
 
@@ -175,7 +180,7 @@ def advance_windows(
 # for it. Within a block time comes last, (gates * hidden, positions): each gate is one contiguous piece of memory, and
 # the input of a step is a shifted slice of the projected block.
 
-BLOCK_SIZE = 2**17  # positions * hidden: large enough for the matrix products, small enough for the cache
+BLOCK_SIZE = 2**18  # positions * hidden: large enough for the matrix products, small enough for the cache
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y)
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y)
@@ -427,7 +432,8 @@ def blocked_local_rnn(
 
 # --- The operator ---
 
-IMPLEMENTATIONS = ("textbook", "shared_projection", "blocked")
+IMPLEMENTATIONS = ("textbook", "shared_projection", "blocked", "triton")
+LARGE = 2**21  # inputs * window, in numbers
 
 
 def local_rnn(
@@ -457,7 +463,8 @@ def local_rnn(
         past: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
             sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
-        implementation: "textbook", "shared_projection" or "blocked"; None chooses.
+        implementation: "textbook", "shared_projection", "blocked" or "triton" (GPU kernels, to be asked for as long as
+            they are young); None chooses among the others.
 
     Returns:
         (batch, time, hidden), the last hidden state of each window.
@@ -470,7 +477,7 @@ def local_rnn(
     if window_size < 1:
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
-        implementation = choose_implementation(hidden_states, sequence_positions)
+        implementation = choose_implementation(hidden_states, window_size, sequence_positions)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
     expected_past = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
@@ -483,6 +490,19 @@ def local_rnn(
             raise ValueError("`sequence_positions` must be None for `implementation='blocked'`.")
         weights = (input_weight, recurrent_weight, input_bias, recurrent_bias)
         return blocked_local_rnn(hidden_states, *weights, **window)
+    if implementation == "triton":
+        if triton_local_rnn is None:
+            raise ValueError("`implementation='triton'` needs the package triton, which is not installed.")
+        projected = F.linear(prepend_past(hidden_states, past, window_size), input_weight, input_bias)
+        return triton_local_rnn(
+            projected,
+            recurrent_weight,
+            recurrent_bias,
+            input_bias,
+            cell=cell,
+            window_size=window_size,
+            sequence_positions=sequence_positions,
+        )
     form = textbook_local_rnn if implementation == "textbook" else shared_projection_local_rnn
     return form(
         hidden_states,
@@ -493,10 +513,13 @@ def local_rnn(
     )
 
 
-def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch.Tensor | None) -> str:
+def choose_implementation(
+    hidden_states: torch.Tensor, window_size: int, sequence_positions: torch.Tensor | None
+) -> str:
     """
-    "blocked" where it is faster, on a CPU. A compiler fuses the plain form by itself and would unroll the blocks, and
-    rows of packed sequences need the mask of the plain form.
+    "blocked" on a CPU where the states of all windows are more than its cache holds; below that the plain form is as
+    fast. A compiler fuses the plain form by itself and would unroll the blocks, and packed sequences need its mask.
     """
-    is_plain = hidden_states.device.type == "cpu" and sequence_positions is None and hidden_states.numel() > 0
-    return "blocked" if is_plain and not is_tracing(hidden_states) else "shared_projection"
+    is_large = hidden_states.numel() * window_size > LARGE
+    is_plain = hidden_states.device.type == "cpu" and sequence_positions is None and not is_tracing(hidden_states)
+    return "blocked" if is_large and is_plain else "shared_projection"

@@ -17,10 +17,11 @@ GPU kernels of the LocalRNN operator: all that follows the projection of the inp
 All windows advance together. A row is a window, named by the position at which it ends; step j of the K steps adds the
 projected input j - (K - 1) positions from there to the recurrent product of the state. There are two sets of kernels:
 
-- Narrow layers: one launch runs the whole window of a block of rows, with state and recurrent weight on chip. The
-  backward pass computes the recurrent gates again from the saved states.
-- Wide layers: a launch a step, a matrix product with the cell in its epilogue; the states go through memory. The
-  backward pass loads the saved recurrent gates, since another product would cost more.
+- Narrow layers: one launch runs the whole window of a block of rows, with state and recurrent weight on chip.
+- Wide layers: a launch a step, a matrix product with the cell in its epilogue; the states go through memory.
+
+The backward pass needs the recurrent gates. The narrowest layers compute them again from the saved states, which costs
+less than loading them; the others load them, since a product costs more.
 
 Both backward passes write the gradients of every step's gates. One kernel then sums these over the K windows that hold
 an input, and one matrix product over them and the states is the recurrent weight's gradient: no atomic additions, so
@@ -32,8 +33,9 @@ Products accumulate in float32. The cell, and what it carries from step to step,
 try:
     import triton
     import triton.language as tl
-except ImportError as error:
-    raise ImportError("The GPU kernels of the LocalRNN operator need Triton: pip install triton") from error
+except ModuleNotFoundError as error:
+    message = "The GPU kernels of the LocalRNN operator need Triton: pip install triton"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 import torch
 
@@ -124,14 +126,22 @@ def store_gates(pointers, gates, mask, HIDDEN: tl.constexpr, NUM_GATES: tl.const
 
 @triton.jit
 def load_input_gates(
-    projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN: tl.constexpr, NUM_GATES: tl.constexpr
+    projected,
+    input_bias,
+    positions,
+    row,
+    unit,
+    step,
+    rows,
+    time,
+    window,
+    HIDDEN: tl.constexpr,
+    NUM_GATES: tl.constexpr,
 ):
     """The input gates of a step, for windows `row` and hidden units `unit`."""
     mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
     input_row = row // time * (window - 1 + time) + row % time + step
-    gates = load_gates(
-        projected + input_row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :], mask, HIDDEN, NUM_GATES
-    )
+    gates = load_gates(projected + input_row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :], mask, HIDDEN, NUM_GATES)
     if positions is not None:
         # An input from before the window's own sequence counts as a zero vector, whose projection is the bias.
         is_inside = tl.load(positions + row, mask=row < rows, other=0) >= window - 1 - step
@@ -162,7 +172,8 @@ def recurrent_products(state, weights, bias, PRECISION: tl.constexpr, NUM_GATES:
     return gates
 
 
-@triton.jit
+# A kernel is compiled for a width, a cell and a type; the other sizes stay variables, 1 among their values.
+@triton.jit(do_not_specialize=["rows", "time", "window"])
 def forward_window_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
@@ -172,6 +183,7 @@ def forward_window_kernel(
     output,  # (rows, HIDDEN)
     states,  # (window - 1, rows, HIDDEN) or None: where to keep the hidden states after all steps but the last
     cells,  # (window - 1, rows, HIDDEN) or None: likewise the LSTM's cell states, float32
+    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN) or None: likewise the products of those states
     rows,
     time,
     window,
@@ -187,13 +199,12 @@ def forward_window_kernel(
     unit = tl.arange(0, BLOCK_UNITS)
     mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
+    gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
     weights = load_recurrent_weight(recurrent_weight, unit, HIDDEN, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
     # The first step's product is of a zero state.
-    inputs = load_input_gates(
-        projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES
-    )
+    inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
     hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL)
     for step in range(1, window):
         state = hidden.to(recurrent_weight.dtype.element_ty)
@@ -205,11 +216,14 @@ def forward_window_kernel(
             projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
         recurrent = recurrent_products(state, weights, bias, PRECISION, NUM_GATES)
+        if recurrent_gates is not None:
+            pointers = recurrent_gates + (step - 1) * rows.to(tl.int64) * (NUM_GATES * HIDDEN) + gate_offsets
+            store_gates(pointers, recurrent, mask, HIDDEN, NUM_GATES)
         hidden, carry = cell_forward(inputs, recurrent, carry, CELL)
     tl.store(output + offsets, hidden.to(output.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "time", "window"])
 def backward_window_kernel(
     grad_output,  # (rows, HIDDEN)
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
@@ -219,6 +233,7 @@ def backward_window_kernel(
     positions,  # (rows,) or None
     states,  # (window - 1, rows, HIDDEN)
     cells,  # (window - 1, rows, HIDDEN), or None where the cell is not an LSTM
+    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN), or None: computed again
     grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN): the result
     rows,
     time,
@@ -236,6 +251,7 @@ def backward_window_kernel(
     unit = tl.arange(0, BLOCK_UNITS)
     mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
+    gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
     grad_offsets = row[:, None] * (NUM_GRADIENTS * HIDDEN) + unit[None, :]
     weights = load_recurrent_weight(recurrent_weight, unit, HIDDEN, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
@@ -247,11 +263,15 @@ def backward_window_kernel(
         inputs = load_input_gates(
             projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
-        slice_offset = (step - 1) * rows.to(tl.int64) * HIDDEN
-        state = tl.load(states + slice_offset + offsets, mask=mask, other=0.0)
-        recurrent = recurrent_products(state, weights, bias, PRECISION, NUM_GATES)
+        previous = (step - 1) * rows.to(tl.int64)  # the first row of what was kept before the step
+        state = tl.load(states + previous * HIDDEN + offsets, mask=mask, other=0.0)
+        if recurrent_gates is not None:
+            pointers = recurrent_gates + previous * (NUM_GATES * HIDDEN) + gate_offsets
+            recurrent = load_gates(pointers, mask, HIDDEN, NUM_GATES)
+        else:
+            recurrent = recurrent_products(state, weights, bias, PRECISION, NUM_GATES)
         if cells is not None:
-            carry = tl.load(cells + slice_offset + offsets, mask=mask, other=0.0)
+            carry = tl.load(cells + previous * HIDDEN + offsets, mask=mask, other=0.0)
         else:
             carry = state.to(tl.float32)
         gradients, grad_carry = cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL)
@@ -262,15 +282,13 @@ def backward_window_kernel(
             gradient = gradients[gate].to(weights[gate].dtype)
             grad_hidden = tl.dot(gradient, weights[gate], acc=grad_hidden, input_precision=PRECISION)
 
-    inputs = load_input_gates(
-        projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES
-    )
+    inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
     carry = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
     gradients, _ = cell_backward(inputs, bias, carry, grad_hidden, grad_carry, CELL)
     store_gates(grad_gates + grad_offsets, gradients, mask, HIDDEN, NUM_GRADIENTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "time", "window", "step"])
 def forward_step_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
@@ -330,16 +348,14 @@ def forward_step_kernel(
         carry_tile = tl.load(carry + offsets, mask=mask, other=0.0)
     else:
         carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
-    inputs = load_input_gates(
-        projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
-    )
+    inputs = load_input_gates(projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES)
     hidden, carry_tile = cell_forward(inputs, recurrent, carry_tile, CELL)
     tl.store(new_state + offsets, hidden.to(new_state.dtype.element_ty), mask=mask)
     if new_carry is not None:
         tl.store(new_carry + offsets, carry_tile, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "time", "window", "step"])
 def backward_step_kernel(
     grad_output,  # (rows, HIDDEN) at the last step; None at the others
     later_grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), those of the step after; None at the last step
@@ -363,52 +379,71 @@ def backward_step_kernel(
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
-    """The gradients of one step's gates: a block of windows and hidden units. Grid: as in `forward_step_kernel`."""
-    blocks_of_units: tl.constexpr = (HIDDEN + BLOCK_UNITS - 1) // BLOCK_UNITS
+    """
+    The gradients of one step's gates, for a block of windows and PARTS blocks of hidden units. Grid: blocks of rows x
+    blocks of units.
+    """
+    blocks_of_units: tl.constexpr = (HIDDEN + PARTS * BLOCK_UNITS - 1) // (PARTS * BLOCK_UNITS)
     row = (tl.program_id(0) // blocks_of_units).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    unit = tl.program_id(0) % blocks_of_units * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
-    offsets = row[:, None] * HIDDEN + unit[None, :]
-    grad_offsets = row[:, None] * (NUM_GRADIENTS * HIDDEN) + unit[None, :]
+    unit = tl.program_id(0) % blocks_of_units * (PARTS * BLOCK_UNITS) + tl.arange(0, BLOCK_UNITS)
 
-    grad_carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
-    if later_grad_gates is None:
-        grad_hidden = tl.load(grad_output + offsets, mask=mask, other=0.0).to(tl.float32)
-    else:
-        grad_hidden = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
+    # The product is wide and the epilogue narrow: the accumulators of all parts, the cell's tiles of one.
+    grad_hidden = ()
+    for part in tl.static_range(PARTS):
+        if later_grad_gates is None:
+            part_unit = unit + part * BLOCK_UNITS
+            part_mask = (row < rows)[:, None] & (part_unit < HIDDEN)[None, :]
+            pointers = grad_output + row[:, None] * HIDDEN + part_unit[None, :]
+            grad_hidden += (tl.load(pointers, mask=part_mask, other=0.0).to(tl.float32),)
+        else:
+            grad_hidden += (tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32),)
+    if later_grad_gates is not None:
         for start in range(0, NUM_GATES * HIDDEN, BLOCK_INNER):
             inner = start + tl.arange(0, BLOCK_INNER)
             later_pointers = later_grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + inner[None, :]
             later_mask = (row < rows)[:, None] & (inner < NUM_GATES * HIDDEN)[None, :]
-            weight_pointers = recurrent_weight + inner[:, None] * HIDDEN + unit[None, :]
-            weight_mask = (inner < NUM_GATES * HIDDEN)[:, None] & (unit < HIDDEN)[None, :]
             later_block = tl.load(later_pointers, mask=later_mask, other=0.0)
-            weight_block = tl.load(weight_pointers, mask=weight_mask, other=0.0)
-            grad_hidden = tl.dot(later_block, weight_block, acc=grad_hidden, input_precision=PRECISION)
-        if grad_carry is not None:
-            grad_carry_tile = tl.load(grad_carry + offsets, mask=mask, other=0.0)
+            products = ()
+            for part in tl.static_range(PARTS):
+                part_unit = unit + part * BLOCK_UNITS
+                weight_pointers = recurrent_weight + inner[:, None] * HIDDEN + part_unit[None, :]
+                weight_mask = (inner < NUM_GATES * HIDDEN)[:, None] & (part_unit < HIDDEN)[None, :]
+                weight_block = tl.load(weight_pointers, mask=weight_mask, other=0.0)
+                products += (tl.dot(later_block, weight_block, acc=grad_hidden[part], input_precision=PRECISION),)
+            grad_hidden = products
 
-    if recurrent_gates is not None:
-        gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
-        recurrent = load_gates(recurrent_gates + gate_offsets, mask, HIDDEN, NUM_GATES)
-    else:
-        recurrent = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
-    if carry is not None:
-        carry_tile = tl.load(carry + offsets, mask=mask, other=0.0).to(tl.float32)
-    else:
+    for part in tl.static_range(PARTS):
+        part_unit = unit + part * BLOCK_UNITS
+        mask = (row < rows)[:, None] & (part_unit < HIDDEN)[None, :]
+        offsets = row[:, None] * HIDDEN + part_unit[None, :]
+        if recurrent_gates is not None:
+            pointers = recurrent_gates + row[:, None] * (NUM_GATES * HIDDEN) + part_unit[None, :]
+            recurrent = load_gates(pointers, mask, HIDDEN, NUM_GATES)
+        else:
+            bias_pointers = recurrent_bias + part_unit[None, :]
+            recurrent = load_gates(bias_pointers, part_unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
         carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
-    inputs = load_input_gates(
-        projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
-    )
-    gradients, grad_carry_tile = cell_backward(inputs, recurrent, carry_tile, grad_hidden, grad_carry_tile, CELL)
-    store_gates(grad_gates + grad_offsets, gradients, mask, HIDDEN, NUM_GRADIENTS)
-    if grad_carry is not None:
-        tl.store(grad_carry + offsets, grad_carry_tile, mask=mask)
+        if carry is not None:
+            carry_tile = tl.load(carry + offsets, mask=mask, other=0.0).to(tl.float32)
+        grad_carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
+        if later_grad_gates is not None and grad_carry is not None:
+            grad_carry_tile = tl.load(grad_carry + offsets, mask=mask, other=0.0)
+        inputs = load_input_gates(
+            projected, input_bias, positions, row, part_unit, step, rows, time, window, HIDDEN, NUM_GATES
+        )
+        gradients, grad_carry_tile = cell_backward(
+            inputs, recurrent, carry_tile, grad_hidden[part], grad_carry_tile, CELL
+        )
+        grad_pointers = grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + part_unit[None, :]
+        store_gates(grad_pointers, gradients, mask, HIDDEN, NUM_GRADIENTS)
+        if grad_carry is not None:
+            tl.store(grad_carry + offsets, grad_carry_tile, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "time", "window", "input_rows"])
 def sum_over_windows_kernel(
     grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN)
     positions,  # (rows,) or None
@@ -444,10 +479,10 @@ def sum_over_windows_kernel(
             position = input_row % padded_time - step
             row = input_row // padded_time * time + position
             has_window = (input_row < input_rows) & (position >= 0) & (position < time)
-            pointers = grad_gates + (step * rows.to(tl.int64) + row)[:, None] * (NUM_GRADIENTS * HIDDEN)
-            gradient = tl.load(
-                pointers + column[None, :], mask=has_window[:, None] & (unit < HIDDEN)[None, :], other=0.0
-            ).to(tl.float32)
+            grad_row = step * rows.to(tl.int64) + row
+            grad_pointers = grad_gates + grad_row[:, None] * (NUM_GRADIENTS * HIDDEN) + column[None, :]
+            grad_mask = has_window[:, None] & (unit < HIDDEN)[None, :]
+            gradient = tl.load(grad_pointers, mask=grad_mask, other=0.0).to(tl.float32)
             if positions is not None:
                 is_inside = tl.load(positions + row, mask=has_window, other=0) >= window - 1 - step
                 inside += tl.where(is_inside[:, None], gradient, 0.0)
@@ -460,6 +495,353 @@ def sum_over_windows_kernel(
             tl.store(outside_sums + sums_offsets, tl.sum(outside, axis=0), mask=unit < HIDDEN)
         # In the GRU the third is the gradient of the recurrent part of the new gate, the fourth that of its input.
         if CELL != "gru" or gate != 2:
-            input_gate: tl.constexpr = 2 if CELL == "gru" and gate == 3 else gate
-            pointers = grad_projected + input_row[:, None] * (NUM_GATES * HIDDEN) + input_gate * HIDDEN
-            tl.store(pointers + unit[None, :], inside.to(grad_projected.dtype.element_ty), mask=mask)
+            input_column = unit + HIDDEN * (2 if CELL == "gru" and gate == 3 else gate)
+            pointers = grad_projected + input_row[:, None] * (NUM_GATES * HIDDEN) + input_column[None, :]
+            tl.store(pointers, inside.to(grad_projected.dtype.element_ty), mask=mask)
+
+
+# The blocks of the step kernels, largest first: rows, units forward, parts of 32 units backward, warps. Larger blocks
+# load less for each product, smaller ones occupy more of the GPU.
+STEP_BLOCKS = ((128, 64, 4, 8), (64, 64, 4, 4), (64, 32, 2, 4), (32, 32, 1, 4), (16, 32, 1, 4))
+STEP_BLOCKS_FLOAT32 = ((32, 32, 2, 4), (16, 32, 1, 4))  # without matrix units; larger ones run out of registers
+# Rows of the window kernels, largest first, by the number of units that they are padded to.
+WINDOW_ROWS = {16: (64, 16), 32: (64, 16), 64: (32, 16), 128: (16,)}
+WINDOW_ROWS_FLOAT32 = {16: (16,), 32: (16,)}
+
+
+def padded_units(hidden_size: int) -> int:
+    return max(16, triton.next_power_of_2(hidden_size))
+
+
+def fits_on_chip(hidden_size: int, dtype: torch.dtype) -> bool:
+    """Whether a layer is narrow enough for the window kernels."""
+    return padded_units(hidden_size) in (WINDOW_ROWS_FLOAT32 if dtype == torch.float32 else WINDOW_ROWS)
+
+
+def largest_filling(choices, device: torch.device, num_blocks):
+    """The first of `choices` of which there is a block for each multiprocessor of the device, or else the last."""
+    is_cuda = device.type == "cuda"  # else Triton's interpreter, which runs block after block
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 1
+    return next((choice for choice in choices if num_blocks(choice) >= multiprocessors), choices[-1])
+
+
+def window_launch(rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[int], dict]:
+    """Grid and launch arguments of the window kernels."""
+    units = padded_units(hidden_size)
+    choices = (WINDOW_ROWS_FLOAT32 if dtype == torch.float32 else WINDOW_ROWS)[units]
+    block_rows = largest_filling(choices, device, lambda block_rows: triton.cdiv(rows, block_rows))
+    launch = {"BLOCK_ROWS": block_rows, "BLOCK_UNITS": units, "num_warps": 4 if units <= 32 else 8, "num_stages": 1}
+    return (triton.cdiv(rows, block_rows),), launch
+
+
+def step_launch(
+    rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device, backward: bool
+) -> tuple[tuple[int], dict]:
+    """Grid and launch arguments of a step kernel."""
+
+    def num_blocks(choice):
+        block_rows, units, parts, _ = choice
+        return triton.cdiv(rows, block_rows) * triton.cdiv(hidden_size, 32 * parts if backward else units)
+
+    is_float32 = dtype == torch.float32
+    choice = largest_filling(STEP_BLOCKS_FLOAT32 if is_float32 else STEP_BLOCKS, device, num_blocks)
+    block_rows, units, parts, num_warps = choice
+    launch = {"BLOCK_ROWS": block_rows, "BLOCK_INNER": 16 if is_float32 else 64, "num_warps": num_warps}
+    launch.update({"BLOCK_UNITS": 32, "PARTS": parts} if backward else {"BLOCK_UNITS": units})
+    return (num_blocks(choice),), {**launch, "num_stages": 3}
+
+
+def kernel_constants(hidden_size: int, cell: str, projected: torch.Tensor) -> dict:
+    matmul = torch.backends.cuda.matmul
+    # `allow_tf32` is its name before PyTorch 2.9; reading it later raises where only the new name was set.
+    allow_tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    return {
+        "CELL": cell,
+        "HIDDEN": hidden_size,
+        "NUM_GATES": projected.shape[-1] // hidden_size,
+        "PRECISION": "tf32" if allow_tf32 else "ieee",
+    }
+
+
+def at(slices: torch.Tensor | None, index: int) -> torch.Tensor | None:
+    """`slices[index]`, where there is such a slice."""
+    return slices[index] if slices is not None and 0 <= index < len(slices) else None
+
+
+def new_results(
+    projected: torch.Tensor, recurrent_weight: torch.Tensor, cell: str, window_size: int, keep: bool, on_chip: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the forward pass returns: the output, then what it keeps; empty tensors for what it does not."""
+    batch, padded_time, gates_size = projected.shape
+    hidden_size = recurrent_weight.shape[1]
+    time = padded_time - (window_size - 1)
+    steps = window_size - 1 if keep else 0
+    recomputes_gates = on_chip and hidden_size <= 64
+    output = projected.new_empty(batch, time, hidden_size)
+    states = projected.new_empty(steps, batch * time, hidden_size)
+    cells = projected.new_empty(steps if cell == "lstm" else 0, batch * time, hidden_size, dtype=torch.float32)
+    recurrent_gates = projected.new_empty(0 if recomputes_gates else steps, batch * time, gates_size)
+    return output, states, cells, recurrent_gates
+
+
+@torch.library.custom_op("rtransformer_hf::local_rnn_forward", mutates_args=())
+def local_rnn_forward(
+    projected: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    recurrent_bias: torch.Tensor,
+    input_bias: torch.Tensor | None,
+    sequence_positions: torch.Tensor | None,
+    cell: str,
+    window_size: int,
+    keep: bool,
+    on_chip: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The output and, where `keep` says so, what the backward pass needs of every step: hidden states, the LSTM's cell
+    states and the recurrent gates unless it computes them again. `on_chip` selects the window kernels.
+    """
+    projected, recurrent_weight = projected.contiguous(), recurrent_weight.contiguous()
+    results = new_results(projected, recurrent_weight, cell, window_size, keep, on_chip)
+    output, states, cells, recurrent_gates = results
+    hidden_size = recurrent_weight.shape[1]
+    rows, time = output.shape[0] * output.shape[1], output.shape[1]
+    if rows == 0:
+        return results
+
+    operands = (
+        projected,
+        recurrent_weight,
+        recurrent_bias.contiguous(),
+        None if input_bias is None else input_bias.contiguous(),
+        None if sequence_positions is None else sequence_positions.contiguous(),
+    )
+    constants = kernel_constants(hidden_size, cell, projected)
+    with torch.cuda.device_of(projected):
+        if on_chip:
+            grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
+            kept = [tensor if len(tensor) else None for tensor in (states, cells, recurrent_gates)]
+            forward_window_kernel[grid](*operands, output, *kept, rows, time, window_size, **constants, **launch)
+            return results
+
+        grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=False)
+        if not keep:  # a step reads one slice and writes the other
+            states = projected.new_empty(2, rows, hidden_size)
+        if cell == "gru" or not keep:  # a block replaces its own part
+            cells = projected.new_empty(1, rows, hidden_size, dtype=torch.float32)
+        for step in range(window_size):
+            is_first, is_last = step == 0, step == window_size - 1
+            forward_step_kernel[grid](
+                *operands,
+                None if is_first else states[(step - 1) % len(states)],
+                None if is_first or cell == "rnn" else cells[(step - 1) % len(cells)],
+                output if is_last else states[step % len(states)],
+                None if is_last or cell == "rnn" else cells[step % len(cells)],
+                at(recurrent_gates, step - 1),
+                rows,
+                time,
+                window_size,
+                step,
+                **constants,
+                **launch,
+            )
+    return results
+
+
+@local_rnn_forward.register_fake
+def _(
+    projected,
+    recurrent_weight,
+    recurrent_bias,
+    input_bias,
+    sequence_positions,
+    cell,
+    window_size,
+    keep,
+    on_chip,
+):
+    return new_results(projected, recurrent_weight, cell, window_size, keep, on_chip)
+
+
+@torch.library.custom_op("rtransformer_hf::local_rnn_backward", mutates_args=())
+def local_rnn_backward(
+    grad_output: torch.Tensor,
+    projected: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    recurrent_bias: torch.Tensor,
+    input_bias: torch.Tensor | None,
+    sequence_positions: torch.Tensor | None,
+    states: torch.Tensor,
+    cells: torch.Tensor,
+    recurrent_gates: torch.Tensor,
+    cell: str,
+    window_size: int,
+    on_chip: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of projected inputs, recurrent weight, its bias and, where positions are given, the input bias."""
+    grad_output, projected = grad_output.contiguous(), projected.contiguous()
+    recurrent_weight = recurrent_weight.contiguous()
+    batch, time, hidden_size = grad_output.shape
+    rows, input_rows = batch * time, projected.shape[0] * projected.shape[1]
+    constants = kernel_constants(hidden_size, cell, projected)
+    num_gates, num_gradients = constants["NUM_GATES"], NUM_GRADIENTS[cell]
+    constants["NUM_GRADIENTS"] = num_gradients
+
+    grad_projected = torch.empty_like(projected)
+    grad_gates = projected.new_empty(window_size, rows, num_gradients * hidden_size)
+    block_rows, block_units = 32, min(64, padded_units(hidden_size))
+    blocks = triton.cdiv(input_rows, block_rows)
+    sums = projected.new_empty(blocks, num_gradients * hidden_size, dtype=torch.float32)
+    outside_sums = None if sequence_positions is None else torch.empty_like(sums)
+    if rows > 0:
+        operands = (
+            projected,
+            recurrent_weight,
+            recurrent_bias.contiguous(),
+            None if input_bias is None else input_bias.contiguous(),
+            None if sequence_positions is None else sequence_positions.contiguous(),
+        )
+        with torch.cuda.device_of(projected):
+            if on_chip:
+                grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
+                kept = [states] + [tensor if len(tensor) else None for tensor in (cells, recurrent_gates)]
+                backward_window_kernel[grid](
+                    grad_output, *operands, *kept, grad_gates, rows, time, window_size, **constants, **launch
+                )
+            else:
+                grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=True)
+                carries = {"rnn": None, "gru": states, "lstm": cells}[cell]
+                grad_carry = None if cell == "rnn" else projected.new_empty(rows, hidden_size, dtype=torch.float32)
+                for step in reversed(range(window_size)):
+                    later_grad_gates = at(grad_gates, step + 1)
+                    backward_step_kernel[grid](
+                        grad_output if later_grad_gates is None else None,
+                        later_grad_gates,
+                        *operands,
+                        at(recurrent_gates, step - 1),
+                        at(carries, step - 1),
+                        grad_carry,
+                        grad_gates[step],
+                        rows,
+                        time,
+                        window_size,
+                        step,
+                        **constants,
+                        **launch,
+                    )
+            del constants["PRECISION"]
+            sum_over_windows_kernel[(blocks * triton.cdiv(hidden_size, block_units),)](
+                grad_gates,
+                operands[-1],
+                grad_projected,
+                sums,
+                outside_sums,
+                rows,
+                time,
+                window_size,
+                input_rows,
+                BLOCK_ROWS=block_rows,
+                BLOCK_UNITS=block_units,
+                **constants,
+            )
+
+    # The first step's state is zero and gives the weight no gradient.
+    recurrent_columns = grad_gates[1:, :, : num_gates * hidden_size].flatten(0, 1)
+    grad_recurrent_weight = recurrent_columns.T @ states.flatten(0, 1)
+    grad_recurrent_bias = sums[:, : num_gates * hidden_size].sum(0).to(recurrent_bias.dtype)
+    if sequence_positions is None:
+        return grad_projected, grad_recurrent_weight, grad_recurrent_bias, projected.new_empty(0)
+    outside = outside_sums.sum(0).view(num_gradients, hidden_size)
+    grad_input_bias = torch.cat([outside[:2], outside[3:]]) if cell == "gru" else outside
+    return grad_projected, grad_recurrent_weight, grad_recurrent_bias, grad_input_bias.flatten().to(input_bias.dtype)
+
+
+@local_rnn_backward.register_fake
+def _(
+    grad_output,
+    projected,
+    recurrent_weight,
+    recurrent_bias,
+    input_bias,
+    sequence_positions,
+    states,
+    cells,
+    recurrent_gates,
+    cell,
+    window_size,
+    on_chip,
+):
+    return (
+        projected.new_empty(projected.shape),
+        recurrent_weight.new_empty(recurrent_weight.shape),
+        recurrent_bias.new_empty(recurrent_bias.shape),
+        projected.new_empty(0) if sequence_positions is None else input_bias.new_empty(input_bias.shape),
+    )
+
+
+def setup_context(ctx, inputs, output):
+    *operands, ctx.cell, ctx.window_size, _, ctx.on_chip = inputs
+    _, *kept = output
+    ctx.save_for_backward(*operands, *kept)
+    ctx.mark_non_differentiable(*kept)
+
+
+def backward(ctx, grad_output, *_):
+    saved = ctx.saved_tensors  # once: checkpointing computes them when asked
+    *gradients, grad_input_bias = local_rnn_backward(grad_output, *saved, ctx.cell, ctx.window_size, ctx.on_chip)
+    is_packed = saved[4] is not None
+    return *gradients, grad_input_bias if is_packed else None, None, None, None, None, None
+
+
+local_rnn_forward.register_autograd(backward, setup_context=setup_context)
+
+
+def triton_local_rnn(
+    projected: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    recurrent_bias: torch.Tensor | None,
+    input_bias: torch.Tensor | None,
+    *,
+    cell: str,
+    window_size: int,
+    sequence_positions: torch.Tensor | None = None,
+    on_chip: bool | None = None,
+) -> torch.Tensor:
+    """
+    The LocalRNN operator from its projected inputs on.
+
+    Args:
+        projected: (batch, window_size - 1 + time, gates * hidden), `input_weight @ x + input_bias` of the past and of
+            the inputs; float32, bfloat16 or float16. Products are taken in its type, with float32 sums.
+        recurrent_weight: (gates * hidden, hidden).
+        recurrent_bias, input_bias: (gates * hidden,) or None; the latter is needed with `sequence_positions` alone.
+        cell, window_size, sequence_positions: as in `local_rnn`.
+        on_chip: whether one launch runs a whole window with its state on chip, or a launch each step; None chooses.
+
+    Returns:
+        (batch, time, hidden), in the type of `projected`.
+
+    Raises:
+        ValueError: the type of `projected` is another, or the layer too wide for `on_chip`.
+    """
+    if projected.dtype not in SUPPORTED_DTYPES:
+        raise ValueError(f"`projected` must be of one of the types {SUPPORTED_DTYPES}, got {projected.dtype}.")
+    fits = fits_on_chip(recurrent_weight.shape[1], projected.dtype)
+    if on_chip and not fits:
+        raise ValueError(
+            f"`on_chip` must be False or None for a hidden size of {recurrent_weight.shape[1]} in {projected.dtype}, "
+            "got True."
+        )
+    if recurrent_bias is None:
+        recurrent_bias = projected.new_zeros(projected.shape[-1])
+    if sequence_positions is None:
+        input_bias = None
+    elif input_bias is None:
+        input_bias = projected.new_zeros(projected.shape[-1])
+    # Under autocast the projection has its type already, and the weight of the other product follows.
+    recurrent_weight = recurrent_weight.to(projected.dtype)
+    operands = (projected, recurrent_weight, recurrent_bias, input_bias)
+    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
+    output, *_ = local_rnn_forward(
+        *operands, sequence_positions, cell, window_size, keep, fits if on_chip is None else on_chip
+    )
+    return output

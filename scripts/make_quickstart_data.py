@@ -28,8 +28,8 @@ SHORT_PARAGRAPH = 80
 
 def split_topics(topics: dict[str, str]) -> tuple[str, str]:
     """
-    Hold out every tenth topic, from the ninth on. Topics repeat each other, so a long paragraph of a held-out topic is left out of the
-    others: a model must not be asked for text that it was trained on.
+    Hold out every tenth topic, from the ninth on. Topics repeat each other, so a long paragraph of a held-out topic is
+    left out of the others: a model must not be asked for text that it was trained on.
     """
     names = sorted(topics)
     held_out = names[8::10]
@@ -48,9 +48,7 @@ def split_topics(topics: dict[str, str]) -> tuple[str, str]:
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "output_dir", type=Path, help="Folder that gets python-topics.{train,validation}.txt."
-    )
+    parser.add_argument("output_dir", type=Path, help="Folder that gets python-topics.{train,validation}.txt.")
     output_dir = parser.parse_args(argv).output_dir
 
     output_dir.mkdir(parents=True, exist_ok=True)

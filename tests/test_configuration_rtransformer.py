@@ -36,6 +36,7 @@ def test_round_trip(tmp_path):
         ({"local_window_size": 0}, "`local_window_size` must be .* at least 1, got 0"),
         ({"num_local_rnn_layers": -1}, "`num_local_rnn_layers` must be .* at least 0, got -1"),
         ({"local_rnn_type": "mgu"}, r"`local_rnn_type` must be one of \('rnn', 'gru', 'lstm'\), got 'mgu'"),
+        ({"local_rnn_implementation": "cuda"}, "`local_rnn_implementation` must be one of .*textbook.*got 'cuda'"),
         ({"input_size": 0}, "`input_size` must be .* at least 1, got 0"),
         ({"hidden_dropout": 1.0}, "`hidden_dropout` must be at least 0 and less than 1, got 1.0"),
         ({"layer_types": ["sliding_attention"]}, "`layer_types` follows from .*sliding_attention"),

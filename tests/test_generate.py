@@ -37,7 +37,9 @@ def checkpoint(tmp_path, tiny_config):
 
 def test_text_is_streamed_as_it_is_made(checkpoint, capsys, monkeypatch):
     pieces = []
-    monkeypatch.setattr(generate.TextStreamer, "on_finalized_text", lambda self, text, stream_end=False: pieces.append(text))
+    monkeypatch.setattr(
+        generate.TextStreamer, "on_finalized_text", lambda self, text, stream_end=False: pieces.append(text)
+    )
     generate.main([checkpoint, "a b", "--max_new_tokens", "60"])
     assert len(pieces) > 2
     text = "".join(pieces)
