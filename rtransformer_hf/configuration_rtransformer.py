@@ -14,6 +14,7 @@
 """R-Transformer configuration."""
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 LOCAL_RNN_TYPES = ("rnn", "gru", "lstm")
@@ -181,6 +182,8 @@ class RTransformerConfig(PreTrainedConfig):
                 f"`local_rnn_implementation` must be one of {LOCAL_RNN_IMPLEMENTATIONS}, got "
                 f"{self.local_rnn_implementation!r}."
             )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {tuple(ACT2FN)}, got {self.hidden_act!r}.")
         if self.local_rnn_type not in LOCAL_RNN_TYPES:
             raise ValueError(f"`local_rnn_type` must be one of {LOCAL_RNN_TYPES}, got {self.local_rnn_type!r}.")
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):

@@ -37,6 +37,7 @@ def test_round_trip(tmp_path):
         ({"num_local_rnn_layers": -1}, "`num_local_rnn_layers` must be .* at least 0, got -1"),
         ({"local_rnn_type": "mgu"}, r"`local_rnn_type` must be one of \('rnn', 'gru', 'lstm'\), got 'mgu'"),
         ({"local_rnn_implementation": "cuda"}, "`local_rnn_implementation` must be one of .*textbook.*got 'cuda'"),
+        ({"hidden_act": "rely"}, "`hidden_act` must be one of .*relu.*got 'rely'"),
         ({"input_size": 0}, "`input_size` must be .* at least 1, got 0"),
         ({"hidden_dropout": 1.0}, "`hidden_dropout` must be at least 0 and less than 1, got 1.0"),
         ({"layer_types": ["sliding_attention"]}, "`layer_types` follows from .*sliding_attention"),
