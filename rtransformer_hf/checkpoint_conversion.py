@@ -37,8 +37,8 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedModel
 
-from .configuration_rtransformer import LOCAL_RNN_TYPES, RTransformerConfig
-from .local_rnn import num_gates
+from .configuration_rtransformer import RTransformerConfig
+from .local_rnn import CELLS, num_gates
 from .modeling_rtransformer import (
     RTransformerForCausalLM,
     RTransformerForPolyphonicMusic,
@@ -362,7 +362,7 @@ def convert_official_state_dict(
 
     hidden_size = state_dict["rt.forward_net.0.pooling.linears.0.bias"].numel()
     gates_size = state_dict["rt.forward_net.0.layers.0.local_rnn.rnn.bias_ih_l0"].numel()
-    cells = {num_gates(cell) * hidden_size: cell for cell in LOCAL_RNN_TYPES}
+    cells = {num_gates(cell) * hidden_size: cell for cell in CELLS}
     if gates_size not in cells:
         raise ValueError(f"The LocalRNN's biases must have one of the sizes {sorted(cells)}, got {gates_size}.")
     if architecture is RTransformerForCausalLM:

@@ -17,8 +17,7 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-LOCAL_RNN_TYPES = ("rnn", "gru", "lstm")
-LOCAL_RNN_IMPLEMENTATIONS = (None, "textbook", "shared_projection", "blocked", "triton")
+from .local_rnn import CELLS, IMPLEMENTATIONS
 
 
 @strict
@@ -177,15 +176,15 @@ class RTransformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value}.")
-        if self.local_rnn_implementation not in LOCAL_RNN_IMPLEMENTATIONS:
+        if self.local_rnn_implementation not in (None, *IMPLEMENTATIONS):
             raise ValueError(
-                f"`local_rnn_implementation` must be one of {LOCAL_RNN_IMPLEMENTATIONS}, got "
+                f"`local_rnn_implementation` must be one of {IMPLEMENTATIONS} or None, got "
                 f"{self.local_rnn_implementation!r}."
             )
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {tuple(ACT2FN)}, got {self.hidden_act!r}.")
-        if self.local_rnn_type not in LOCAL_RNN_TYPES:
-            raise ValueError(f"`local_rnn_type` must be one of {LOCAL_RNN_TYPES}, got {self.local_rnn_type!r}.")
+        if self.local_rnn_type not in CELLS:
+            raise ValueError(f"`local_rnn_type` must be one of {tuple(CELLS)}, got {self.local_rnn_type!r}.")
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)}.")
