@@ -21,8 +21,8 @@ Inputs before the start of the sequence are zero vectors: they are fed to the RN
 
 Three forms compute the same function. `textbook_local_rnn` says what it is. `shared_projection_local_rnn` projects
 each input once instead of once for each of the K windows that hold it. `blocked_local_rnn` does that with a backward
-pass of its own, and keeps nothing but the inputs for it. The first two take the two projections of the cell as
-callables; `local_rnn` is the operator over plain weights, and chooses among the forms.
+pass of its own, which keeps less and touches less than autograd would. The first two take the two projections of the
+cell as callables; `local_rnn` is the operator over plain weights, and chooses among the forms.
 """
 
 import math
@@ -176,103 +176,125 @@ def advance_windows(
 # --- The blocked form ---
 #
 # Given the inputs, positions are independent of each other: a block of them runs all K steps, and all of them back,
-# while it is in cache. The backward pass computes the states of a block anew, so that nothing but the inputs is kept
-# for it. Within a block time comes last, (gates * hidden, positions): each gate is one contiguous piece of memory, and
-# the input of a step is a shifted slice of the projected block.
+# before the next one does. For the backward pass the gates of the last steps are kept, and those of the first steps
+# are computed anew. A block is laid out as (features, positions): a gate is a run of rows. Positions go by time, then
+# by row of the batch, so that the inputs of a step are a run of columns of the projected block.
 
-BLOCK_SIZE = 2**18  # positions * hidden: large enough for the matrix products, small enough for the cache
+BLOCK_POSITIONS = 2048  # in a block, at least: enough for the rate of the matrix products
+BLOCK_SIZE = 2**18  # positions * hidden, at least: enough for the work of a call to outweigh the call
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y)
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y)
 
 
+def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
+    """inputs + recurrent_weight @ state; the weight is None where the state is zero."""
+    if recurrent_weight is None:
+        return out.copy_(inputs)
+    return torch.addmm(inputs, recurrent_weight, state, out=out)
+
+
 class RNNSteps:
     """
-    A step of the plain RNN over a block, and the step back, both in place.
+    A step of the plain RNN over a block, in two halves, and the step back. All write into memory that they are given.
 
-    Forward: `gates` (gate rows * hidden, positions) holds the input's part plus the state's part and becomes what the
-    way back needs; `new_states` (state tensors, hidden, positions) is written. `states` is None for the zero state.
-    Backward: `grads`, of the shape of the states, holds the gradients of the new states and becomes those of the
-    states, what goes through the gates aside; `gates` becomes its own gradient.
+    `activate` computes the gates (gates * hidden, positions), all that needs a product, from the projected inputs
+    (input rows * hidden, positions) and the states (state tensors, hidden, positions). `advance` computes the new
+    states, which may be the memory of the states, and what the way back needs beside, `derived` (derived rows *
+    hidden, positions). In `backward`, `grads` holds the gradients of the new states and becomes those of the states,
+    what goes through the gates aside; `grad_inputs` becomes the gradient of the projected inputs.
     """
 
-    num_gate_rows, num_states = 1, 1
+    num_input_rows, num_states, num_derived_rows = 1, 1, 0
+    is_residual = False  # whether a part of the hidden state goes into the new one without going through the gates
 
     @staticmethod
-    def forward(gates, states, new_states):
-        torch.tanh(gates, out=new_states[0])
+    def activate(inputs, recurrent_weight, states, gates):
+        add_recurrent(inputs, recurrent_weight, states[0], out=gates).tanh_()
 
     @staticmethod
-    def backward(gates, states, new_states, grads):
-        tanh_backward(grads[0], new_states[0], grad_input=gates)
-        grads.zero_()
+    def advance(inputs, gates, states, derived, new_states):
+        new_states[0] = gates
+
+    @staticmethod
+    def backward(gates, derived, states, grads, grad_inputs):
+        tanh_backward(grads[0], gates, grad_input=grad_inputs)
 
 
 class GRUSteps:
-    """The state's part of the new gate is multiplied by the reset gate: it has rows of its own, the first."""
+    """
+    The state's part of the new gate is multiplied by the reset gate, so that it counts as a gate of its own, and what
+    it is added to, its bias, as an input: (recurrent new, reset, update) and (its bias, reset, update, new).
+    """
 
-    num_gate_rows, num_states = 4, 1
-
-    @staticmethod
-    def forward(gates, states, new_states):
-        recurrent_new, reset, update, new = gates.chunk(4)
-        gates[len(reset) : 3 * len(reset)].sigmoid_()  # reset and update
-        new.addcmul_(reset, recurrent_new).tanh_()
-        if states is None:
-            torch.addcmul(new, new, update, value=-1, out=new_states[0])
-        else:
-            torch.lerp(new, states[0], update, out=new_states[0])
+    num_input_rows, num_states, num_derived_rows = 4, 1, 1
+    is_residual = True
 
     @staticmethod
-    def backward(gates, states, new_states, grads):
-        recurrent_new, reset, update, new = gates.chunk(4)
-        grad = grads[0]
-        through_update = new.neg() if states is None else states[0] - new
-        through_update.mul_(grad)
-        through_new = torch.addcmul(grad, grad, update, value=-1)
+    def activate(inputs, recurrent_weight, states, gates):
+        hidden_size = len(states[0])
+        add_recurrent(inputs[:-hidden_size], recurrent_weight, states[0], out=gates)
+        gates[hidden_size:].sigmoid_()
+
+    @staticmethod
+    def advance(inputs, gates, states, derived, new_states):
+        recurrent_new, reset, update = gates.chunk(3)
+        new = torch.addcmul(inputs[-len(update) :], reset, recurrent_new, out=derived).tanh_()
+        torch.lerp(new, states[0], update, out=new_states[0])
+
+    @staticmethod
+    def backward(gates, derived, states, grads, grad_inputs):
+        recurrent_new, reset, update = gates.chunk(3)
+        grad_recurrent_new, grad_reset, grad_update, grad_new = grad_inputs.chunk(4)
+        hidden_size, grad = len(update), grads[0]
+        torch.addcmul(grad, grad, update, value=-1, out=grad_new)
+        tanh_backward(grad_new, derived, grad_input=grad_new)
+        torch.mul(grad_new, reset, out=grad_recurrent_new)
+        torch.mul(grad_new, recurrent_new, out=grad_reset)
+        torch.sub(states[0], derived, out=grad_update).mul_(grad)
+        reset_and_update = grad_inputs[hidden_size:-hidden_size]
+        sigmoid_backward(reset_and_update, gates[hidden_size:], grad_input=reset_and_update)
         grad.mul_(update)
-        sigmoid_backward(through_update, update, grad_input=update)
-        tanh_backward(through_new, new, grad_input=new)
-        through_reset = torch.mul(new, recurrent_new, out=through_update)
-        torch.mul(new, reset, out=recurrent_new)
-        sigmoid_backward(through_reset, reset, grad_input=reset)
 
 
 class LSTMSteps:
-    num_gate_rows, num_states = 4, 2
+    num_input_rows, num_states, num_derived_rows = 4, 2, 1
+    is_residual = False
 
     @staticmethod
-    def forward(gates, states, new_states):
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
-        hidden, cell = new_states
-        gates[: 2 * len(cell)].sigmoid_()  # input and forget gate
+    def activate(inputs, recurrent_weight, states, gates):
+        add_recurrent(inputs, recurrent_weight, states[0], out=gates)
+        _, _, candidate, output_gate = gates.chunk(4)
+        gates[: 2 * len(candidate)].sigmoid_()  # input and forget gate
         candidate.tanh_()
         output_gate.sigmoid_()
-        if states is None:
-            torch.mul(input_gate, candidate, out=cell)
-        else:
-            torch.mul(forget_gate, states[1], out=cell).addcmul_(input_gate, candidate)
-        torch.tanh(cell, out=hidden).mul_(output_gate)
 
     @staticmethod
-    def backward(gates, states, new_states, grads):
+    def advance(inputs, gates, states, derived, new_states):
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
-        hidden_grad, cell_grad = grads
-        cell_tanh = new_states[1].tanh()
-        through_hidden = hidden_grad * output_gate
-        cell_grad.add_(tanh_backward(through_hidden, cell_tanh, grad_input=through_hidden))
-        sigmoid_backward(hidden_grad.mul_(cell_tanh), output_gate, grad_input=output_gate)
-        through_candidate = torch.mul(cell_grad, input_gate, out=cell_tanh)
-        through_input = torch.mul(cell_grad, candidate, out=through_hidden)
-        tanh_backward(through_candidate, candidate, grad_input=candidate)
-        sigmoid_backward(through_input, input_gate, grad_input=input_gate)
-        if states is None:
-            forget_gate.zero_()
-        else:
-            through_forget = torch.mul(cell_grad, states[1], out=through_input)
-            cell_grad.mul_(forget_gate)
-            sigmoid_backward(through_forget, forget_gate, grad_input=forget_gate)
-        hidden_grad.zero_()
+        hidden, cell = new_states
+        torch.mul(forget_gate, states[1], out=cell).addcmul_(input_gate, candidate)
+        torch.tanh(cell, out=derived)
+        torch.mul(derived, output_gate, out=hidden)
+
+    @staticmethod
+    def backward(gates, derived, states, grads, grad_inputs):
+        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
+        grad_input_gate, grad_forget_gate, grad_candidate, grad_output_gate = grad_inputs.chunk(4)
+        grad_hidden, grad_cell = grads
+        torch.mul(grad_hidden, derived, out=grad_output_gate)
+        sigmoid_backward(grad_output_gate, output_gate, grad_input=grad_output_gate)
+        grad_hidden.mul_(output_gate)
+        grad_cell.add_(tanh_backward(grad_hidden, derived, grad_input=grad_hidden))
+        torch.mul(grad_cell, input_gate, out=grad_candidate)
+        tanh_backward(grad_candidate, candidate, grad_input=grad_candidate)
+        torch.mul(grad_cell, candidate, out=grad_input_gate)
+        torch.mul(grad_cell, states[1], out=grad_forget_gate)
+        input_and_forget = slice(2 * len(candidate))
+        sigmoid_backward(
+            grad_inputs[input_and_forget], gates[input_and_forget], grad_input=grad_inputs[input_and_forget]
+        )
+        grad_cell.mul_(forget_gate)
 
 
 STEPS = {"rnn": RNNSteps, "gru": GRUSteps, "lstm": LSTMSteps}
@@ -282,120 +304,137 @@ class BlockedLocalRNN(torch.autograd.Function):
     """(batch, window - 1 + time, input) -> (batch, time, hidden). The weights are those of `local_rnn`."""
 
     @staticmethod
-    def forward(ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, cell, window_size):
-        ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias)
-        ctx.cell, ctx.window_size = cell, window_size
-        weights = step_weights(STEPS[cell], input_weight, recurrent_weight, input_bias, recurrent_bias)
-        hidden_size, length = recurrent_weight.shape[1], inputs.shape[1] - window_size + 1
-        output = inputs.new_empty(len(inputs), length, hidden_size)
-        for rows, times in blocks(len(inputs), length, hidden_size):
+    def forward(ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, cell, window_size, num_kept):
+        ctx.cell, ctx.window_size, ctx.num_kept = cell, window_size, num_kept
+        cell = BlockedCell(STEPS[cell], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, cell.hidden_size)
+        kept = []
+        for rows, times in blocks(*output.shape):
             block = inputs[rows, times.start : times.stop + window_size - 1]
-            _, states = run_block(STEPS[cell], block, *weights, window_size, keep=False)
-            output[rows, times] = states[0, :, 0].unflatten(1, (len(block), -1)).movedim(0, -1)
+            num_positions = len(block) * (times.stop - times.start)
+            kept.append(cell.empty_gates(num_kept, num_positions))
+            # What is not kept is written to the same memory at every step.
+            gates = [cell.empty_gates(1, num_positions)[0]] * (window_size - num_kept)
+            derived = [cell.empty_derived(1, num_positions)[0]] * window_size
+            states = [cell.empty_states(1, num_positions)[0]] * (window_size + 1)
+            cell.run(to_columns(block), len(block), [*gates, *kept[-1]], derived, states, num_unknown=window_size)
+            output[rows, times] = from_columns(states[-1][0], len(block))
+        ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        inputs, input_weight, recurrent_weight, input_bias, recurrent_bias = ctx.saved_tensors
-        steps, window_size = STEPS[ctx.cell], ctx.window_size
-        weights = step_weights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
-        step_weight = weights[1]
-        gates_size, hidden_size = recurrent_weight.shape
-        own_rows = steps.num_gate_rows * hidden_size - gates_size  # of gates in which input and state do not add
+        inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept = ctx.saved_tensors
+        cell = BlockedCell(STEPS[ctx.cell], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        num_unknown = ctx.window_size - ctx.num_kept
 
         # Sums over the blocks are kept in float32 at least.
         sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
-        grad_inputs = inputs.new_zeros(inputs.shape)
+        grad_inputs = torch.zeros_like(inputs)
         grad_input_weight = torch.zeros_like(input_weight, dtype=sum_dtype)
-        grad_step_weight = torch.zeros_like(recurrent_weight, dtype=sum_dtype)
-        grad_input_bias = torch.zeros(gates_size, dtype=sum_dtype, device=inputs.device)
-        grad_own_bias = torch.zeros(own_rows, dtype=sum_dtype, device=inputs.device)
+        grad_recurrent_weight = torch.zeros_like(recurrent_weight, dtype=sum_dtype)
+        grad_input_bias = inputs.new_zeros(cell.gates_size, dtype=sum_dtype)
+        grad_own_bias = inputs.new_zeros(cell.own_size, dtype=sum_dtype)
 
-        for rows, times in blocks(*grad_output.shape[:2], hidden_size):
-            with_past = slice(times.start, times.stop + window_size - 1)
-            block, length = inputs[rows, with_past], times.stop - times.start
-            gates, states = run_block(steps, block, *weights, window_size, keep=True)
-            grads = gates.new_zeros(steps.num_states, hidden_size, gates.shape[-1])
-            grads[0].unflatten(1, (-1, length)).copy_(grad_output[rows, times].movedim(-1, 0))
-            grad_projected = gates.new_zeros(gates_size, len(block), block.shape[1])
-            for step in reversed(range(window_size)):
-                step_gates = gates[:, step]
-                steps.backward(step_gates, states[:, :, step] if step > 0 else None, states[:, :, step + 1], grads)
-                grad_projected[..., step : step + length] += step_gates[own_rows:].unflatten(1, (-1, length))
+        for (rows, times), block_kept in zip(blocks(*grad_output.shape), kept, strict=True):
+            with_past = slice(times.start, times.stop + ctx.window_size - 1)
+            num_rows, num_positions = rows.stop - rows.start, block_kept.shape[-1]
+            block = to_columns(inputs[rows, with_past])
+            gates = [*cell.empty_gates(num_unknown, num_positions), *block_kept]
+            derived = [*cell.empty_derived(ctx.window_size, num_positions)]
+            states = [*cell.empty_states(ctx.window_size + 1, num_positions)]
+            cell.run(block, num_rows, gates, derived, states, num_unknown)
+
+            grad_states = torch.zeros_like(states[0])
+            grad_states[0] = to_columns(grad_output[rows, times])
+            grad_step = inputs.new_empty(cell.own_size + cell.gates_size, num_positions)
+            grad_projected = inputs.new_zeros(cell.gates_size, block.shape[1])
+            for step in reversed(range(ctx.window_size)):
+                cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_step)
+                first = step * num_rows
+                grad_projected[:, first : first + num_positions] += grad_step[cell.own_size :]
+                grad_own_bias += grad_step[: cell.own_size].sum(1, dtype=sum_dtype)
                 if step > 0:
-                    grads[0].addmm_(step_weight.t(), step_gates[:gates_size])
-            grad_projected = grad_projected.flatten(1)
-            grad_inputs[rows, with_past] += (grad_projected.t() @ input_weight).view(block.shape)
-            grad_input_weight += grad_projected @ block.flatten(0, 1)
+                    grad_gates = grad_step[: cell.gates_size]
+                    grad_states[0].addmm_(
+                        cell.recurrent_weight.t(), grad_gates, beta=1 if cell.steps.is_residual else 0
+                    )
+                    grad_recurrent_weight += grad_gates @ states[step][0].t()
+            grad_inputs[rows, with_past] += from_columns(input_weight.t() @ grad_projected, num_rows)
+            grad_input_weight += grad_projected @ block.t()
             grad_input_bias += grad_projected.sum(1, dtype=sum_dtype)
-            grad_step_weight += gates[:gates_size, 1:].flatten(1) @ states[0, :, 1:-1].flatten(1).t()
-            grad_own_bias += gates[:own_rows].sum((1, 2), dtype=sum_dtype)
 
-        grad_step_bias = torch.cat([grad_own_bias, grad_input_bias[: gates_size - own_rows]])
+        grad_recurrent_bias = torch.cat([grad_own_bias, grad_input_bias[: cell.gates_size - cell.own_size]])
         return (
             grad_inputs,
             grad_input_weight.to(input_weight.dtype),
-            grad_step_weight.roll(-own_rows, dims=0).to(recurrent_weight.dtype),
+            grad_recurrent_weight.roll(-cell.own_size, dims=0).to(recurrent_weight.dtype),
             None if input_bias is None else grad_input_bias.to(input_bias.dtype),
-            None if recurrent_bias is None else grad_step_bias.roll(-own_rows).to(recurrent_bias.dtype),
-            None,
-            None,
+            None if recurrent_bias is None else grad_recurrent_bias.roll(-cell.own_size).to(recurrent_bias.dtype),
+            *(None,) * 3,
         )
 
 
-def step_weights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias) -> tuple[torch.Tensor, ...]:
+class BlockedCell:
     """
-    The weights as `run_block` takes them: the recurrent part of a GRU's new gate comes first, and where the parts of
-    input and state are added the two biases are one. Returns the input weight, recurrent weight, and their biases.
+    A cell with its weights in the order of a block's rows: a GRU's recurrent part of the new gate has rows of its own,
+    the first. In all other rows the parts of input and state are added, and their two biases are one.
     """
-    gates_size, hidden_size = recurrent_weight.shape
-    own_rows = steps.num_gate_rows * hidden_size - gates_size
-    zeros = recurrent_weight.new_zeros(gates_size)
-    recurrent_bias = (zeros if recurrent_bias is None else recurrent_bias).roll(own_rows)
-    input_bias = zeros.clone() if input_bias is None else input_bias.clone()
-    input_bias[: gates_size - own_rows] += recurrent_bias[own_rows:]
-    return input_weight, recurrent_weight.roll(own_rows, dims=0), input_bias, recurrent_bias[:own_rows]
+
+    def __init__(self, steps, input_weight, recurrent_weight, input_bias, recurrent_bias):
+        self.steps = steps
+        self.gates_size, self.hidden_size = recurrent_weight.shape
+        self.own_size = steps.num_input_rows * self.hidden_size - self.gates_size
+        self.input_weight = input_weight
+        self.recurrent_weight = recurrent_weight.roll(self.own_size, dims=0)
+        zeros = recurrent_weight.new_zeros(self.gates_size)
+        recurrent_bias = (zeros if recurrent_bias is None else recurrent_bias).roll(self.own_size)
+        self.own_bias = recurrent_bias[: self.own_size]
+        self.input_bias = zeros if input_bias is None else input_bias.clone()
+        self.input_bias[: self.gates_size - self.own_size] += recurrent_bias[self.own_size :]
+
+    def empty_gates(self, num_steps: int, num_positions: int) -> torch.Tensor:
+        return self.recurrent_weight.new_empty(num_steps, self.gates_size, num_positions)
+
+    def empty_derived(self, num_steps: int, num_positions: int) -> torch.Tensor:
+        size = self.steps.num_derived_rows * self.hidden_size
+        return self.recurrent_weight.new_empty(num_steps, size, num_positions)
+
+    def empty_states(self, num_steps: int, num_positions: int) -> torch.Tensor:
+        return self.recurrent_weight.new_empty(num_steps, self.steps.num_states, self.hidden_size, num_positions)
+
+    def run(self, block, num_rows, gates, derived, states, num_unknown):
+        """
+        Runs the steps of a block of inputs (input, (window - 1 + time) * rows), from the zero state. Of `gates`, the
+        first `num_unknown` are computed; there is one of each for every step, and one of `states` more.
+        """
+        projected = block.new_empty(self.own_size + self.gates_size, block.shape[1])
+        projected[: self.own_size] = self.own_bias[:, None]
+        torch.addmm(self.input_bias[:, None], self.input_weight, block, out=projected[self.own_size :])
+
+        states[0].zero_()
+        for step, step_gates in enumerate(gates):
+            inputs = projected[:, step * num_rows :][:, : step_gates.shape[1]]
+            if step < num_unknown:
+                recurrent_weight = self.recurrent_weight if step > 0 else None
+                self.steps.activate(inputs, recurrent_weight, states[step], step_gates)
+            self.steps.advance(inputs, step_gates, states[step], derived[step], states[step + 1])
 
 
-def run_block(
-    steps,
-    inputs: torch.Tensor,
-    input_weight: torch.Tensor,
-    recurrent_weight: torch.Tensor,
-    input_bias: torch.Tensor,
-    own_bias: torch.Tensor,
-    window_size: int,
-    keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Runs all steps of a block: inputs (rows, window - 1 + time, input), weights from `step_weights`.
+def to_columns(block: torch.Tensor) -> torch.Tensor:
+    """(rows, time, features) -> (features, time * rows)"""
+    return block.transpose(0, 1).flatten(0, 1).t()
 
-    Returns:
-        The gates (gate rows * hidden, steps, rows * time) and states (state tensors, hidden, steps + 1, rows * time),
-        the first of which is not written; or, where they are not to be kept, those of the last step alone.
-    """
-    rows, length = inputs.shape[0], inputs.shape[1] - window_size + 1
-    gates_size, hidden_size = recurrent_weight.shape
-    own_rows = len(own_bias)
-    projected = torch.addmm(input_bias[:, None], input_weight, inputs.flatten(0, 1).t()).unflatten(1, (rows, -1))
-    gates = inputs.new_empty(steps.num_gate_rows * hidden_size, window_size if keep else 1, rows * length)
-    states = inputs.new_empty(steps.num_states, hidden_size, window_size + 1 if keep else 1, rows * length)
-    last_states = None
-    for step in range(window_size):
-        step_gates, new_states = gates[:, step if keep else 0], states[:, :, step + 1 if keep else 0]
-        step_gates[own_rows:].unflatten(1, (rows, length)).copy_(projected[..., step : step + length])
-        step_gates[:own_rows] = own_bias[:, None]
-        if last_states is not None:
-            step_gates[:gates_size].addmm_(recurrent_weight, last_states[0])
-        steps.forward(step_gates, last_states, new_states)
-        last_states = new_states
-    return gates, states
+
+def from_columns(columns: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """(features, time * rows) -> (rows, time, features)"""
+    return columns.t().contiguous().unflatten(0, (-1, num_rows)).transpose(0, 1)
 
 
 def blocks(batch_size: int, length: int, hidden_size: int) -> Iterator[tuple[slice, slice]]:
     """Slices of rows and times that make up a block each: several rows whole, or an equal part of one."""
-    positions = max(1, BLOCK_SIZE // hidden_size)
+    positions = max(BLOCK_POSITIONS, BLOCK_SIZE // hidden_size)
     rows = max(1, positions // length)
     times = math.ceil(length / math.ceil(length / positions))
     for row in range(0, batch_size, rows):
@@ -422,18 +461,19 @@ def blocked_local_rnn(
         input_bias,
         recurrent_bias,
     )
+    has_backward = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    num_kept = (window_size + 1) // 2 if has_backward else 0  # more would take more memory, less more products
     device_type = hidden_states.device.type
     if torch.is_autocast_enabled(device_type):  # what autocast does for a linear layer
         dtype = torch.get_autocast_dtype(device_type)
         tensors = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
     with torch.autocast(device_type, enabled=False):
-        return BlockedLocalRNN.apply(*tensors, cell, window_size)
+        return BlockedLocalRNN.apply(*tensors, cell, window_size, num_kept)
 
 
 # --- The operator ---
 
 IMPLEMENTATIONS = ("textbook", "shared_projection", "blocked", "triton")
-LARGE = 2**21  # inputs * window, in numbers
 
 
 def local_rnn(
@@ -477,7 +517,7 @@ def local_rnn(
     if window_size < 1:
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
-        implementation = choose_implementation(hidden_states, window_size, sequence_positions)
+        implementation = choose_implementation(hidden_states, sequence_positions)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
     expected_past = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
@@ -513,13 +553,10 @@ def local_rnn(
     )
 
 
-def choose_implementation(
-    hidden_states: torch.Tensor, window_size: int, sequence_positions: torch.Tensor | None
-) -> str:
+def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch.Tensor | None) -> str:
     """
-    "blocked" on a CPU where the states of all windows are more than its cache holds; below that the plain form is as
-    fast. A compiler fuses the plain form by itself and would unroll the blocks, and packed sequences need its mask.
+    "blocked" on a CPU. A compiler fuses the plain form by itself and would unroll the blocks, and packed sequences
+    need the plain form's mask.
     """
-    is_large = hidden_states.numel() * window_size > LARGE
     is_plain = hidden_states.device.type == "cpu" and sequence_positions is None and not is_tracing(hidden_states)
-    return "blocked" if is_large and is_plain else "shared_projection"
+    return "blocked" if is_plain else "shared_projection"

@@ -95,6 +95,7 @@ def test_bfloat16_error_is_that_of_the_textbook_form(cell, implementation):
 @pytest.mark.parametrize("block_size", [1, 24, 100, 10**6])
 def test_blocks_change_nothing(cell, block_size, monkeypatch):
     monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_SIZE", block_size)
+    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_POSITIONS", 1)
     inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
     results = []
     for implementation in ("textbook", "blocked"):
