@@ -17,6 +17,7 @@ Measures this package's model beside the algorithm of the published code and bes
     python scripts/benchmark.py operator                         # the LocalRNN alone, in each of its implementations
     python scripts/benchmark.py train --configs smnist ptb_char  # forward pass and full training step
     python scripts/benchmark.py generate --contexts 64 1024      # prefill, then a token at a time
+    python scripts/benchmark.py growth                           # time and memory against the length of the sequence
     python scripts/benchmark.py train --device cuda --dtype bfloat16 --compile
 
 Prints a table and writes it as JSON and as a picture. In every round all contenders take their turn, and so do a
@@ -49,7 +50,7 @@ import signal
 import statistics
 import sys
 import timeit
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -94,7 +95,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 COPY_SIZE = 2**28  # bytes: more than a cache holds
 TOKENS_AFTER_PREFILL = 16
-PHASES = {"operator": ("forward", "step"), "train": ("forward", "step"), "generate": ("prefill", "token")}
+TRAIN_PHASES, GENERATE_PHASES = ("forward", "step"), ("prefill", "token")
+PHASES = {"operator": TRAIN_PHASES, "train": TRAIN_PHASES, "generate": GENERATE_PHASES, "growth": TRAIN_PHASES}
 
 
 class Sizes(NamedTuple):
@@ -168,6 +170,8 @@ class Phase:
 def contender_names(args: argparse.Namespace) -> list[str]:
     if args.command == "operator":
         return [*(name for name in IMPLEMENTATIONS if args.implementation in (name, None)), "published"]
+    if args.command == "growth":
+        return ["local_rnn", "ours"]
     return ["ours", "published", *args.peers]
 
 
@@ -179,27 +183,31 @@ def make_contender(args: argparse.Namespace, setting: Setting, name: str) -> tup
     """A contender's model, or its operator, and what to time of it."""
     config = setting.config
     config.local_rnn_implementation = name if args.command == "operator" else args.implementation
+    is_operator = args.command == "operator" or name == "local_rnn"
     if name == "published":
-        model = LocalRNN(config) if args.command == "operator" else PublishedRTransformer(setting.architecture, config)
+        model = LocalRNN(config) if is_operator else PublishedRTransformer(setting.architecture, config)
     elif name in PEERS:
         is_causal_lm = setting.architecture is RTransformerForCausalLM
         peer = peer_config(name, setting)
         model = AutoModelForCausalLM.from_config(peer) if is_causal_lm else VectorPeer(setting, peer)
     else:
-        model = RTransformerLocalRNNCell(config) if args.command == "operator" else setting.architecture(config)
+        model = RTransformerLocalRNNCell(config) if is_operator else setting.architecture(config)
         if args.compile is not None:
             model.compile(mode=args.compile)
     model.to(args.device)
-    return model, (generate_phases if args.command == "generate" else train_phases)(args, setting, name, model)
+    phases = generate_phases if args.command == "generate" else partial(train_phases, is_operator)
+    return model, phases(args, setting, name, model)
 
 
-def train_phases(args: argparse.Namespace, setting: Setting, name: str, model: nn.Module) -> dict[str, Phase]:
+def train_phases(
+    is_operator: bool, args: argparse.Namespace, setting: Setting, name: str, model: nn.Module
+) -> dict[str, Phase]:
     """The forward pass, and forward and backward pass; the latter with an optimizer's step, for a whole model."""
     dtype = contender_dtype(args, name)
     autocast = torch.autocast(args.device, dtype, enabled=dtype != torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     shape = (setting.batch_size, setting.length)
-    if args.command == "operator":
+    if is_operator:
         inputs = torch.randn(*shape, setting.config.hidden_size, device=args.device, requires_grad=True)
         optimizer.add_param_group({"params": inputs})  # which clears its gradient as it does theirs
     else:
@@ -207,12 +215,12 @@ def train_phases(args: argparse.Namespace, setting: Setting, name: str, model: n
 
     def graph() -> torch.Tensor:
         with autocast:
-            return model(inputs) if args.command == "operator" else model(**batch).loss
+            return model(inputs) if is_operator else model(**batch).loss
 
     def step():
         outputs = graph()
         outputs.backward(torch.ones_like(outputs))
-        if args.command == "train":
+        if not is_operator:
             optimizer.step()
         optimizer.zero_grad()
 
@@ -251,12 +259,12 @@ def generate_phases(args: argparse.Namespace, setting: Setting, name: str, model
     if name == "published":
         longer = {name: torch.cat([values, last[name]], dim=1) for name, values in prompt.items()}
         return {
-            "prefill": Phase(partial(without_cache, prompt), setting.length),
-            "token": Phase(partial(without_cache, longer), 1),
+            "prefill": Phase(partial(without_cache, prompt), setting.batch_size * setting.length),
+            "token": Phase(partial(without_cache, longer), setting.batch_size),
         }
     return {
-        "prefill": Phase(prefill, setting.length),
-        "token": Phase(token, 1, prepare=prefill, calls=TOKENS_AFTER_PREFILL),
+        "prefill": Phase(prefill, setting.batch_size * setting.length),
+        "token": Phase(token, setting.batch_size, prepare=prefill, calls=TOKENS_AFTER_PREFILL),
     }
 
 
@@ -359,7 +367,12 @@ def machine_phases(args: argparse.Namespace) -> dict[str, Phase]:
 
 
 def floor_flops(command: str, setting: Setting) -> dict[str, int]:
-    """The floor work, in floating-point operations, of each phase but the single token, which no product limits."""
+    """
+    The floor work, in floating-point operations, of each phase but the single token, which no product limits, and but
+    those of growth, whose contenders differ in it.
+    """
+    if command == "growth":
+        return {}
     config, tokens = setting.config, setting.batch_size * setting.length
     product = 2 * tokens * config.hidden_size * num_gates(config.local_rnn_type) * config.hidden_size
     flops = config.local_window_size * product
@@ -500,7 +513,8 @@ def format_table(rows: list[dict]) -> str:
     """Markdown. Ratios of speed: how many times as fast; of memory: how many times as much."""
     ratios = {name: f"x {name.removeprefix('speed_ratio_to_')}" for name in rows[0] if name.startswith("speed_ratio")}
     columns = {
-        **{name: (name, str) for name in ("config", "length", "phase", "contender", "dtype")},
+        **{name: (name.replace("_size", ""), str) for name in ("config", "batch_size", "length")},
+        **{name: (name, str) for name in ("phase", "contender", "dtype")},
         "seconds": ("ms", lambda seconds: f"{seconds * 1e3:.3f}"),
         "tokens_per_second": ("tokens/s", "{:,.0f}".format),
         **{name: (header, "{:.2f}".format) for name, header in ratios.items()},
@@ -511,6 +525,7 @@ def format_table(rows: list[dict]) -> str:
         "share_of_limit": ("of limit", "{:.1%}".format),
         "note": ("note", str),
     }
+    columns = {name: column for name, column in columns.items() if any(row[name] is not None for row in rows)}
     lines = [[header for header, _ in columns.values()], ["---"] * len(columns)]
     for row in rows:
         lines.append(["" if row[name] is None else form(row[name]) for name, (_, form) in columns.items()])
@@ -541,6 +556,28 @@ def plot(rows: list[dict]) -> bytes:
     return picture.getvalue()
 
 
+def plot_growth(rows: list[dict]) -> bytes:
+    """A picture: time and peak memory of a training step against the length, both axes logarithmic."""
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    lines = list(dict.fromkeys((row["config"], row["contender"]) for row in rows))
+    columns = {"seconds": "seconds a step", "saved_bytes": "bytes kept for the backward pass", "peak_bytes": "peak"}
+    for axes, (column, label) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):
+        for config, contender in lines:
+            points = [
+                (row["length"], row[column])
+                for row in rows
+                if (row["config"], row["contender"], row["phase"]) == (config, contender, "step") and row[column]
+            ]
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"{config}, {contender}")
+        axes.set(title=label, xlabel="length", xscale="log", yscale="log")
+        axes.set_xticks(*[sorted({row["length"] for row in rows})] * 2, rotation=45)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    return picture.getvalue()
+
+
 def environment(device: str) -> dict:
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
@@ -560,7 +597,6 @@ def environment(device: str) -> dict:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     common = argparse.ArgumentParser(add_help=False)
     flag = common.add_argument
-    flag("--configs", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="(default: all)")
     flag("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     flag(
         "--dtype", choices=DTYPES, default="float32", help="of all but the published algorithm (default: %(default)s)"
@@ -569,6 +605,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     flag("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="compile ours, in this mode")
     flag("--rounds", type=int, default=7, help="a time is the median of so many (default: %(default)s)")
     flag("--output_dir", default="outputs/benchmark", help="(default: %(default)s)")
+
+    configs = argparse.ArgumentParser(add_help=False)
+    configs.add_argument("--configs", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="(default: all)")
 
     peers = argparse.ArgumentParser(add_help=False)
     flag = peers.add_argument
@@ -586,15 +625,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add_command = partial(parser.add_subparsers(dest="command", required=True).add_parser, allow_abbrev=False)
-    add_command("operator", parents=[common], help="the LocalRNN alone")
-    add_command("train", parents=[common, peers], help="forward pass and full training step")
-    generate = add_command("generate", parents=[common, peers], help="prefill, and a token after it")
+    add_command("operator", parents=[configs, common], help="the LocalRNN alone")
+    train = add_command("train", parents=[configs, common, peers], help="forward pass and full training step")
+    train.add_argument("--no-dropout", dest="dropout", action="store_false", help="train all without dropout")
+    generate = add_command("generate", parents=[configs, common, peers], help="prefill, and a token after it")
     generate.add_argument(
         "--contexts",
         type=int,
         nargs="+",
         default=(64, 256, 1024),
         help="lengths of the prefill (default: %(default)s)",
+    )
+    generate.add_argument("--batch_size", type=int, default=1, help="(default: %(default)s)")
+    growth = add_command(
+        "growth", parents=[common], help="the LocalRNN and a model of 3 blocks against the sequence length"
+    )
+    growth.add_argument("--hidden_sizes", type=int, nargs="+", default=(128, 512), help="(default: %(default)s)")
+    growth.add_argument(
+        "--lengths", type=int, nargs="+", default=[2**i for i in range(8, 15)], help="(default: %(default)s)"
     )
     args = parser.parse_args(argv)
 
@@ -603,11 +651,36 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ("rounds", args.rounds > 0, "more than 0"),
         ("time_budget", getattr(args, "time_budget", 1) > 0, "more than 0"),
         ("contexts", min(getattr(args, "contexts", [1])) > 0, "more than 0, all of them"),
+        ("batch_size", getattr(args, "batch_size", 1) > 0, "more than 0"),
+        ("lengths", min(getattr(args, "lengths", [1])) > 0, "more than 0, all of them"),
+        (
+            "hidden_sizes",
+            all(size > 0 and size % 8 == 0 for size in getattr(args, "hidden_sizes", [])),
+            "positive multiples of 8",
+        ),
         ("output_dir", not Path(args.output_dir).is_file(), "a folder, new or not"),
     ):
         if not is_accepted:
             parser.error(f"--{name} {getattr(args, name)} is not accepted; it must be {accepted}.")
     return args
+
+
+def settings_of(args: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
+    """The settings that a command measures, with the names of their configurations."""
+    if args.command == "growth":
+        for size, length in itertools.product(args.hidden_sizes, args.lengths):
+            sizes = Sizes(size, 3, 1, 8, "gru", 7, dropout=0.0)
+            yield f"d {size}", Setting(RTransformerForCausalLM, 1, length, {"vocab_size": 49}, sizes)
+        return
+    for name in args.configs:
+        setting = SETTINGS[name]
+        if args.command == "generate":
+            for length in args.contexts:
+                yield name, replace(setting, batch_size=args.batch_size, length=length)
+        elif args.command == "train" and not args.dropout:
+            yield name, replace(setting, sizes=setting.sizes._replace(dropout=0.0, embedding_dropout=0.0))
+        else:
+            yield name, setting
 
 
 def main(argv: list[str] | None = None):
@@ -619,15 +692,10 @@ def main(argv: list[str] | None = None):
         "environment": environment(args.device),
         "rows": [],
     }
-    for config_name in args.configs:
-        setting = SETTINGS[config_name]
-        settings = [setting]
-        if args.command == "generate":
-            settings = [replace(setting, batch_size=1, length=length) for length in args.contexts]
-        for setting in settings:
-            report["rows"] += measure(args, config_name, setting)
+    for config_name, setting in settings_of(args):
+        report["rows"] += measure(args, config_name, setting)
         write_whole(output, json.dumps(report, indent=2).encode())
-    write_whole(output.with_suffix(".png"), plot(report["rows"]))
+    write_whole(output.with_suffix(".png"), (plot_growth if args.command == "growth" else plot)(report["rows"]))
     print(format_table(report["rows"]))
     progress(f"Written to {output} and {output.with_suffix('.png')}")
 
