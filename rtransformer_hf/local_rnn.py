@@ -32,12 +32,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from transformers.utils import logging
 from transformers.utils.import_utils import is_tracing
 
 try:
-    from .local_rnn_triton import triton_local_rnn
+    from .local_rnn_triton import SUPPORTED_DTYPES, triton_local_rnn
 except ModuleNotFoundError:  # Triton is optional
     triton_local_rnn = None
+
+logger = logging.get_logger(__name__)
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 State = tuple[torch.Tensor, ...]  # the hidden state comes first; the LSTM's cell state follows it
@@ -503,8 +506,8 @@ def local_rnn(
         past: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
             sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
-        implementation: "textbook", "shared_projection", "blocked" or "triton" (GPU kernels, to be asked for as long as
-            they are young); None chooses among the others.
+        implementation: "textbook", "shared_projection", "blocked" (first derivatives alone, no `sequence_positions`)
+            or "triton" (GPU kernels, likewise first derivatives); None chooses, see `choose_implementation`.
 
     Returns:
         (batch, time, hidden), the last hidden state of each window.
@@ -555,8 +558,17 @@ def local_rnn(
 
 def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch.Tensor | None) -> str:
     """
-    "blocked" on a CPU. A compiler fuses the plain form by itself and would unroll the blocks, and packed sequences
-    need the plain form's mask.
+    The kernels on a GPU, where Triton is installed, and "blocked" on a CPU. There, a compiler fuses the plain form by
+    itself and would unroll the blocks, and packed sequences need the plain form's mask.
     """
-    is_plain = hidden_states.device.type == "cpu" and sequence_positions is None and not is_tracing(hidden_states)
-    return "blocked" if is_plain else "shared_projection"
+    device_type = hidden_states.device.type
+    if device_type == "cuda":
+        is_autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if is_autocast else hidden_states.dtype
+        if triton_local_rnn is not None:
+            return "triton" if dtype in SUPPORTED_DTYPES else "shared_projection"
+        if not is_tracing(hidden_states):
+            logger.warning_once("Triton is not installed: the LocalRNN runs without its GPU kernels, which is slower.")
+    elif device_type == "cpu" and sequence_positions is None and not is_tracing(hidden_states):
+        return "blocked"
+    return "shared_projection"

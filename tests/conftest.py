@@ -7,6 +7,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before Triton is imported: without a GPU its kernels run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from rtransformer_hf import RTransformerConfig
 
 

@@ -157,10 +157,10 @@ def check_rows(rows: list[dict], contenders: list[str], phases: list[str]):
 
 def test_operator(tmp_path, capsys):
     rows = run(tmp_path, "operator", "--configs", "tiny_text", "tiny_music")
-    for_gpus = [row for row in rows if row["contender"] == "triton"]
-    assert all(row["note"].startswith("left out: ") and row["seconds"] is None for row in for_gpus)
-    contenders = [name for name in (*IMPLEMENTATIONS, "published") if name != "triton"]
-    check_rows([row for row in rows if row not in for_gpus], contenders, ["forward", "step"])
+    left_out = [row for row in rows if row["contender"] == "triton" and row["note"]]  # without GPU and interpreter
+    assert all(row["note"].startswith("left out: ") and row["seconds"] is None for row in left_out)
+    contenders = [name for name in (*IMPLEMENTATIONS, "published") if name != "triton" or not left_out]
+    check_rows([row for row in rows if row not in left_out], contenders, ["forward", "step"])
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 2 + len(rows)
     assert len({line.count("|") for line in table}) == 1
@@ -179,6 +179,43 @@ def test_generate(tmp_path):
     rows = run(tmp_path, "generate", "--configs", *TINY_SETTINGS, "--contexts", "3", "6")
     check_rows(rows, ["ours", "published", *benchmark.PEERS], ["prefill", "token"])
     assert {(row["batch_size"], row["length"]) for row in rows} == {(1, 3), (1, 6)}
+
+
+def test_generate_in_batches(tmp_path):
+    rows = run(tmp_path, "generate", "--configs", "tiny_text", "--contexts", "3", "--batch_size", "5", "--no-peers")
+    assert {(row["batch_size"], row["length"]) for row in rows} == {(5, 3)}
+    for row in rows:
+        tokens = 5 if row["phase"] == "token" else 15
+        assert math.isclose(row["tokens_per_second"] * row["seconds"], tokens)
+
+
+def test_growth(tmp_path, capsys):
+    rows = run(tmp_path, "growth", "--hidden_sizes", "8", "16", "--lengths", "5", "9")
+    cells = {(row["config"], row["length"], row["contender"], row["phase"]): row for row in rows}
+    assert len(rows) == len(cells) == 2 * 2 * 2 * 2
+    assert all(row["seconds"] > 0 and row["note"] is None for row in rows)
+    for contender in ("local_rnn", "ours"):
+        short, long = (cells["d 16", length, contender, "step"]["saved_bytes"] for length in (5, 9))
+        assert 0 < short < long
+    table = capsys.readouterr().out.splitlines()
+    assert "published" not in table[0]
+    assert len(table) == 2 + len(rows)
+
+
+@pytest.mark.parametrize("flags, expected", [([], [0.1, 0.1, 0.1]), (["--no-dropout"], [0.0, 0.0, 0.0])])
+def test_dropout_can_be_left_out(flags, expected, tmp_path, monkeypatch):
+    seen = []
+    measure = benchmark.measure
+
+    def watched(args, config_name, setting):
+        seen.extend(
+            [setting.config.hidden_dropout, setting.config.attention_dropout, setting.config.embedding_dropout]
+        )
+        return measure(args, config_name, setting)
+
+    monkeypatch.setattr(benchmark, "measure", watched)
+    run(tmp_path, "train", "--configs", "tiny_text", "--no-peers", *flags)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("command", ["operator", "train", "generate"])
@@ -264,6 +301,7 @@ def test_floor_work():
         ["--time_budget", "0"],
         ["--contexts", "0"],
         ["--contexts", "8", "-1"],
+        ["--batch_size", "0"],
         ["--configs", "imagenet"],
         ["--dtype", "int8"],
         ["--device", "tpu"],
@@ -280,6 +318,15 @@ def test_bad_arguments_are_named_with_their_value(arguments, capsys):
     message = capsys.readouterr().err
     assert arguments[0] in message
     assert arguments[-1] in message
+
+
+@pytest.mark.parametrize("arguments", [["--lengths", "0"], ["--hidden_sizes", "12"], ["--hidden_sizes", "0"]])
+def test_bad_arguments_of_growth(arguments, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["growth", *arguments])
+    message = capsys.readouterr().err
+    assert arguments[0] in message
+    assert arguments[1] in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is accepted here")

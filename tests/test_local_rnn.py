@@ -1,12 +1,16 @@
 """The LocalRNN operator: both forms against torch.nn's RNNs, against each other, and their gradients."""
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from rtransformer_hf.local_rnn import CELLS, blocks, local_rnn, num_gates
+
+module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
 
 IMPLEMENTATIONS = ["textbook", "shared_projection", "blocked"]  # the GPU kernels have tests of their own
 TORCH_RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
@@ -167,6 +171,59 @@ def test_non_contiguous_inputs(implementation):
     run = partial(local_rnn, cell="gru", window_size=3, implementation=implementation)
     strided = hidden_states.transpose(0, 1).contiguous().transpose(0, 1)
     torch.testing.assert_close(run(strided, *weights), run(hidden_states, *weights))
+
+
+@pytest.mark.parametrize(
+    "device, dtype, has_triton, expected",
+    [
+        ("cpu", torch.float32, True, "blocked"),
+        ("cuda", torch.bfloat16, True, "triton"),
+        ("cuda", torch.float64, True, "shared_projection"),
+        ("cuda", torch.float32, False, "shared_projection"),
+        ("meta", torch.float32, True, "shared_projection"),
+    ],
+)
+def test_choice_of_implementation(device, dtype, has_triton, expected, monkeypatch):
+    monkeypatch.setattr(module, "triton_local_rnn", object() if has_triton else None)
+    monkeypatch.setattr(module, "SUPPORTED_DTYPES", (torch.float32, torch.bfloat16, torch.float16), raising=False)
+    warnings = []
+    monkeypatch.setattr(module.logger, "warning_once", warnings.append)
+    hidden_states = SimpleNamespace(device=torch.device(device), dtype=dtype)  # there need not be such a device
+    assert module.choose_implementation(hidden_states, sequence_positions=None) == expected
+    assert len(warnings) == (device == "cuda" and not has_triton)
+
+
+def test_packed_sequences_and_traces_on_a_cpu_take_the_plain_form():
+    hidden_states = torch.zeros(1, 2, 3)
+    assert module.choose_implementation(hidden_states, torch.zeros(1, 2)) == "shared_projection"
+    chosen = []
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def traced(hidden_states):
+        chosen.append(module.choose_implementation(hidden_states, None))
+        return hidden_states + 1
+
+    traced(hidden_states)
+    assert chosen == ["shared_projection"]
+
+
+@every_cell
+def test_blocks_keep_less_than_half_of_what_the_plain_form_keeps(cell):
+    """Of the bytes that autograd saves for the backward pass; and nothing where there will be none."""
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, time=50, width=16, hidden=16)]
+    sizes = {}
+    for implementation in ("shared_projection", "blocked"):
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = local_rnn(*inputs, cell=cell, window_size=6, implementation=implementation)
+        sizes[implementation] = sum(storages.values())
+        del output
+    assert 0 < sizes["blocked"] < sizes["shared_projection"] / 2
 
 
 @pytest.mark.parametrize(
