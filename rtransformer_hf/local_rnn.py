@@ -182,6 +182,9 @@ def advance_windows(
 # before the next one does. For the backward pass the gates of the last steps are kept, and those of the first steps
 # are computed anew. A block is laid out as (features, positions): a gate is a run of rows. Positions go by time, then
 # by row of the batch, so that the inputs of a step are a run of columns of the projected block.
+#
+# A step is a few calls on memory that is there already. Small models spend their time on calls, so the views of that
+# memory are made for all steps at once: `step_views` gives each step a tuple of them.
 
 BLOCK_POSITIONS = 2048  # in a block, at least: enough for the rate of the matrix products
 BLOCK_SIZE = 2**18  # positions * hidden, at least: enough for the work of a call to outweigh the call
@@ -199,29 +202,33 @@ def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
 
 class RNNSteps:
     """
-    A step of the plain RNN over a block, in two halves, and the step back. All write into memory that they are given.
+    A step of the plain RNN over a block, in two halves, and the step back. Each argument but the weight is a tuple of
+    views (rows, positions), whose rows the class attributes name, in units of the hidden size.
 
-    `activate` computes the gates (gates * hidden, positions), all that needs a product, from the projected inputs
-    (input rows * hidden, positions) and the states (state tensors, hidden, positions). `advance` computes the new
-    states, which may be the memory of the states, and what the way back needs beside, `derived` (derived rows *
-    hidden, positions). In `backward`, `grads` holds the gradients of the new states and becomes those of the states,
-    what goes through the gates aside; `grad_inputs` becomes the gradient of the projected inputs.
+    `activate` computes the gates, all that needs a product, from the projected inputs and the hidden state. `advance`
+    computes the new states, which may be the memory of the states, and what the way back needs beside, `derived`. In
+    `backward`, `grad_states` holds the gradients of the new states and becomes those of the states, what goes through
+    the gates aside; `grad_inputs` becomes the gradients of the projected inputs.
     """
 
-    num_input_rows, num_states, num_derived_rows = 1, 1, 0
+    input_views = ((0, 1),)
+    gate_views = ((0, 1),)
+    derived_views = ((0, 0),)
+    state_views = ((0, 1),)
+    grad_input_views = ((0, 1),)
     is_residual = False  # whether a part of the hidden state goes into the new one without going through the gates
 
     @staticmethod
     def activate(inputs, recurrent_weight, states, gates):
-        add_recurrent(inputs, recurrent_weight, states[0], out=gates).tanh_()
+        add_recurrent(inputs[0], recurrent_weight, states[0], out=gates[0]).tanh_()
 
     @staticmethod
     def advance(inputs, gates, states, derived, new_states):
-        new_states[0] = gates
+        new_states[0].copy_(gates[0])
 
     @staticmethod
-    def backward(gates, derived, states, grads, grad_inputs):
-        tanh_backward(grads[0], gates, grad_input=grad_inputs)
+    def backward(gates, derived, states, grad_states, grad_inputs):
+        tanh_backward(grad_states[0], gates[0], grad_input=grad_inputs[0])
 
 
 class GRUSteps:
@@ -230,73 +237,76 @@ class GRUSteps:
     it is added to, its bias, as an input: (recurrent new, reset, update) and (its bias, reset, update, new).
     """
 
-    num_input_rows, num_states, num_derived_rows = 4, 1, 1
+    input_views = ((0, 3), (3, 4))
+    gate_views = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3))
+    derived_views = ((0, 1),)
+    state_views = ((0, 1),)
+    grad_input_views = ((0, 1), (1, 2), (2, 3), (3, 4), (1, 3))
     is_residual = True
 
     @staticmethod
     def activate(inputs, recurrent_weight, states, gates):
-        hidden_size = len(states[0])
-        add_recurrent(inputs[:-hidden_size], recurrent_weight, states[0], out=gates)
-        gates[hidden_size:].sigmoid_()
+        add_recurrent(inputs[0], recurrent_weight, states[0], out=gates[0])
+        gates[1].sigmoid_()
 
     @staticmethod
     def advance(inputs, gates, states, derived, new_states):
-        recurrent_new, reset, update = gates.chunk(3)
-        new = torch.addcmul(inputs[-len(update) :], reset, recurrent_new, out=derived).tanh_()
+        _, _, recurrent_new, reset, update = gates
+        new = torch.addcmul(inputs[1], reset, recurrent_new, out=derived[0]).tanh_()
         torch.lerp(new, states[0], update, out=new_states[0])
 
     @staticmethod
-    def backward(gates, derived, states, grads, grad_inputs):
-        recurrent_new, reset, update = gates.chunk(3)
-        grad_recurrent_new, grad_reset, grad_update, grad_new = grad_inputs.chunk(4)
-        hidden_size, grad = len(update), grads[0]
+    def backward(gates, derived, states, grad_states, grad_inputs):
+        _, reset_and_update, recurrent_new, reset, update = gates
+        grad_recurrent_new, grad_reset, grad_update, grad_new, grad_reset_and_update = grad_inputs
+        (new,), (grad,) = derived, grad_states
         torch.addcmul(grad, grad, update, value=-1, out=grad_new)
-        tanh_backward(grad_new, derived, grad_input=grad_new)
+        tanh_backward(grad_new, new, grad_input=grad_new)
         torch.mul(grad_new, reset, out=grad_recurrent_new)
         torch.mul(grad_new, recurrent_new, out=grad_reset)
-        torch.sub(states[0], derived, out=grad_update).mul_(grad)
-        reset_and_update = grad_inputs[hidden_size:-hidden_size]
-        sigmoid_backward(reset_and_update, gates[hidden_size:], grad_input=reset_and_update)
+        torch.sub(states[0], new, out=grad_update).mul_(grad)
+        sigmoid_backward(grad_reset_and_update, reset_and_update, grad_input=grad_reset_and_update)
         grad.mul_(update)
 
 
 class LSTMSteps:
-    num_input_rows, num_states, num_derived_rows = 4, 2, 1
+    input_views = ((0, 4),)
+    gate_views = ((0, 4), (0, 2), (0, 1), (1, 2), (2, 3), (3, 4))
+    derived_views = ((0, 1),)
+    state_views = ((0, 1), (1, 2))
+    grad_input_views = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 2))
     is_residual = False
 
     @staticmethod
     def activate(inputs, recurrent_weight, states, gates):
-        add_recurrent(inputs, recurrent_weight, states[0], out=gates)
-        _, _, candidate, output_gate = gates.chunk(4)
-        gates[: 2 * len(candidate)].sigmoid_()  # input and forget gate
+        all_gates, input_and_forget, _, _, candidate, output_gate = gates
+        add_recurrent(inputs[0], recurrent_weight, states[0], out=all_gates)
+        input_and_forget.sigmoid_()
         candidate.tanh_()
         output_gate.sigmoid_()
 
     @staticmethod
     def advance(inputs, gates, states, derived, new_states):
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
+        _, _, input_gate, forget_gate, candidate, output_gate = gates
         hidden, cell = new_states
         torch.mul(forget_gate, states[1], out=cell).addcmul_(input_gate, candidate)
-        torch.tanh(cell, out=derived)
-        torch.mul(derived, output_gate, out=hidden)
+        torch.tanh(cell, out=derived[0])
+        torch.mul(derived[0], output_gate, out=hidden)
 
     @staticmethod
-    def backward(gates, derived, states, grads, grad_inputs):
-        input_gate, forget_gate, candidate, output_gate = gates.chunk(4)
-        grad_input_gate, grad_forget_gate, grad_candidate, grad_output_gate = grad_inputs.chunk(4)
-        grad_hidden, grad_cell = grads
-        torch.mul(grad_hidden, derived, out=grad_output_gate)
+    def backward(gates, derived, states, grad_states, grad_inputs):
+        _, input_and_forget, input_gate, forget_gate, candidate, output_gate = gates
+        grad_input_gate, grad_forget_gate, grad_candidate, grad_output_gate, grad_input_and_forget = grad_inputs
+        (cell_tanh,), (grad_hidden, grad_cell) = derived, grad_states
+        torch.mul(grad_hidden, cell_tanh, out=grad_output_gate)
         sigmoid_backward(grad_output_gate, output_gate, grad_input=grad_output_gate)
         grad_hidden.mul_(output_gate)
-        grad_cell.add_(tanh_backward(grad_hidden, derived, grad_input=grad_hidden))
+        grad_cell.add_(tanh_backward(grad_hidden, cell_tanh, grad_input=grad_hidden))
         torch.mul(grad_cell, input_gate, out=grad_candidate)
         tanh_backward(grad_candidate, candidate, grad_input=grad_candidate)
         torch.mul(grad_cell, candidate, out=grad_input_gate)
         torch.mul(grad_cell, states[1], out=grad_forget_gate)
-        input_and_forget = slice(2 * len(candidate))
-        sigmoid_backward(
-            grad_inputs[input_and_forget], gates[input_and_forget], grad_input=grad_inputs[input_and_forget]
-        )
+        sigmoid_backward(grad_input_and_forget, input_and_forget, grad_input=grad_input_and_forget)
         grad_cell.mul_(forget_gate)
 
 
@@ -315,13 +325,14 @@ class BlockedLocalRNN(torch.autograd.Function):
         for rows, times in blocks(*output.shape):
             block = inputs[rows, times.start : times.stop + window_size - 1]
             num_positions = len(block) * (times.stop - times.start)
-            kept.append(cell.empty_gates(num_kept, num_positions))
+            kept.append(cell.new_gates(num_kept, num_positions))
             # What is not kept is written to the same memory at every step.
-            gates = [cell.empty_gates(1, num_positions)[0]] * (window_size - num_kept)
-            derived = [cell.empty_derived(1, num_positions)[0]] * window_size
-            states = [cell.empty_states(1, num_positions)[0]] * (window_size + 1)
-            cell.run(to_columns(block), len(block), [*gates, *kept[-1]], derived, states, num_unknown=window_size)
-            output[rows, times] = from_columns(states[-1][0], len(block))
+            gates = cell.views(cell.new_gates(1, num_positions), "gate") * (window_size - num_kept)
+            gates += cell.views(kept[-1], "gate")
+            derived = cell.views(cell.new_derived(1, num_positions), "derived") * window_size
+            states = cell.new_states(1, num_positions)
+            cell.run(to_columns(block), gates, derived, cell.views(states, "state") * (window_size + 1), window_size)
+            output[rows, times] = from_columns(states[0, : cell.hidden_size], len(block))
         ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
         return output
 
@@ -330,7 +341,7 @@ class BlockedLocalRNN(torch.autograd.Function):
     def backward(ctx, grad_output):
         inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept = ctx.saved_tensors
         cell = BlockedCell(STEPS[ctx.cell], input_weight, recurrent_weight, input_bias, recurrent_bias)
-        num_unknown = ctx.window_size - ctx.num_kept
+        window_size, num_unknown = ctx.window_size, ctx.window_size - ctx.num_kept
 
         # Sums over the blocks are kept in float32 at least.
         sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
@@ -341,31 +352,35 @@ class BlockedLocalRNN(torch.autograd.Function):
         grad_own_bias = inputs.new_zeros(cell.own_size, dtype=sum_dtype)
 
         for (rows, times), block_kept in zip(blocks(*grad_output.shape), kept, strict=True):
-            with_past = slice(times.start, times.stop + ctx.window_size - 1)
+            with_past = slice(times.start, times.stop + window_size - 1)
             num_rows, num_positions = rows.stop - rows.start, block_kept.shape[-1]
             block = to_columns(inputs[rows, with_past])
-            gates = [*cell.empty_gates(num_unknown, num_positions), *block_kept]
-            derived = [*cell.empty_derived(ctx.window_size, num_positions)]
-            states = [*cell.empty_states(ctx.window_size + 1, num_positions)]
-            cell.run(block, num_rows, gates, derived, states, num_unknown)
+            gates = cell.views(cell.new_gates(num_unknown, num_positions), "gate") + cell.views(block_kept, "gate")
+            derived = cell.views(cell.new_derived(window_size, num_positions), "derived")
+            states = cell.views(cell.new_states(window_size + 1, num_positions), "state")
+            cell.run(block, gates, derived, states, num_unknown)
 
-            grad_states = torch.zeros_like(states[0])
-            grad_states[0] = to_columns(grad_output[rows, times])
-            grad_step = inputs.new_empty(cell.own_size + cell.gates_size, num_positions)
+            (grad_states,) = cell.views(cell.new_states(1, num_positions).zero_(), "state")
+            grad_hidden = grad_states[0].copy_(to_columns(grad_output[rows, times]))
+            grad_step = inputs.new_empty(1, cell.own_size + cell.gates_size, num_positions)
+            (grad_step_inputs,) = cell.views(grad_step, "grad_input")
+            grad_gates, grad_own, grad_shared = (
+                grad_step[0, : cell.gates_size],
+                grad_step[0, : cell.own_size],
+                grad_step[0, cell.own_size :],
+            )
             grad_projected = inputs.new_zeros(cell.gates_size, block.shape[1])
-            for step in reversed(range(ctx.window_size)):
-                cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_step)
-                first = step * num_rows
-                grad_projected[:, first : first + num_positions] += grad_step[cell.own_size :]
-                grad_own_bias += grad_step[: cell.own_size].sum(1, dtype=sum_dtype)
+            grad_windows = windows_of(grad_projected, num_positions, window_size).unbind()
+            for step in reversed(range(window_size)):
+                cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_step_inputs)
+                grad_windows[step].add_(grad_shared)
+                if cell.own_size > 0:
+                    grad_own_bias += grad_own.sum(1, dtype=sum_dtype)
                 if step > 0:
-                    grad_gates = grad_step[: cell.gates_size]
-                    grad_states[0].addmm_(
-                        cell.recurrent_weight.t(), grad_gates, beta=1 if cell.steps.is_residual else 0
-                    )
-                    grad_recurrent_weight += grad_gates @ states[step][0].t()
+                    grad_hidden.addmm_(cell.recurrent_weight.t(), grad_gates, beta=int(cell.steps.is_residual))
+                    add_product(grad_recurrent_weight, grad_gates, states[step][0].t())
             grad_inputs[rows, with_past] += from_columns(input_weight.t() @ grad_projected, num_rows)
-            grad_input_weight += grad_projected @ block.t()
+            add_product(grad_input_weight, grad_projected, block.t())
             grad_input_bias += grad_projected.sum(1, dtype=sum_dtype)
 
         grad_recurrent_bias = torch.cat([grad_own_bias, grad_input_bias[: cell.gates_size - cell.own_size]])
@@ -388,7 +403,7 @@ class BlockedCell:
     def __init__(self, steps, input_weight, recurrent_weight, input_bias, recurrent_bias):
         self.steps = steps
         self.gates_size, self.hidden_size = recurrent_weight.shape
-        self.own_size = steps.num_input_rows * self.hidden_size - self.gates_size
+        self.own_size = steps.input_views[-1][1] * self.hidden_size - self.gates_size
         self.input_weight = input_weight
         self.recurrent_weight = recurrent_weight.roll(self.own_size, dims=0)
         zeros = recurrent_weight.new_zeros(self.gates_size)
@@ -397,17 +412,24 @@ class BlockedCell:
         self.input_bias = zeros if input_bias is None else input_bias.clone()
         self.input_bias[: self.gates_size - self.own_size] += recurrent_bias[self.own_size :]
 
-    def empty_gates(self, num_steps: int, num_positions: int) -> torch.Tensor:
+    def new_gates(self, num_steps: int, num_positions: int) -> torch.Tensor:
         return self.recurrent_weight.new_empty(num_steps, self.gates_size, num_positions)
 
-    def empty_derived(self, num_steps: int, num_positions: int) -> torch.Tensor:
-        size = self.steps.num_derived_rows * self.hidden_size
+    def new_derived(self, num_steps: int, num_positions: int) -> torch.Tensor:
+        size = self.steps.derived_views[-1][1] * self.hidden_size
         return self.recurrent_weight.new_empty(num_steps, size, num_positions)
 
-    def empty_states(self, num_steps: int, num_positions: int) -> torch.Tensor:
-        return self.recurrent_weight.new_empty(num_steps, self.steps.num_states, self.hidden_size, num_positions)
+    def new_states(self, num_steps: int, num_positions: int) -> torch.Tensor:
+        size = self.steps.state_views[-1][1] * self.hidden_size
+        return self.recurrent_weight.new_empty(num_steps, size, num_positions)
 
-    def run(self, block, num_rows, gates, derived, states, num_unknown):
+    def views(self, memory: torch.Tensor, kind: str) -> list[tuple[torch.Tensor, ...]]:
+        """Of memory (steps, rows, positions), the views that a step takes: a tuple for each step."""
+        runs = getattr(self.steps, f"{kind}_views")
+        size = self.hidden_size
+        return list(zip(*(memory[:, first * size : last * size].unbind() for first, last in runs), strict=True))
+
+    def run(self, block, gates, derived, states, num_unknown):
         """
         Runs the steps of a block of inputs (input, (window - 1 + time) * rows), from the zero state. Of `gates`, the
         first `num_unknown` are computed; there is one of each for every step, and one of `states` more.
@@ -415,14 +437,29 @@ class BlockedCell:
         projected = block.new_empty(self.own_size + self.gates_size, block.shape[1])
         projected[: self.own_size] = self.own_bias[:, None]
         torch.addmm(self.input_bias[:, None], self.input_weight, block, out=projected[self.own_size :])
+        inputs = self.views(windows_of(projected, states[0][0].shape[1], len(gates)), "input")
 
-        states[0].zero_()
-        for step, step_gates in enumerate(gates):
-            inputs = projected[:, step * num_rows :][:, : step_gates.shape[1]]
+        for state in states[0]:
+            state.zero_()
+        for step in range(len(gates)):
             if step < num_unknown:
                 recurrent_weight = self.recurrent_weight if step > 0 else None
-                self.steps.activate(inputs, recurrent_weight, states[step], step_gates)
-            self.steps.advance(inputs, step_gates, states[step], derived[step], states[step + 1])
+                self.steps.activate(inputs[step], recurrent_weight, states[step], gates[step])
+            self.steps.advance(inputs[step], gates[step], states[step], derived[step], states[step + 1])
+
+
+def windows_of(columns: torch.Tensor, num_positions: int, window_size: int) -> torch.Tensor:
+    """(features, (window - 1 + time) * rows) -> (steps, features, time * rows), a view: the columns of each step."""
+    shift = (columns.shape[1] - num_positions) // max(1, window_size - 1)
+    return columns.unfold(1, num_positions, max(1, shift)).transpose(0, 1)
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):
+    """total += left @ right"""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def to_columns(block: torch.Tensor) -> torch.Tensor:
