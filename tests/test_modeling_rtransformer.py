@@ -1,6 +1,7 @@
 """What the model promises: the cache, padding, packing and causality are exact, and bad input is refused."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from rtransformer_hf import (
     RTransformerForTokenClassification,
     RTransformerModel,
 )
+from rtransformer_hf.local_rnn import IMPLEMENTATIONS
 
 KEYS = 5
 EVERY_CLASS = [
@@ -399,6 +401,47 @@ def test_adapted_projections_are_called(tiny_config):
         cell.input_proj.weight.mul_(2)
         cell.input_proj.bias.mul_(2)
     assert_equal(doubled, model(input_ids).last_hidden_state)
+
+
+# --- the forms of the operator ---
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request):
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("no GPU, and TRITON_INTERPRET was not set to 1 before Triton was imported")
+    return request.param
+
+
+@every_cell
+def test_every_form_of_the_operator_is_exact(tiny_config, cell, implementation):
+    """In the model: its outputs and gradients, with padding, and with a cache that is fed in pieces."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reference = RTransformerModel(tiny_config(local_rnn_type=cell, local_rnn_implementation="textbook"))
+    model = RTransformerModel(tiny_config(local_rnn_type=cell, local_rnn_implementation=implementation))
+    model.load_state_dict(reference.state_dict())
+    for each in (reference, model):
+        each.to(device)
+    input_ids = make_input(model.config)["input_ids"].to(device)
+    mask = torch.ones_like(input_ids)
+    mask[0, :3] = 0
+
+    outputs, gradients = [], []
+    for each in (reference, model):
+        output = each(input_ids, attention_mask=mask).last_hidden_state * mask[..., None]
+        outputs.append(output)
+        gradients.append(torch.autograd.grad(output.square().sum(), list(each.layers.parameters())))
+    assert_equal(*outputs)
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        whole = model(input_ids).last_hidden_state
+        pieces = [model(piece, past_key_values=cache).last_hidden_state for piece in input_ids.split([4, 1, 4], dim=1)]
+    assert_equal(torch.cat(pieces, dim=1), whole)
 
 
 def test_torch_compile_fullgraph(tiny_config):
