@@ -183,8 +183,8 @@ def advance_windows(
 # are computed anew. A block is laid out as (features, positions): a gate is a run of rows. Positions go by time, then
 # by row of the batch, so that the inputs of a step are a run of columns of the projected block.
 #
-# A step is a few calls on memory that is there already. Small models spend their time on calls, so the views of that
-# memory are made for all steps at once: `step_views` gives each step a tuple of them.
+# A step is a few calls on memory that is there already. Small models spend their time on calls, so the views that the
+# steps take of that memory are made for all steps at once.
 
 BLOCK_POSITIONS = 2048  # in a block, at least: enough for the rate of the matrix products
 BLOCK_SIZE = 2**18  # positions * hidden, at least: enough for the work of a call to outweigh the call
@@ -203,7 +203,7 @@ def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
 class RNNSteps:
     """
     A step of the plain RNN over a block, in two halves, and the step back. Each argument but the weight is a tuple of
-    views (rows, positions), whose rows the class attributes name, in units of the hidden size.
+    views (rows, positions) of one kind of memory; `views` lists from and to which rows, in units of the hidden size.
 
     `activate` computes the gates, all that needs a product, from the projected inputs and the hidden state. `advance`
     computes the new states, which may be the memory of the states, and what the way back needs beside, `derived`. In
@@ -211,11 +211,13 @@ class RNNSteps:
     the gates aside; `grad_inputs` becomes the gradients of the projected inputs.
     """
 
-    input_views = ((0, 1),)
-    gate_views = ((0, 1),)
-    derived_views = ((0, 0),)
-    state_views = ((0, 1),)
-    grad_input_views = ((0, 1),)
+    views = {
+        "inputs": [(0, 1)],
+        "gates": [(0, 1)],
+        "derived": [(0, 0)],  # nothing
+        "states": [(0, 1)],
+        "grad_inputs": [(0, 1)],
+    }
     is_residual = False  # whether a part of the hidden state goes into the new one without going through the gates
 
     @staticmethod
@@ -237,11 +239,13 @@ class GRUSteps:
     it is added to, its bias, as an input: (recurrent new, reset, update) and (its bias, reset, update, new).
     """
 
-    input_views = ((0, 3), (3, 4))
-    gate_views = ((0, 3), (1, 3), (0, 1), (1, 2), (2, 3))
-    derived_views = ((0, 1),)
-    state_views = ((0, 1),)
-    grad_input_views = ((0, 1), (1, 2), (2, 3), (3, 4), (1, 3))
+    views = {
+        "inputs": [(0, 3), (3, 4)],
+        "gates": [(0, 3), (1, 3), (0, 1), (1, 2), (2, 3)],
+        "derived": [(0, 1)],  # the new gate
+        "states": [(0, 1)],
+        "grad_inputs": [(0, 1), (1, 2), (2, 3), (3, 4), (1, 3)],
+    }
     is_residual = True
 
     @staticmethod
@@ -270,11 +274,13 @@ class GRUSteps:
 
 
 class LSTMSteps:
-    input_views = ((0, 4),)
-    gate_views = ((0, 4), (0, 2), (0, 1), (1, 2), (2, 3), (3, 4))
-    derived_views = ((0, 1),)
-    state_views = ((0, 1), (1, 2))
-    grad_input_views = ((0, 1), (1, 2), (2, 3), (3, 4), (0, 2))
+    views = {
+        "inputs": [(0, 4)],
+        "gates": [(0, 4), (0, 2), (0, 1), (1, 2), (2, 3), (3, 4)],
+        "derived": [(0, 1)],  # tanh of the new cell state
+        "states": [(0, 1), (1, 2)],
+        "grad_inputs": [(0, 1), (1, 2), (2, 3), (3, 4), (0, 2)],
+    }
     is_residual = False
 
     @staticmethod
@@ -325,14 +331,14 @@ class BlockedLocalRNN(torch.autograd.Function):
         for rows, times in blocks(*output.shape):
             block = inputs[rows, times.start : times.stop + window_size - 1]
             num_positions = len(block) * (times.stop - times.start)
-            kept.append(cell.new_gates(num_kept, num_positions))
+            kept.append(cell.empty("gates", num_kept, num_positions))
             # What is not kept is written to the same memory at every step.
-            gates = cell.views(cell.new_gates(1, num_positions), "gate") * (window_size - num_kept)
-            gates += cell.views(kept[-1], "gate")
-            derived = cell.views(cell.new_derived(1, num_positions), "derived") * window_size
-            states = cell.new_states(1, num_positions)
-            cell.run(to_columns(block), gates, derived, cell.views(states, "state") * (window_size + 1), window_size)
-            output[rows, times] = from_columns(states[0, : cell.hidden_size], len(block))
+            gates = cell.views("gates", cell.empty("gates", 1, num_positions)) * (window_size - num_kept)
+            gates += cell.views("gates", kept[-1])
+            derived = cell.views("derived", cell.empty("derived", 1, num_positions)) * window_size
+            states = cell.views("states", cell.empty("states", 1, num_positions)) * (window_size + 1)
+            cell.run(to_columns(block), gates, derived, states, num_unknown=window_size)
+            output[rows, times] = from_columns(states[-1][0], len(block))
         ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
         return output
 
@@ -355,25 +361,24 @@ class BlockedLocalRNN(torch.autograd.Function):
             with_past = slice(times.start, times.stop + window_size - 1)
             num_rows, num_positions = rows.stop - rows.start, block_kept.shape[-1]
             block = to_columns(inputs[rows, with_past])
-            gates = cell.views(cell.new_gates(num_unknown, num_positions), "gate") + cell.views(block_kept, "gate")
-            derived = cell.views(cell.new_derived(window_size, num_positions), "derived")
-            states = cell.views(cell.new_states(window_size + 1, num_positions), "state")
+            gates = cell.views("gates", cell.empty("gates", num_unknown, num_positions))
+            gates += cell.views("gates", block_kept)
+            derived = cell.views("derived", cell.empty("derived", window_size, num_positions))
+            states = cell.views("states", cell.empty("states", window_size + 1, num_positions))
             cell.run(block, gates, derived, states, num_unknown)
 
-            (grad_states,) = cell.views(cell.new_states(1, num_positions).zero_(), "state")
+            (grad_states,) = cell.views("states", cell.empty("states", 1, num_positions).zero_())
             grad_hidden = grad_states[0].copy_(to_columns(grad_output[rows, times]))
-            grad_step = inputs.new_empty(1, cell.own_size + cell.gates_size, num_positions)
-            (grad_step_inputs,) = cell.views(grad_step, "grad_input")
-            grad_gates, grad_own, grad_shared = (
-                grad_step[0, : cell.gates_size],
-                grad_step[0, : cell.own_size],
-                grad_step[0, cell.own_size :],
-            )
+            grad_step = cell.empty("grad_inputs", 1, num_positions)
+            (grad_inputs_of_step,) = cell.views("grad_inputs", grad_step)
+            grad_own = grad_step[0, : cell.own_size]
+            grad_gates = grad_step[0, : cell.gates_size]
+            grad_projected_of_step = grad_step[0, cell.own_size :]
             grad_projected = inputs.new_zeros(cell.gates_size, block.shape[1])
             grad_windows = windows_of(grad_projected, num_positions, window_size).unbind()
             for step in reversed(range(window_size)):
-                cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_step_inputs)
-                grad_windows[step].add_(grad_shared)
+                cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_inputs_of_step)
+                grad_windows[step].add_(grad_projected_of_step)
                 if cell.own_size > 0:
                     grad_own_bias += grad_own.sum(1, dtype=sum_dtype)
                 if step > 0:
@@ -403,7 +408,7 @@ class BlockedCell:
     def __init__(self, steps, input_weight, recurrent_weight, input_bias, recurrent_bias):
         self.steps = steps
         self.gates_size, self.hidden_size = recurrent_weight.shape
-        self.own_size = steps.input_views[-1][1] * self.hidden_size - self.gates_size
+        self.own_size = self.num_rows("inputs") - self.gates_size
         self.input_weight = input_weight
         self.recurrent_weight = recurrent_weight.roll(self.own_size, dims=0)
         zeros = recurrent_weight.new_zeros(self.gates_size)
@@ -412,32 +417,28 @@ class BlockedCell:
         self.input_bias = zeros if input_bias is None else input_bias.clone()
         self.input_bias[: self.gates_size - self.own_size] += recurrent_bias[self.own_size :]
 
-    def new_gates(self, num_steps: int, num_positions: int) -> torch.Tensor:
-        return self.recurrent_weight.new_empty(num_steps, self.gates_size, num_positions)
+    def num_rows(self, kind: str) -> int:
+        return max(last for _, last in self.steps.views[kind]) * self.hidden_size
 
-    def new_derived(self, num_steps: int, num_positions: int) -> torch.Tensor:
-        size = self.steps.derived_views[-1][1] * self.hidden_size
-        return self.recurrent_weight.new_empty(num_steps, size, num_positions)
+    def empty(self, kind: str, num_steps: int, num_positions: int) -> torch.Tensor:
+        """Memory of one kind, (steps, rows, positions)."""
+        return self.recurrent_weight.new_empty(num_steps, self.num_rows(kind), num_positions)
 
-    def new_states(self, num_steps: int, num_positions: int) -> torch.Tensor:
-        size = self.steps.state_views[-1][1] * self.hidden_size
-        return self.recurrent_weight.new_empty(num_steps, size, num_positions)
-
-    def views(self, memory: torch.Tensor, kind: str) -> list[tuple[torch.Tensor, ...]]:
-        """Of memory (steps, rows, positions), the views that a step takes: a tuple for each step."""
-        runs = getattr(self.steps, f"{kind}_views")
+    def views(self, kind: str, memory: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Of memory of one kind, what each step takes: a list of tuples of views (rows, positions)."""
         size = self.hidden_size
-        return list(zip(*(memory[:, first * size : last * size].unbind() for first, last in runs), strict=True))
+        runs = (memory[:, first * size : last * size].unbind() for first, last in self.steps.views[kind])
+        return list(zip(*runs, strict=True))
 
     def run(self, block, gates, derived, states, num_unknown):
         """
         Runs the steps of a block of inputs (input, (window - 1 + time) * rows), from the zero state. Of `gates`, the
         first `num_unknown` are computed; there is one of each for every step, and one of `states` more.
         """
-        projected = block.new_empty(self.own_size + self.gates_size, block.shape[1])
+        projected = block.new_empty(self.num_rows("inputs"), block.shape[1])
         projected[: self.own_size] = self.own_bias[:, None]
         torch.addmm(self.input_bias[:, None], self.input_weight, block, out=projected[self.own_size :])
-        inputs = self.views(windows_of(projected, states[0][0].shape[1], len(gates)), "input")
+        inputs = self.views("inputs", windows_of(projected, states[0][0].shape[1], len(gates)))
 
         for state in states[0]:
             state.zero_()
@@ -473,13 +474,18 @@ def from_columns(columns: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def blocks(batch_size: int, length: int, hidden_size: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of rows and times that make up a block each: several rows whole, or an equal part of one."""
+    """Slices of rows and times that make up a block each, of one size or nearly: whole rows, or a part of one."""
     positions = max(BLOCK_POSITIONS, BLOCK_SIZE // hidden_size)
-    rows = max(1, positions // length)
-    times = math.ceil(length / math.ceil(length / positions))
+    rows = equal_part(batch_size, max(1, positions // length))
+    times = equal_part(length, positions)
     for row in range(0, batch_size, rows):
         for time in range(0, length, times):
             yield slice(row, min(row + rows, batch_size)), slice(time, min(time + times, length))
+
+
+def equal_part(total: int, at_most: int) -> int:
+    """The size of the parts when as few as can be, all but the last of one size, make up the total."""
+    return math.ceil(total / math.ceil(total / at_most)) if total > 0 else 1
 
 
 def blocked_local_rnn(

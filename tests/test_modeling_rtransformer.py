@@ -5,6 +5,8 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -450,6 +452,38 @@ def test_torch_compile_fullgraph(tiny_config):
     input_ids = make_input(config)["input_ids"]
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_equal(compiled(input_ids, use_cache=False).logits, model(input_ids).logits)
+
+
+def test_compiled_decoding_with_a_static_cache(tiny_config):
+    model = make_model(RTransformerForCausalLM, tiny_config(num_hidden_layers=1))
+    input_ids = make_input(model.config)["input_ids"]
+    generate = {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(input_ids, **generate)
+    model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
+    assert torch.equal(model.generate(input_ids, **generate, cache_implementation="static"), expected)
+
+
+class ShapesOfResults(TorchDispatchMode):
+    """Records the shape of every tensor that an operation returns, those of the backward pass included."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        self.shapes.update(tuple(leaf.shape) for leaf in tree_leaves(results) if isinstance(leaf, torch.Tensor))
+        return results
+
+
+def test_no_tensor_grows_with_the_square_of_the_length(tiny_config):
+    """Training, in the default configuration but for its sizes, none of which reaches the length."""
+    model = RTransformerForCausalLM(tiny_config())
+    input_ids = make_input(model.config, time=97)["input_ids"]
+    with ShapesOfResults() as results:
+        model(input_ids, labels=input_ids).loss.backward()
+    assert (2, 97, 16) in results.shapes
+    assert not [shape for shape in results.shapes if sum(size >= 97 for size in shape) > 1]
 
 
 def test_torch_export(tiny_config):
