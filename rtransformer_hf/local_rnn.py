@@ -337,7 +337,7 @@ class BlockedLocalRNN(torch.autograd.Function):
             gates += cell.views("gates", kept[-1])
             derived = cell.views("derived", cell.empty("derived", 1, num_positions)) * window_size
             states = cell.views("states", cell.empty("states", 1, num_positions)) * (window_size + 1)
-            cell.run(to_columns(block), gates, derived, states, num_unknown=window_size)
+            cell.run(to_columns(block), len(block), gates, derived, states, num_unknown=window_size)
             output[rows, times] = from_columns(states[-1][0], len(block))
         ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
         return output
@@ -365,7 +365,7 @@ class BlockedLocalRNN(torch.autograd.Function):
             gates += cell.views("gates", block_kept)
             derived = cell.views("derived", cell.empty("derived", window_size, num_positions))
             states = cell.views("states", cell.empty("states", window_size + 1, num_positions))
-            cell.run(block, gates, derived, states, num_unknown)
+            cell.run(block, num_rows, gates, derived, states, num_unknown)
 
             (grad_states,) = cell.views("states", cell.empty("states", 1, num_positions).zero_())
             grad_hidden = grad_states[0].copy_(to_columns(grad_output[rows, times]))
@@ -375,7 +375,7 @@ class BlockedLocalRNN(torch.autograd.Function):
             grad_gates = grad_step[0, : cell.gates_size]
             grad_projected_of_step = grad_step[0, cell.own_size :]
             grad_projected = inputs.new_zeros(cell.gates_size, block.shape[1])
-            grad_windows = windows_of(grad_projected, num_positions, window_size).unbind()
+            grad_windows = columns_of_steps(grad_projected, num_rows, num_positions).unbind()
             for step in reversed(range(window_size)):
                 cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_inputs_of_step)
                 grad_windows[step].add_(grad_projected_of_step)
@@ -430,7 +430,7 @@ class BlockedCell:
         runs = (memory[:, first * size : last * size].unbind() for first, last in self.steps.views[kind])
         return list(zip(*runs, strict=True))
 
-    def run(self, block, gates, derived, states, num_unknown):
+    def run(self, block, num_rows, gates, derived, states, num_unknown):
         """
         Runs the steps of a block of inputs (input, (window - 1 + time) * rows), from the zero state. Of `gates`, the
         first `num_unknown` are computed; there is one of each for every step, and one of `states` more.
@@ -438,7 +438,7 @@ class BlockedCell:
         projected = block.new_empty(self.num_rows("inputs"), block.shape[1])
         projected[: self.own_size] = self.own_bias[:, None]
         torch.addmm(self.input_bias[:, None], self.input_weight, block, out=projected[self.own_size :])
-        inputs = self.views("inputs", windows_of(projected, states[0][0].shape[1], len(gates)))
+        inputs = self.views("inputs", columns_of_steps(projected, num_rows, num_positions=states[0][0].shape[1]))
 
         for state in states[0]:
             state.zero_()
@@ -449,10 +449,9 @@ class BlockedCell:
             self.steps.advance(inputs[step], gates[step], states[step], derived[step], states[step + 1])
 
 
-def windows_of(columns: torch.Tensor, num_positions: int, window_size: int) -> torch.Tensor:
-    """(features, (window - 1 + time) * rows) -> (steps, features, time * rows), a view: the columns of each step."""
-    shift = (columns.shape[1] - num_positions) // max(1, window_size - 1)
-    return columns.unfold(1, num_positions, max(1, shift)).transpose(0, 1)
+def columns_of_steps(columns: torch.Tensor, num_rows: int, num_positions: int) -> torch.Tensor:
+    """(features, (window - 1 + time) * rows) -> (steps, features, time * rows), a view."""
+    return columns.unfold(1, num_positions, num_rows).transpose(0, 1)
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):

@@ -40,7 +40,6 @@ PyTorch counts them, and for the backward pass twice all of that.
 
 import argparse
 import gc
-import io
 import itertools
 import json
 import math
@@ -62,7 +61,7 @@ from typing import NamedTuple
 import torch
 import transformers
 from matplotlib.figure import Figure
-from output_folder import write_whole
+from output_folder import write_figure, write_whole
 from published_rtransformer import LOSSES, LocalRNN, PublishedRTransformer
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -183,31 +182,32 @@ def make_contender(args: argparse.Namespace, setting: Setting, name: str) -> tup
     """A contender's model, or its operator, and what to time of it."""
     config = setting.config
     config.local_rnn_implementation = name if args.command == "operator" else args.implementation
-    is_operator = args.command == "operator" or name == "local_rnn"
     if name == "published":
-        model = LocalRNN(config) if is_operator else PublishedRTransformer(setting.architecture, config)
+        model = LocalRNN(config) if is_operator(args, name) else PublishedRTransformer(setting.architecture, config)
     elif name in PEERS:
         is_causal_lm = setting.architecture is RTransformerForCausalLM
         peer = peer_config(name, setting)
         model = AutoModelForCausalLM.from_config(peer) if is_causal_lm else VectorPeer(setting, peer)
     else:
-        model = RTransformerLocalRNNCell(config) if is_operator else setting.architecture(config)
+        model = RTransformerLocalRNNCell(config) if is_operator(args, name) else setting.architecture(config)
         if args.compile is not None:
             model.compile(mode=args.compile)
     model.to(args.device)
-    phases = generate_phases if args.command == "generate" else partial(train_phases, is_operator)
-    return model, phases(args, setting, name, model)
+    return model, (generate_phases if args.command == "generate" else train_phases)(args, setting, name, model)
 
 
-def train_phases(
-    is_operator: bool, args: argparse.Namespace, setting: Setting, name: str, model: nn.Module
-) -> dict[str, Phase]:
+def is_operator(args: argparse.Namespace, name: str) -> bool:
+    """Whether the contender is a LocalRNN alone, rather than a whole model."""
+    return args.command == "operator" or name == "local_rnn"
+
+
+def train_phases(args: argparse.Namespace, setting: Setting, name: str, model: nn.Module) -> dict[str, Phase]:
     """The forward pass, and forward and backward pass; the latter with an optimizer's step, for a whole model."""
     dtype = contender_dtype(args, name)
     autocast = torch.autocast(args.device, dtype, enabled=dtype != torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     shape = (setting.batch_size, setting.length)
-    if is_operator:
+    if is_operator(args, name):
         inputs = torch.randn(*shape, setting.config.hidden_size, device=args.device, requires_grad=True)
         optimizer.add_param_group({"params": inputs})  # which clears its gradient as it does theirs
     else:
@@ -215,12 +215,12 @@ def train_phases(
 
     def graph() -> torch.Tensor:
         with autocast:
-            return model(inputs) if is_operator else model(**batch).loss
+            return model(inputs) if is_operator(args, name) else model(**batch).loss
 
     def step():
         outputs = graph()
         outputs.backward(torch.ones_like(outputs))
-        if not is_operator:
+        if not is_operator(args, name):
             optimizer.step()
         optimizer.zero_grad()
 
@@ -533,7 +533,7 @@ def format_table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plot(rows: list[dict]) -> bytes:
+def plot(rows: list[dict]) -> Figure:
     """A picture: speed on the left, peak memory on the right, a line of panels for each phase."""
     phases, contenders = (list(dict.fromkeys(row[column] for row in rows)) for column in ("phase", "contender"))
     settings = list(dict.fromkeys((row["config"], row["length"]) for row in rows))
@@ -552,13 +552,11 @@ def plot(rows: list[dict]) -> bytes:
         axes.set_xticks(range(len(settings)), [f"{config}\n{length}" for config, length in settings])
         axes.grid(alpha=0.3, axis="y")
         axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return figure
 
 
-def plot_growth(rows: list[dict]) -> bytes:
-    """A picture: time and peak memory of a training step against the length, both axes logarithmic."""
+def plot_growth(rows: list[dict]) -> Figure:
+    """A picture: time and memory of a training step against the length, both axes logarithmic."""
     figure = Figure(figsize=(14, 5), layout="constrained")
     lines = list(dict.fromkeys((row["config"], row["contender"]) for row in rows))
     columns = {"seconds": "seconds a step", "saved_bytes": "bytes kept for the backward pass", "peak_bytes": "peak"}
@@ -574,9 +572,7 @@ def plot_growth(rows: list[dict]) -> bytes:
         axes.set_xticks(*[sorted({row["length"] for row in rows})] * 2, rotation=45)
         axes.grid(alpha=0.3)
         axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=120)
-    return picture.getvalue()
+    return figure
 
 
 def environment(device: str) -> dict:
@@ -697,7 +693,8 @@ def main(argv: list[str] | None = None):
     for config_name, setting in settings_of(args):
         report["rows"] += measure(args, config_name, setting)
         write_whole(output, json.dumps(report, indent=2).encode())
-    write_whole(output.with_suffix(".png"), (plot_growth if args.command == "growth" else plot)(report["rows"]))
+    figure = (plot_growth if args.command == "growth" else plot)(report["rows"])
+    write_figure(output.with_suffix(".png"), figure, dpi=120)
     print(format_table(report["rows"]))
     progress(f"Written to {output} and {output.with_suffix('.png')}")
 

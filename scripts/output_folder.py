@@ -13,6 +13,7 @@
 # limitations under the License.
 """The output folder of a training script: it holds one run, which goes on where it stopped."""
 
+import io
 import json
 import logging
 import math
@@ -109,3 +110,10 @@ def write_whole(path: Path, content: bytes):
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_bytes(content)
     os.replace(unfinished, path)
+
+
+def write_figure(path: Path, figure, dpi: int):
+    """Writes a figure of matplotlib as a PNG file."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    write_whole(path, picture.getvalue())

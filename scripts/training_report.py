@@ -13,13 +13,12 @@
 # limitations under the License.
 """What a training script leaves beside the model: the picture of its learning curves and its card."""
 
-import io
 import json
 import logging
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from output_folder import write_whole
+from output_folder import write_figure
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
@@ -79,9 +78,7 @@ def plot_learning_curves(trainer: Trainer):
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_whole(Path(trainer.args.output_dir, CURVES_FILE), picture.getvalue())
+    write_figure(Path(trainer.args.output_dir, CURVES_FILE), figure, dpi=150)
 
 
 def model_card(trainer: Trainer, text_name: str) -> ModelCard:
