@@ -19,6 +19,9 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .local_rnn import CELLS, IMPLEMENTATIONS
 
+POSITION_EMBEDDING_TYPES = ("none", "sinusoidal")
+KEY_HEAD_TYPES = ("independent", "autoregressive")
+
 
 @strict
 class RTransformerConfig(PreTrainedConfig):
@@ -52,6 +55,15 @@ class RTransformerConfig(PreTrainedConfig):
             unset, it is chosen by device. Second derivatives and `torch.func` need one of the first two.
         input_size (`int`, *optional*):
             Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
+        position_embedding_type (`str`, defaults to `"none"`):
+            `"sinusoidal"` adds the position vectors of Vaswani et al. (arXiv 1706.03762, section 3.5) to the inputs,
+            which are scaled by the square root of `hidden_size` for it: with `num_local_rnn_layers=0` this is the
+            Transformer that the paper compares with.
+        key_head_type (`str`, defaults to `"independent"`):
+            How the music model predicts the keys of a frame given the past: `"independent"` of each other (the paper),
+            or `"autoregressive"`, each given the keys below it as well.
+        key_head_size (`int`, defaults to 16):
+            Hidden units for each key of the autoregressive key head.
         final_layer_norm (`bool`, defaults to `False`):
             Whether a layer norm follows the last block. The published model has none.
         layer_norm_eps (`float`, defaults to 1e-6):
@@ -119,6 +131,9 @@ class RTransformerConfig(PreTrainedConfig):
     num_local_rnn_layers: int = 1
     local_rnn_implementation: str | None = None
     input_size: int | None = None
+    position_embedding_type: str = "none"
+    key_head_type: str = "independent"
+    key_head_size: int = 16
     final_layer_norm: bool = False
     layer_norm_eps: float = 1e-6
     hidden_dropout: float | int = 0.0
@@ -171,20 +186,22 @@ class RTransformerConfig(PreTrainedConfig):
             "local_window_size": 1,
             "num_local_rnn_layers": 0,
             "input_size": 1,
+            "key_head_size": 1,
         }
         for name, minimum in at_least.items():
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value}.")
-        if self.local_rnn_implementation not in (None, *IMPLEMENTATIONS):
-            raise ValueError(
-                f"`local_rnn_implementation` must be one of {IMPLEMENTATIONS} or None, got "
-                f"{self.local_rnn_implementation!r}."
-            )
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {tuple(ACT2FN)}, got {self.hidden_act!r}.")
-        if self.local_rnn_type not in CELLS:
-            raise ValueError(f"`local_rnn_type` must be one of {tuple(CELLS)}, got {self.local_rnn_type!r}.")
+        accepted_values = {
+            "local_rnn_implementation": (None, *IMPLEMENTATIONS),
+            "hidden_act": tuple(ACT2FN),
+            "local_rnn_type": tuple(CELLS),
+            "position_embedding_type": POSITION_EMBEDDING_TYPES,
+            "key_head_type": KEY_HEAD_TYPES,
+        }
+        for name, accepted in accepted_values.items():
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"`{name}` must be one of {accepted}, got {getattr(self, name)!r}.")
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)}.")

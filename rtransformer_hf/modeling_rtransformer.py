@@ -373,8 +373,9 @@ class RTransformerModel(RTransformerPreTrainedModel):
         Args:
             input_ids: (batch, time) token ids, for a model without `input_size`.
             attention_mask: (batch, past + time), 0 at padding. A padded row gives what it gives alone.
-            position_ids: (batch, time). The model has no positions; where these restart within a row, and neither mask
-                nor cache is given, a new sequence begins, which sees nothing of the one before.
+            position_ids: (batch, time). Where these restart within a row, and neither mask nor cache is given, a new
+                sequence begins, which sees nothing of the one before. The model itself has no positions, the
+                sinusoidal ones of the baseline aside.
             past_key_values: a cache made from the model's config, `DynamicCache(config=model.config)` for example.
             inputs_embeds: (batch, time, hidden_size), in place of the embedded or projected inputs.
             input_values: (batch, time, input_size) vectors, for a model with `input_size`.
@@ -412,6 +413,13 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 "full_attention": create_causal_mask(**mask_kwargs),
                 "linear_attention": create_padding_mask(**mask_kwargs),
             }
+
+        if self.config.position_embedding_type == "sinusoidal":
+            positions = position_ids
+            if positions is None:
+                positions = positions_of_inputs(inputs_embeds, attention_mask, mask_cache)
+            position_vectors = sinusoidal_positions(positions, self.config.hidden_size).to(inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds * math.sqrt(self.config.hidden_size) + position_vectors
 
         hidden_states = self.embedding_dropout(inputs_embeds)
         for layer in self.layers:
@@ -468,6 +476,24 @@ class RTransformerModel(RTransformerPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module):
         setattr(self, "embed_tokens" if self.config.input_size is None else "input_projection", value)
+
+
+def positions_of_inputs(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+) -> torch.Tensor:
+    """(batch or 1, time) positions in each row, which are counted from its first real input."""
+    length = inputs_embeds.shape[1]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+    past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    return torch.arange(length, device=inputs_embeds.device)[None] + past_length
+
+
+def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
+    """(batch, time) positions -> (batch, time, hidden_size) sines and cosines."""
+    channels = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids[..., None] * torch.exp(channels * (-math.log(10000) / hidden_size))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :hidden_size]
 
 
 def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
@@ -701,10 +727,43 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         )
 
 
+class RTransformerChordHead(nn.Module):
+    """
+    What the keys below a key tell of it, given the past: a layer whose weights are masked so that each key sees the
+    lower ones alone (MADE, arXiv 1502.03509). Keys of a chord are not independent.
+    """
+
+    def __init__(self, config: RTransformerConfig, num_keys: int):
+        super().__init__()
+        self.unit_keys = [key for key in range(num_keys) for _ in range(config.key_head_size)]
+        self.state_proj = nn.Linear(config.hidden_size, len(self.unit_keys))
+        self.frame_proj = nn.Linear(num_keys, len(self.unit_keys))
+        self.out_proj = nn.Linear(len(self.unit_keys), num_keys)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: (batch, time, hidden_size), what is known of the past.
+            frames: (batch, time, keys), the frames to predict; a key's output depends on those below it alone.
+
+        Returns:
+            (batch, time, keys), to be added to the logits of independent keys.
+        """
+        unit_keys = torch.tensor(self.unit_keys, device=frames.device)
+        keys = torch.arange(frames.shape[-1], device=frames.device)
+        frame_weight = self.frame_proj.weight * (keys < unit_keys[:, None])  # a key's units see the keys below it
+        out_weight = self.out_proj.weight * (unit_keys <= keys[:, None])  # and serve this key and those above
+        units = self.state_proj(hidden_states) + F.linear(frames, frame_weight, self.frame_proj.bias)
+        return F.linear(self.dropout(self.activation(units)), out_weight, self.out_proj.bias)
+
+
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
     """
     The model over piano rolls: frames of keys that sound or not, predicted from the frames before (section 4.2). Given
-    the past, the keys of a frame are independent Bernoulli variables.
+    the past, the keys of a frame are Bernoulli variables: independent ones, or with `config.key_head_type` set to
+    `"autoregressive"` each given the keys below it as well, which is a joint distribution of the whole frame.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model; `input_size` is the number of keys.
@@ -720,6 +779,8 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         self.model = RTransformerModel(config)
         self.num_keys = config.input_size or PIANO_KEYS
         self.key_head = nn.Linear(config.hidden_size, self.num_keys)
+        if config.key_head_type == "autoregressive":
+            self.chord_head = RTransformerChordHead(config, self.num_keys)
         self.post_init()
 
     @can_return_tuple
@@ -747,7 +808,9 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
 
         Returns:
             `CausalLMOutputWithPast` with `logits` (batch, time, keys) of the next frame, and as `loss` its negative
-            log-likelihood in nats, summed over the keys and averaged over the real frames.
+            log-likelihood in nats, summed over the keys and averaged over the real frames. With autoregressive keys,
+            the logits of a key are given the keys below it in the next frame of `labels`; those are taken as silent
+            where there is none.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -760,7 +823,8 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.key_head(outputs.last_hidden_state[:, kept])
+        next_frames = None if labels is None else F.pad(labels[:, 1:], (0, 0, 0, 1))[:, kept]
+        logits = self.key_logits(outputs.last_hidden_state[:, kept], next_frames)
 
         return CausalLMOutputWithPast(
             loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask),
@@ -769,6 +833,15 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def key_logits(self, hidden_states: torch.Tensor, next_frames: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, time, keys) logits; autoregressive keys are given those below them in `next_frames`, or silence."""
+        logits = self.key_head(hidden_states)
+        if self.config.key_head_type == "independent":
+            return logits
+        if next_frames is None:
+            next_frames = torch.zeros_like(logits)
+        return logits + self.chord_head(hidden_states, next_frames.clamp(min=0).to(logits))
 
     @staticmethod
     def next_frame_loss(
@@ -830,15 +903,13 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             streamer.put(frames)
         pieces, past_key_values = [frames], DynamicCache(config=self.config)
         for _ in range(max_new_frames):
-            outputs = self(
+            outputs = self.model(
                 input_values=pieces[-1],
                 attention_mask=attention_mask,
                 past_key_values=past_key_values,
                 use_cache=True,
-                logits_to_keep=1,
             )
-            probabilities = torch.sigmoid(outputs.logits.float() / temperature)
-            pieces.append(torch.bernoulli(probabilities, generator=generator).to(self.dtype))
+            pieces.append(self.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator))
             if attention_mask is not None:
                 attention_mask = F.pad(attention_mask, (0, 1), value=1)
             if streamer is not None:
@@ -846,6 +917,19 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         if streamer is not None:
             streamer.end()
         return torch.cat(pieces, dim=1)
+
+    def sample_frame(
+        self, hidden_states: torch.Tensor, temperature: float, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """(batch, 1, hidden_size), what is known of the past -> (batch, 1, keys), a frame drawn given it."""
+        if self.config.key_head_type == "independent":
+            probabilities = torch.sigmoid(self.key_logits(hidden_states).float() / temperature)
+            return torch.bernoulli(probabilities, generator=generator).to(self.dtype)
+        frame = hidden_states.new_zeros(hidden_states.shape[0], 1, self.num_keys)
+        for key in range(self.num_keys):
+            probabilities = torch.sigmoid(self.key_logits(hidden_states, frame)[..., key].float() / temperature)
+            frame[..., key] = torch.bernoulli(probabilities, generator=generator)
+        return frame.to(self.dtype)
 
 
 PIANO_KEYS = 88  # A0 to C8
