@@ -22,8 +22,8 @@ import argparse
 import sys
 
 import torch
+from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -105,9 +105,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     accepted = "a folder or Hub id of a causal language model with its tokenizer is accepted"
     try:
-        architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
-        if not architectures[0].endswith(("ForCausalLM", "LMHeadModel")):
-            raise ValueError(f"it holds {architectures[0]}")
+        check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         return model.to(device), AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:

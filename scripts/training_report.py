@@ -13,10 +13,16 @@
 # limitations under the License.
 """What a training script leaves beside the model: the picture of its learning curves and its card."""
 
+import datetime
 import json
 import logging
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from output_folder import write_figure
 from transformers import Trainer
@@ -26,6 +32,22 @@ logger = logging.getLogger(__name__)
 
 CURVES_FILE = "learning_curves.png"
 
+
+@dataclass
+class TaskReport:
+    """What a card says of a task and its data, beside what every card says."""
+
+    pipeline_tag: str
+    description: str  # "A causal language model"
+    data_name: str  # a Hub id, or the name of a local file or folder
+    dataset_id: str | None  # the Hub id, if it is one
+    usage: str  # a few lines of Python with {checkpoint}
+    metrics: tuple[str, ...]
+    metrics_note: str
+    limits: str
+    loss_unit: str
+
+
 CARD = """\
 ---
 {metadata}
@@ -33,20 +55,14 @@ CARD = """\
 
 # {model_name}
 
-A causal language model, {architecture} with {millions:.1f} million parameters, trained on {text_name}.
+{description}, {architecture} with {millions:.2f} million parameters, trained on {data_name}. An R-Transformer puts a
+small RNN over a sliding window ahead of causal self-attention in every block and needs no position embeddings.
 
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{checkpoint}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{checkpoint}", trust_remote_code=True)
-prompt = tokenizer("The ", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=200)[0]))
+{usage}
 ```
-
-It has been trained to continue text like what it was trained on, and knows nothing else.
 
 ## Results
 
@@ -54,17 +70,41 @@ It has been trained to continue text like what it was trained on, and knows noth
 | --- | --- | --- |
 {results}
 
-Every token of a split but the first is predicted exactly once. Perplexity is a token's, in nats; bits are log2.
+{metrics_note}
 
 ![Learning curves](learning_curves.png)
 
 ## Training
 
+```bash
+{command}
+```
+
+On {hardware}, {duration}, finished on {date}. Loss on the training set is with dropout.
+
 {hyperparameters}
+
+## Limits and biases
+
+{limits}
+
+## Citation
+
+```bibtex
+{citation}
+```
 """
 
+CITATION = """\
+@article{wang2019rtransformer,
+  title={R-Transformer: Recurrent Neural Network Enhanced Transformer},
+  author={Wang, Zhiwei and Ma, Yao and Liu, Zitao and Tang, Jiliang},
+  journal={arXiv preprint arXiv:1907.05572},
+  year={2019}
+}"""
 
-def plot_learning_curves(trainer: Trainer):
+
+def plot_learning_curves(trainer: Trainer, loss_unit: str):
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -75,50 +115,73 @@ def plot_learning_curves(trainer: Trainer):
     for key, label in (("loss", "training"), ("eval_loss", "validation")):
         entries = [entry for entry in trainer.state.log_history if key in entry]
         axes.plot([entry["step"] for entry in entries], [entry[key] for entry in entries], marker=".", label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set(xlabel="step", ylabel=f"loss ({loss_unit})")
     axes.grid(alpha=0.3)
     axes.legend()
     write_figure(Path(trainer.args.output_dir, CURVES_FILE), figure, dpi=150)
 
 
-def model_card(trainer: Trainer, text_name: str) -> ModelCard:
+def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
     """The card of the model in the output folder, with the metrics that are there so far."""
     output_dir = Path(trainer.args.output_dir)
     results_file = output_dir / "all_results.json"
     results = json.loads(results_file.read_text(encoding="utf-8")) if results_file.exists() else {}
     metrics = [
         EvalResult(
-            task_type="text-generation",
-            dataset_type="text",
-            dataset_name=text_name,
+            task_type=report.pipeline_tag,
+            dataset_type=report.dataset_id or "local",
+            dataset_name=report.data_name,
             dataset_split=split,
             metric_type=metric,
             metric_name=metric.replace("_", " "),
             metric_value=results[f"{prefix}_{metric}"],
         )
         for prefix, split in (("eval", "validation"), ("test", "test"))
-        for metric in ("perplexity", "bits_per_character")
+        for metric in report.metrics
         if f"{prefix}_{metric}" in results
     ]
     config = trainer.model.config
     metadata = ModelCardData(
         model_name=output_dir.resolve().name,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        license="apache-2.0",
+        pipeline_tag=report.pipeline_tag,
         tags=[config.model_type, "generated_from_trainer"],
+        datasets=report.dataset_id and [report.dataset_id],
+        metrics=list(report.metrics),
         eval_results=metrics,
     )
-    table = [f"| {metric.dataset_split} | {metric.metric_name} | {metric.metric_value:.3f} |" for metric in metrics]
+    table = [f"| {metric.dataset_split} | {metric.metric_name} | {metric.metric_value:.4f} |" for metric in metrics]
     hyperparameters = extract_hyperparameters_from_trainer(trainer)
     return ModelCard(
         CARD.format(
             metadata=metadata.to_yaml(),
             model_name=metadata.model_name,
-            checkpoint=trainer.hub_model_id or trainer.args.output_dir,
+            description=report.description,
             architecture=type(trainer.model).__name__,
             millions=trainer.model.num_parameters() / 1e6,
-            text_name=text_name,
+            data_name=report.data_name,
+            usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),
             results="\n".join(table),
+            metrics_note=report.metrics_note,
+            command=command_line(),
+            hardware=hardware(trainer.args.device),
+            duration=f"{results['train_runtime'] / 60:.0f} minutes" if "train_runtime" in results else "unfinished",
+            date=datetime.date.today().isoformat(),
             hyperparameters="\n".join(f"- {name}: {value}" for name, value in hyperparameters.items()),
+            limits=report.limits,
+            citation=CITATION,
         )
     )
+
+
+def command_line() -> str:
+    """The command that runs, with the names alone of files that it gives by their whole path."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"

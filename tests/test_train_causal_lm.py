@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import train_causal_lm
 from huggingface_hub import HfApi, ModelCard
-from language_modeling import TokenWindows, load_tokenizer
+from language_modeling import TokenWindows
 from script_arguments import InputError
 
-import rtransformer_hf  # noqa: F401  (registers the Auto classes)
+from rtransformer_hf import RTransformerForCausalLM
 
 RECIPE = """
 tokenizer: char
@@ -317,4 +317,4 @@ def test_recipes_of_causal_language_models_are_valid(recipe, folder):
         "",
     )
     with torch.device("meta"):
-        train_causal_lm.make_model(model_args, load_tokenizer("char", ["abc"]))
+        train_causal_lm.make_model(model_args, RTransformerForCausalLM, AutoModelForCausalLM, ())

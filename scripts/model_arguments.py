@@ -1,0 +1,100 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The model of a training script: its sizes as flags, for a new one, or a checkpoint to train further."""
+
+from dataclasses import asdict, dataclass, field
+
+from script_arguments import InputError
+from transformers import AutoConfig, PreTrainedModel
+
+from rtransformer_hf import RTransformerConfig
+
+CAUSAL_LM_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+
+
+@dataclass
+class ModelArguments:
+    """What is unset keeps the default of RTransformerConfig, or the value that --model_name_or_path has."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Model to train further: a folder or a Hub id. Unset: a new R-Transformer."},
+    )
+    hidden_size: int | None = field(default=None, metadata={"help": "Width of the model."})
+    intermediate_size: int | None = field(default=None, metadata={"help": "Width inside the feed-forward layers."})
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of blocks."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads."})
+    hidden_act: str | None = field(default=None, metadata={"help": "Activation of the feed-forward layers."})
+    local_rnn_type: str | None = field(default=None, metadata={"help": "Cell of the LocalRNN: rnn, gru or lstm."})
+    local_window_size: int | None = field(default=None, metadata={"help": "Inputs that a LocalRNN state sees."})
+    num_local_rnn_layers: int | None = field(default=None, metadata={"help": "LocalRNN layers a block."})
+    position_embedding_type: str | None = field(
+        default=None,
+        metadata={"help": "none, or sinusoidal: with num_local_rnn_layers 0, the Transformer of the paper."},
+    )
+    final_layer_norm: bool | None = field(default=None, metadata={"help": "Whether a norm follows the last block."})
+    hidden_dropout: float | None = field(default=None, metadata={"help": "Dropout of the sub-layers."})
+    attention_dropout: float | None = field(default=None, metadata={"help": "Dropout on the attention weights."})
+    embedding_dropout: float | None = field(default=None, metadata={"help": "Dropout on the embedded inputs."})
+    initializer_range: float | None = field(
+        default=None, metadata={"help": "Standard deviation of new linear weights. Unset: PyTorch's initialisation."}
+    )
+    embedding_initializer_range: float | None = field(
+        default=None, metadata={"help": "Standard deviation of new token embeddings."}
+    )
+    tie_word_embeddings: bool | None = field(
+        default=None, metadata={"help": "Whether the output layer shares the embedding's weight."}
+    )
+
+
+def make_model(
+    args: ModelArguments,
+    new_model_class: type[PreTrainedModel],
+    auto_class: type,
+    architectures: tuple[str, ...],
+    **settings,
+) -> PreTrainedModel:
+    """
+    Args:
+        args: sizes of the model, or the checkpoint to open.
+        new_model_class: class of a new model.
+        auto_class: what opens --model_name_or_path.
+        architectures: the accepted classes of --model_name_or_path, as of `check_architecture`.
+        settings: fields of a new model's configuration that follow from the data.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    chosen = {name: value for name, value in asdict(args).items() if value is not None}
+    path = chosen.pop("model_name_or_path", None)
+    try:
+        if path is None:
+            return new_model_class(RTransformerConfig(**settings, **chosen))
+        check_architecture(path, *architectures)
+        return auto_class.from_pretrained(path, **chosen)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the model can't be made of {chosen | {'model_name_or_path': path}}: {error}") from error
+
+
+def check_architecture(checkpoint: str, *accepted: str):
+    """
+    Raises a ValueError for a checkpoint of another task: the Auto classes would open it with a new, untrained head.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+        accepted: names of model classes, or how they may end.
+    """
+    architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
+    if not architectures[0].endswith(accepted):
+        raise ValueError(f"it holds {architectures[0]}; accepted: a class that ends with {' or '.join(accepted)}.")
