@@ -5,8 +5,10 @@ Importing the package makes the model known to the Auto classes of Transformers.
 """
 
 import transformers
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .configuration_rtransformer import RTransformerConfig
+from .image_processing_rtransformer import RTransformerImageProcessor
 from .modeling_rtransformer import (
     AUTO_CLASSES,
     RTransformerForCausalLM,
@@ -23,6 +25,9 @@ for name, registered_class in AUTO_CLASSES.items():
     key = RTransformerConfig.model_type if name == "AutoConfig" else RTransformerConfig
     getattr(transformers, name).register(key, registered_class, exist_ok=True)
 del name, registered_class, key
+AutoImageProcessor.register(
+    RTransformerConfig, image_processor_classes={"pil": RTransformerImageProcessor}, exist_ok=True
+)
 
 __all__ = [
     "RTransformerConfig",
@@ -30,6 +35,7 @@ __all__ = [
     "RTransformerForPolyphonicMusic",
     "RTransformerForSequenceClassification",
     "RTransformerForTokenClassification",
+    "RTransformerImageProcessor",
     "RTransformerModel",
     "RTransformerPreTrainedModel",
 ]

@@ -823,7 +823,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        next_frames = None if labels is None else F.pad(labels[:, 1:], (0, 0, 0, 1))[:, kept]
+        next_frames = None if labels is None else F.pad(labels[:, 1:], (0, 0, 0, 1))
         logits = self.key_logits(outputs.last_hidden_state[:, kept], next_frames)
 
         return CausalLMOutputWithPast(
@@ -843,18 +843,24 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             next_frames = torch.zeros_like(logits)
         return logits + self.chord_head(hidden_states, next_frames.clamp(min=0).to(logits))
 
-    @staticmethod
+    @classmethod
     def next_frame_loss(
-        logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+        cls, logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Negative log-likelihood of each next frame, summed over its keys, averaged over the frames that are real."""
+        """Negative log-likelihood of a next frame in nats, averaged over the frames that are real."""
+        if attention_mask is not None:
+            labels = labels.masked_fill(attention_mask[:, -labels.shape[1] :, None].to(labels.device) == 0, -100)
+        num_frames = (labels[:, 1:] != -100).all(dim=-1).sum().to(logits.device)
+        return cls.next_frame_nats(logits, labels).sum() / num_frames.clamp(min=1)
+
+    @staticmethod
+    def next_frame_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(batch, time - 1) negative log-likelihood of each next frame, summed over its keys; 0 where it is -100."""
         logits, labels = logits[:, :-1].float(), labels[:, 1:].to(logits.device)
         is_real = (labels != -100).all(dim=-1)
-        if attention_mask is not None:
-            is_real = is_real & attention_mask[:, 1:].bool().to(logits.device)
         targets = torch.where(is_real[..., None], labels, 0).to(logits.dtype)
-        nll = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)  # (batch, time - 1)
-        return (nll * is_real).sum() / is_real.sum().clamp(min=1)
+        nats = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)
+        return nats * is_real
 
     @torch.no_grad()
     def sample(

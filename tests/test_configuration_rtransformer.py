@@ -37,6 +37,12 @@ def test_round_trip(tmp_path):
         ({"num_local_rnn_layers": -1}, "`num_local_rnn_layers` must be .* at least 0, got -1"),
         ({"local_rnn_type": "mgu"}, r"`local_rnn_type` must be one of \('rnn', 'gru', 'lstm'\), got 'mgu'"),
         ({"local_rnn_implementation": "cuda"}, "`local_rnn_implementation` must be one of .*textbook.*got 'cuda'"),
+        (
+            {"position_embedding_type": "rotary"},
+            r"`position_embedding_type` must be .*sinusoidal.*got 'rotary'",
+        ),
+        ({"key_head_type": "joint"}, r"`key_head_type` must be one of .*autoregressive.*got 'joint'"),
+        ({"key_head_size": 0}, "`key_head_size` must be an integer of at least 1, got 0"),
         ({"hidden_act": "rely"}, "`hidden_act` must be one of .*relu.*got 'rely'"),
         ({"input_size": 0}, "`input_size` must be .* at least 1, got 0"),
         ({"hidden_dropout": 1.0}, "`hidden_dropout` must be at least 0 and less than 1, got 1.0"),

@@ -1,10 +1,12 @@
 """What the model promises: the cache, padding, packing and causality are exact, and bad input is refused."""
 
 import itertools
+import math
 import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
@@ -561,6 +563,104 @@ def test_music_sampling_refuses(tiny_config, arguments, message):
     model = make_model(RTransformerForPolyphonicMusic, tiny_config(input_size=KEYS))
     with pytest.raises(ValueError, match=message):
         model.sample(**{"input_values": torch.zeros(1, 2, KEYS), "max_new_frames": 2, **arguments})
+
+
+def every_frame(keys: int) -> torch.Tensor:
+    """(2 ** keys, keys): every frame that there is."""
+    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=keys)))
+
+
+def chord_model(config_maker, keys: int = 4):
+    config = config_maker(
+        input_size=keys, key_head_type="autoregressive", key_head_size=3, final_layer_norm=True, initializer_range=0.4
+    )
+    return make_model(RTransformerForPolyphonicMusic, config)
+
+
+def frame_probabilities(model, past: torch.Tensor) -> torch.Tensor:
+    """(2 ** keys,): the probability that each possible frame follows the frames (time, keys)."""
+    probabilities = []
+    for frame in every_frame(past.shape[1]):
+        frames = torch.cat([past, frame[None]])[None]
+        labels = frames.clone()
+        labels[:, :-1] = -100
+        probabilities.append(torch.exp(-model(input_values=frames, labels=labels).loss))
+    return torch.stack(probabilities)
+
+
+@torch.no_grad()
+def test_autoregressive_keys_are_a_distribution_of_frames(tiny_config):
+    past = torch.bernoulli(torch.full((5, 4), 0.4))
+    probabilities = frame_probabilities(chord_model(tiny_config), past)
+    assert_equal(probabilities.sum(), torch.tensor(1.0))
+    # and not that of independent keys
+    keys_alone = probabilities @ every_frame(4)
+    independent = torch.where(every_frame(4) == 1, keys_alone, 1 - keys_alone).prod(dim=-1)
+    assert (probabilities - independent).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_autoregressive_keys_are_sampled_from_their_distribution(tiny_config):
+    model = chord_model(tiny_config)
+    past = torch.bernoulli(torch.full((5, 4), 0.4))
+    probabilities = frame_probabilities(model, past)
+    sampled = model.sample(past.expand(20_000, -1, -1), 1, generator=torch.Generator().manual_seed(0))[:, -1]
+    indices = (sampled * torch.tensor([8, 4, 2, 1])).sum(-1).long()
+    frequencies = torch.bincount(indices, minlength=16) / len(sampled)
+    assert (frequencies - probabilities).abs().max() < 0.015  # four standard deviations of a frequency
+
+
+@torch.no_grad()
+def test_logits_of_a_key_depend_on_the_keys_below_it_alone(tiny_config):
+    model = chord_model(tiny_config)
+    frames = torch.bernoulli(torch.full((1, 6, 4), 0.4))
+    logits = model(input_values=frames, labels=frames).logits
+    for key in range(4):
+        labels = frames.clone()
+        labels[:, 3, key] = 1 - labels[:, 3, key]
+        changed = (model(input_values=frames, labels=labels).logits != logits)[0]
+        assert not changed[2, : key + 1].any() and changed[2, key + 1 :].all()
+        assert not changed[[0, 1, 3, 4, 5]].any()
+
+
+# --- the Transformer of the paper: no LocalRNN, sinusoidal positions ---
+
+
+@torch.no_grad()
+def test_sinusoidal_positions(tiny_config):
+    config = tiny_config(num_local_rnn_layers=0, position_embedding_type="sinusoidal", num_hidden_layers=1)
+    model = make_model(RTransformerModel, config)
+    inputs_embeds, received = torch.randn(1, 9, 16), []
+    model.layers[0].register_forward_pre_hook(lambda module, args: received.append(args[0]))
+    model(inputs_embeds=inputs_embeds)
+    for t, channel in itertools.product(range(9), range(8)):
+        angle = t / 10000 ** (2 * channel / 16)
+        for index, expected in ((channel, math.sin(angle)), (channel + 8, math.cos(angle))):
+            position = received[0][0, t, index] - 4 * inputs_embeds[0, t, index]
+            assert position.item() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sinusoidal_positions_count_from_the_first_real_input(tiny_config, side):
+    config = tiny_config(num_local_rnn_layers=0, position_embedding_type="sinusoidal")
+    model = make_model(RTransformerForCausalLM, config)
+    input_ids = torch.randint(1, config.vocab_size, (1, 9))
+    alone = model(input_ids).logits
+    padding = (3, 0) if side == "left" else (0, 3)
+    padded, mask = F.pad(input_ids, padding), F.pad(torch.ones_like(input_ids), padding)
+    real = slice(3, None) if side == "left" else slice(9)
+    assert_equal(model(padded, attention_mask=mask).logits[:, real], alone)
+
+    cache = DynamicCache(config=config)
+    pieces = [model(piece, past_key_values=cache).logits for piece in input_ids.split([4, 1, 4], dim=1)]
+    assert_equal(torch.cat(pieces, dim=1), alone)
+    with_mask = [model(input_ids[:, :4], attention_mask=torch.ones(1, 4), past_key_values=(cache := DynamicCache()))]
+    with_mask.append(model(input_ids[:, 4:], attention_mask=torch.ones(1, 9), past_key_values=cache))
+    assert_equal(torch.cat([outputs.logits for outputs in with_mask], dim=1), alone)
+
+    generated = model.generate(input_ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(model.generate(input_ids, max_new_tokens=5, do_sample=False, use_cache=False), generated)
 
 
 # --- bad input ---
