@@ -47,6 +47,11 @@ def test_bits_per_character_are_log2_of_characters(load_metric):
     assert result == {"bits_per_character": pytest.approx(8 / 8 / math.log(2))}
 
 
+def test_nll_per_frame_weighs_tunes_by_their_frames(load_metric):
+    result = load_metric("nll_per_frame").compute(predictions=[600.0, 20.0], references=[300, 10])
+    assert result == {"nll_per_frame": pytest.approx(2)}
+
+
 def test_metrics_add_batches(load_metric):
     metric = load_metric("bits_per_character")
     metric.add_batch(predictions=[6.0], references=[5])
@@ -54,7 +59,7 @@ def test_metrics_add_batches(load_metric):
     assert metric.compute()["bits_per_character"] == pytest.approx(1 / math.log(2))
 
 
-@pytest.mark.parametrize("name", ["perplexity", "bits_per_character"])
+@pytest.mark.parametrize("name", ["perplexity", "bits_per_character", "nll_per_frame"])
 @pytest.mark.parametrize("references", [[0], [-1]])
 def test_metrics_name_bad_references(load_metric, name, references):
     with pytest.raises(ValueError, match="references"):

@@ -1,0 +1,148 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Piano rolls for the music model: tunes as training examples, batched by length, transposed if wanted; and the negative
+log-likelihood over all frames of a split.
+"""
+
+from collections.abc import Callable, Iterator
+
+import evaluate
+import numpy as np
+import torch
+from language_modeling import METRICS
+from torch.utils.data import Dataset, Sampler
+from training_run import ReportingTrainer
+from transformers import EvalPrediction
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from rtransformer_hf import RTransformerForPolyphonicMusic
+
+
+class Tunes(Dataset):
+    """
+    Whole tunes, each in all transpositions by -`transpose` to `transpose` semitones, as far as its keys stay on the
+    keyboard: index = tune * number of shifts + shift.
+
+    Args:
+        rolls: tunes of (frames, keys) zeros and ones.
+        transpose: largest shift, in semitones; 0 leaves the tunes as they are.
+    """
+
+    def __init__(self, rolls: list[np.ndarray], transpose: int = 0):
+        self.rolls, self.transpose = rolls, transpose
+        self.num_shifts = 2 * transpose + 1
+
+    def __len__(self) -> int:
+        return len(self.rolls) * self.num_shifts
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tune, shift = divmod(index, self.num_shifts)
+        roll = transposed(self.rolls[tune], shift - self.transpose)
+        frames = torch.from_numpy(roll.astype(np.float32))
+        return {"input_values": frames, "labels": frames}
+
+
+def transposed(roll: np.ndarray, semitones: int) -> np.ndarray:
+    """(frames, keys), shifted by so many keys, or by as many as there is place for."""
+    keys = np.flatnonzero(roll.any(axis=0))
+    if len(keys) == 0:
+        return roll
+    return np.roll(roll, np.clip(semitones, -keys[0], roll.shape[1] - 1 - keys[-1]), axis=1)
+
+
+class TuneSampler(Sampler[int]):
+    """
+    Every tune once an epoch, at a random transposition, with tunes of like length together, as Trainer's
+    `group_by_length` has them. An epoch's order follows from the seed and its number, so that a run that goes on in
+    the middle of one meets the same batches.
+    """
+
+    def __init__(self, tunes: Tunes, batch_size: int, seed: int):
+        self.tunes, self.batch_size, self.seed, self.epoch = tunes, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.tunes.rolls)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        lengths = [len(roll) for roll in self.tunes.rolls]
+        order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
+        shifts = torch.randint(self.tunes.num_shifts, (len(order),), generator=generator)
+        return iter((torch.tensor(order) * self.tunes.num_shifts + shifts).tolist())
+
+
+def pad_tunes(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch: tunes padded on the right by silent frames that are masked, labels by -100."""
+
+    def padded(name: str, value: float) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([example[name] for example in examples], True, value)
+
+    lengths = torch.tensor([len(example["input_values"]) for example in examples])
+    attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    return {
+        "input_values": padded("input_values", 0),
+        "attention_mask": attention_mask,
+        "labels": padded("labels", -100),
+    }
+
+
+class MusicTrainer(ReportingTrainer):
+    """
+    Trainer over whole tunes.
+
+    Args:
+        sums_loss: whether the loss of a batch is the sum over its frames rather than their mean, as the published
+            training code has it.
+    """
+
+    def __init__(self, *args, sums_loss: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sums_loss = sums_loss
+
+    def _get_train_sampler(self, train_dataset: Tunes | None = None) -> TuneSampler:
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return TuneSampler(train_dataset or self.train_dataset, batch_size, self.args.seed)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if not (self.sums_loss and model.training):
+            return result
+        return result * inputs["attention_mask"][:, 1:].sum()
+
+
+def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    (tunes, 2): a tune's negative log-likelihood in nats, summed over its predicted frames, and their number. Trainer
+    keeps this of a batch (`preprocess_logits_for_metrics`) in place of its logits.
+    """
+    is_real = (labels[:, 1:] != -100).all(dim=-1)
+    nats = RTransformerForPolyphonicMusic.next_frame_nats(logits, labels)
+    return torch.stack([nats.sum(-1), is_real.sum(-1)], dim=-1)
+
+
+def exact_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics`: negative log-likelihood in nats a frame, over all predicted frames of a split."""
+    nll_per_frame = evaluate.load(str(METRICS / "nll_per_frame"), keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        nats, num_frames = prediction.predictions.astype(np.float64).T
+        metrics = nll_per_frame.compute(predictions=nats, references=num_frames.astype(np.int64))
+        # Trainer's own loss is a mean over batches, which is not one over frames. This one takes its place.
+        return {"loss": metrics["nll_per_frame"], **metrics, "predicted_frames": int(num_frames.sum())}
+
+    return compute_metrics

@@ -1,0 +1,202 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The script that writes tunes with a checkpoint."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat, wavfile
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import generate_music
+from piano_rolls import read_midi, write_midi
+
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForPolyphonicMusic
+
+NUM_FRAMES = 6
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny_config):
+    RTransformerForPolyphonicMusic(tiny_config(input_size=88)).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def generate(checkpoint, tmp_path):
+    """Runs the script and returns the tune that it wrote. An untrained model leaves no frame without a key."""
+
+    def run(*flags: str, frames_per_beat: int = 2) -> np.ndarray:
+        output = str(tmp_path / "new" / "tune.v1")
+        generate_music.main([checkpoint, "--num_frames", str(NUM_FRAMES), "--output", output, "--no_audio", *flags])
+        return read_midi(f"{output}.mid", frames_per_beat)
+
+    return run
+
+
+@pytest.fixture
+def prompt():
+    return np.eye(9, 88, k=40, dtype=np.uint8)
+
+
+@pytest.fixture
+def prompt_file(tmp_path, prompt):
+    write_midi(tmp_path / "prompt.mid", prompt, frames_per_beat=2, tempo=90)
+    return str(tmp_path / "prompt.mid")
+
+
+@pytest.fixture
+def prompt_data(tmp_path, prompt):
+    cells = np.empty((1, 3), dtype=object)
+    cells[0, :] = [prompt[:4], prompt, prompt[:2]]
+    savemat(tmp_path / "tunes.mat", {"testdata": cells[:, :1], "validdata": cells})
+    return str(tmp_path / "tunes.mat")
+
+
+def test_a_new_tune_is_written_in_three_forms(checkpoint, tmp_path, capsys):
+    output = tmp_path / "new" / "folder" / "tune.v1"
+    generate_music.main([checkpoint, "--num_frames", str(NUM_FRAMES), "--output", str(output), "--tempo", "240"])
+    printed = capsys.readouterr()
+    paths = [f"{output}.mid", f"{output}.png", f"{output}.wav"]
+    assert [line.split(" (")[0] for line in printed.out.splitlines()] == paths
+    assert sorted(map(str, output.parent.iterdir())) == paths
+    assert f"{NUM_FRAMES}/{NUM_FRAMES}" in printed.err  # the progress bar's end
+    assert len(read_midi(paths[0], frames_per_beat=2)) == NUM_FRAMES  # without the silent frame that starts it
+    rate, samples = wavfile.read(paths[2])
+    assert NUM_FRAMES / 8 < len(samples) / rate < NUM_FRAMES / 8 + 3  # in seconds; notes fade
+
+
+def test_without_audio(generate, tmp_path, capsys):
+    generate()
+    assert [Path(line).suffix for line in capsys.readouterr().out.split()] == [".mid", ".png"]
+    assert sorted(path.suffix for path in (tmp_path / "new").iterdir()) == [".mid", ".png"]
+
+
+def test_the_same_seed_gives_the_same_tune(generate):
+    first, again, other = (generate("--seed", seed) for seed in ("1", "1", "2"))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_low_temperature_takes_the_likeliest_keys(generate, prompt_file):
+    flags = ("--prompt", prompt_file, "--temperature", "1e-6")
+    first, other = (generate(*flags, "--seed", seed) for seed in ("1", "2"))
+    np.testing.assert_array_equal(first, other)
+
+
+def test_a_prompt_is_continued(generate, prompt, prompt_file):
+    tune = generate("--prompt", prompt_file)
+    assert len(tune) == len(prompt) + NUM_FRAMES
+    np.testing.assert_array_equal(tune[: len(prompt)], prompt)
+    tune = generate("--prompt", prompt_file, "--prompt_frames", "4")
+    assert len(tune) == 4 + NUM_FRAMES
+    np.testing.assert_array_equal(tune[:4], prompt[:4])
+
+
+def test_frames_per_beat(generate, prompt, prompt_file):
+    tune = generate("--prompt", prompt_file, "--frames_per_beat", "4", frames_per_beat=4)
+    assert len(tune) == 2 * len(prompt) + NUM_FRAMES
+    np.testing.assert_array_equal(tune[: 2 * len(prompt)], prompt.repeat(2, axis=0))
+
+
+def test_a_prompt_from_a_data_set(generate, prompt, prompt_file, prompt_data):
+    tune = generate("--prompt_data", prompt_data)
+    np.testing.assert_array_equal(tune[:4], prompt[:4])
+    assert len(tune) == 4 + NUM_FRAMES
+    tune = generate("--prompt_data", prompt_data, "--prompt_split", "validation", "--prompt_index", "1")
+    np.testing.assert_array_equal(tune, generate("--prompt", prompt_file))
+
+
+def test_the_picture_knows_the_prompt(generate, prompt_file, monkeypatch):
+    shaded = []
+    monkeypatch.setattr(
+        generate_music, "write_piano_roll_picture", lambda path, roll, prompt_frames: shaded.append(prompt_frames)
+    )
+    generate()
+    generate("--prompt", prompt_file, "--prompt_frames", "4")
+    assert shaded == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--num_frames", "0"], "--num_frames 0"),
+        (["--temperature", "0"], "--temperature 0.0"),
+        (["--temperature", "nan"], "--temperature nan"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--frames_per_beat", "0"], "--frames_per_beat 0"),
+        (["--frames_per_beat", "97"], "--frames_per_beat 97"),
+        (["--tempo", "3"], "--tempo 3.0"),
+        (["--tempo", "1001"], "--tempo 1001.0"),
+        (["--prompt", "a.mid", "--prompt_frames", "0"], "--prompt_frames 0"),
+        (["--prompt_frames", "4"], "--prompt_frames 4 is accepted with --prompt or --prompt_data"),
+        (["--prompt_data", "a.mat", "--prompt_index", "-1"], "--prompt_index -1"),
+        (["--prompt_data", ""], "--prompt_data "),
+        (["--prompt", "a.mid", "--prompt_data", "a.mat"], "--prompt a.mid and --prompt_data a.mat"),
+        (["--output", "outputs/"], "--output outputs/"),
+        (["--output", ""], "--output "),
+        (["--temp", "1"], "--temp"),
+    ],
+)
+def test_bad_flags(capsys, flags, named):
+    with pytest.raises(SystemExit) as stop:
+        generate_music.main(["any", *flags])
+    assert stop.value.code == 2 and named in capsys.readouterr().err
+
+
+def assert_stops(argv: list[str], named: list[str]):
+    """With a message that names all of `named`."""
+    with pytest.raises(SystemExit) as stop:
+        generate_music.main(argv)
+    missing = [part for part in ["accepted", *named] if part not in stop.value.code]
+    assert not missing, stop.value.code
+
+
+def test_what_is_no_model_of_piano_rolls(tmp_path, tiny_config):
+    RTransformerForCausalLM(tiny_config()).save_pretrained(tmp_path / "text")
+    RTransformerForPolyphonicMusic(tiny_config(input_size=12)).save_pretrained(tmp_path / "octave")
+    tiny_config().save_pretrained(tmp_path / "config")
+    (tmp_path / "empty").mkdir()
+    for bad, named in (
+        ("text", "it holds RTransformerForCausalLM"),
+        ("octave", "its input_size is 12"),
+        ("config", "no named architecture"),
+        ("empty", "can't be used"),
+        ("missing", "can't be used"),
+    ):
+        path = str(tmp_path / bad)
+        assert_stops([path, "--output", str(tmp_path / "tune")], [path, named, "model of piano rolls"])
+
+
+def test_bad_prompts(tmp_path, prompt_file, prompt_data):
+    silent = str(tmp_path / "silent.mid")
+    write_midi(silent, np.zeros((4, 88), dtype=np.uint8), frames_per_beat=2, tempo=120)
+    missing = str(tmp_path / "missing.mid")
+    for flags, named in (
+        (["--prompt", missing], [missing, "can't be read"]),
+        (["--prompt", silent], [f"--prompt {silent}", "no notes"]),
+        (["--prompt", prompt_file, "--prompt_frames", "10"], ["--prompt_frames 10", prompt_file, "1 to 9"]),
+        (["--prompt_data", missing], [missing, "can't be loaded"]),
+        (["--prompt_data", prompt_data, "--prompt_split", "other"], [prompt_data, "'other'", "validation"]),
+        (["--prompt_data", prompt_data, "--prompt_index", "1"], ["--prompt_index 1", prompt_data, "0 to 0"]),
+    ):
+        assert_stops(["any", *flags, "--output", str(tmp_path / "tune")], named)
+
+
+def test_an_output_that_cannot_be_written(tmp_path, prompt_file):
+    output = f"{prompt_file}/tune"  # below a file
+    assert_stops(["any", "--output", output], [f"--output '{output}'", "can't be written"])

@@ -1,0 +1,233 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Training on piano rolls end to end, with models of a few thousand parameters."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from transformers import AutoModelForTimeSeriesPrediction, Trainer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import train_polyphonic_music
+from huggingface_hub import ModelCard
+from output_folder import ResumableTrainingArguments
+from polyphonic_music import Tunes, TuneSampler, pad_tunes, transposed
+from script_arguments import InputError, parse_arguments
+from train_polyphonic_music import MusicArguments, MusicModelArguments
+
+from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM
+
+RECIPE = """
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+hidden_dropout: 0.1
+max_steps: 6
+logging_steps: 1
+save_steps: 2
+eval_strategy: steps
+eval_steps: 3
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 3
+learning_rate: 1e-2
+dataloader_pin_memory: false
+disable_tqdm: true
+"""
+
+
+def write_mat(path: str, sizes: dict[str, int], seed: int = 0):
+    random = np.random.RandomState(seed)
+    arrays = {}
+    for name, size in sizes.items():
+        arrays[name] = np.empty((1, size), dtype=object)
+        for index in range(size):
+            arrays[name][0, index] = (random.rand(random.randint(2, 13), 88) < 0.05).astype(np.uint8)
+    scipy.io.savemat(path, arrays)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to run in, with a recipe and tunes."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    write_mat("tunes.mat", {"traindata": 10, "validdata": 5, "testdata": 4})
+    return tmp_path
+
+
+def train(*flags: str) -> dict:
+    train_polyphonic_music.main(["recipe.yaml", "--data", "tunes.mat", "--output_dir", "out", *flags])
+    return json.loads(Path("out/all_results.json").read_text())
+
+
+def log_history() -> list[tuple]:
+    entries = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+    return [(e["step"], e.get("loss"), e.get("eval_loss")) for e in entries if "loss" in e or "eval_loss" in e]
+
+
+def read_rolls(array: str) -> list[np.ndarray]:
+    return list(scipy.io.loadmat("tunes.mat")[array].flat)
+
+
+@torch.no_grad()
+def nats_tune_by_tune(model, rolls: list[np.ndarray]) -> float:
+    nats = 0.0
+    for roll in rolls:
+        frames = torch.from_numpy(roll).float()[None]
+        log_odds = model(input_values=frames, labels=frames).logits[0, :-1].double()
+        nats -= torch.distributions.Bernoulli(logits=log_odds).log_prob(frames[0, 1:].double()).sum().item()
+    return nats / sum(len(roll) - 1 for roll in rolls)
+
+
+@pytest.mark.parametrize("key_head_type", ["independent", "autoregressive"])
+def test_a_run_leaves_a_model_ready_to_use(folder, key_head_type):
+    results = train("--key_head_type", key_head_type, "--transpose", "2")
+    files = {path.name for path in Path("out").iterdir()}
+    assert files >= {"model.safetensors", "config.json", "all_results.json", "evaluation.json", "README.md"}
+    assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
+
+    model = AutoModelForTimeSeriesPrediction.from_pretrained("out").eval()
+    assert model.config.use_cache and model.config.key_head_type == key_head_type
+    for prefix, array in (("eval", "validdata"), ("test", "testdata")):
+        rolls = read_rolls(array)
+        assert results[f"{prefix}_nll_per_frame"] == pytest.approx(nats_tune_by_tune(model, rolls), rel=1e-5)
+        assert results[f"{prefix}_loss"] == results[f"{prefix}_nll_per_frame"]
+        assert results[f"{prefix}_predicted_frames"] == sum(len(roll) - 1 for roll in rolls)
+
+    card = ModelCard.load("out/README.md")
+    values = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert values["test", "nll_per_frame"] == results["test_nll_per_frame"]
+    assert str(folder) not in card.content
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch):
+    train("--transpose", "3")
+    expected = log_history()
+    Path("out").rename("uninterrupted")
+    training_step, steps = Trainer.training_step, []
+
+    def killed_in_the_sixth_step(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if steps == list(range(6)):
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", killed_in_the_sixth_step)
+    with pytest.raises(KeyboardInterrupt):
+        train("--transpose", "3")
+    train("--transpose", "3")
+    assert steps[6:] == [4, 5]  # the second epoch begins with the fourth step
+    assert log_history() == expected
+
+
+def test_summed_loss(folder):
+    """The gradient of a batch is that of its mean loss, times its number of predicted frames."""
+    sgd = ("--optim", "sgd", "--max_steps", "1", "--hidden_dropout", "0", "--max_grad_norm", "0")
+    constant = ("--lr_scheduler_type", "constant", "--weight_decay", "0")
+    train(*sgd, *constant, "--learning_rate", "1e-4", "--sum_loss")
+    summed = AutoModelForTimeSeriesPrediction.from_pretrained("out").state_dict()
+    loss = json.loads(Path("out/trainer_state.json").read_text())["log_history"][0]["loss"]
+    Path("out").rename("summed")
+
+    train(*sgd, *constant, "--learning_rate", "1e-4")
+    mean_loss = json.loads(Path("out/trainer_state.json").read_text())["log_history"][0]["loss"]
+    num_frames = round(loss / mean_loss)
+    assert num_frames > 4 and loss == pytest.approx(num_frames * mean_loss, rel=1e-5)
+    Path("out").rename("mean")
+    train(*sgd, *constant, "--learning_rate", str(1e-4 * num_frames))
+    for name, weight in AutoModelForTimeSeriesPrediction.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, summed[name], rtol=1e-4, atol=1e-6)
+
+
+def test_transposed_tunes_stay_on_the_keyboard():
+    roll = np.zeros((3, 88), dtype=np.uint8)
+    roll[0, 2], roll[1, 84], roll[2, 40] = 1, 1, 1
+    for semitones, shift in ((0, 0), (2, 2), (-2, -2), (5, 3), (-5, -2)):
+        keys = np.argwhere(transposed(roll, semitones))[:, 1]
+        assert keys.tolist() == [2 + shift, 84 + shift, 40 + shift]
+    silence = np.zeros((2, 88), dtype=np.uint8)
+    assert np.array_equal(transposed(silence, 4), silence)
+
+
+def test_epochs_have_every_tune_once_in_an_order_and_key_of_their_own():
+    rolls = [np.eye(88, dtype=np.uint8)[20 : 20 + length] for length in range(2, 42) for _ in range(5)]
+    sampler = TuneSampler(Tunes(rolls, transpose=2), batch_size=4, seed=3)
+    epochs = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == epochs[2] != epochs[1]
+    for epoch in epochs:
+        assert sorted(index // 5 for index in epoch) == list(range(200)) and len({index % 5 for index in epoch}) == 5
+    lengths = [len(rolls[index // 5]) for index in epochs[0]]
+    batches = [lengths[start : start + 4] for start in range(0, 200, 4)]
+    assert sum(max(batch) - min(batch) for batch in batches) / 50 < 8  # batches at random: 24 on average
+
+
+def test_padding_carries_no_loss():
+    batch = pad_tunes([Tunes([np.ones((length, 88), dtype=np.uint8)])[0] for length in (2, 5)])
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch["input_values"].sum(-1).tolist() == [[88, 88, 0, 0, 0], [88] * 5]
+    assert (batch["labels"][0, 2:] == -100).all() and (batch["labels"][0, :2] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--data", "missing.mat"], "missing.mat"),
+        (["--validation_split", "valid"], "'valid' of 'tunes.mat' does not exist; accepted: train, validation, test"),
+        (["--transpose", "-1"], "--transpose -1 must be at least 0"),
+        (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM; accepted: .*PolyphonicMusic"),
+        (["--key_head_type", "joint"], "`key_head_type` must be one of"),
+    ],
+)
+def test_bad_input_ends_before_training(folder, monkeypatch, capsys, flags, named):
+    config = RTransformerConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    RTransformerForCausalLM(config).save_pretrained("language")
+    monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
+    with pytest.raises((InputError, SystemExit)) as error:
+        train(*flags)
+    message = str(error.value) if error.type is InputError else capsys.readouterr().err
+    assert re.search(named, message), message
+    assert not Path("out").exists()
+
+
+def test_a_mat_file_without_the_splits(folder):
+    write_mat("tunes.mat", {"traindata": 3, "testdata": 3})
+    with pytest.raises(InputError, match=r"'tunes\.mat' has no array validdata"):
+        train()
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "scripts/recipes").glob("*.yaml")))
+def test_recipes_of_music_models_are_valid(recipe, folder):
+    if "nll_per_frame" not in recipe.read_text():
+        pytest.skip("a recipe of another task")
+    types = (MusicModelArguments, MusicArguments, ResumableTrainingArguments)
+    model_args, _, _ = parse_arguments(types, [str(recipe), "--data", "tunes.mat"], "")
+    assert model_args.hidden_size
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_polyphonic_music.main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert "--transpose" in output and "--key_head_type" in output and "--piano_roll_column" in output
