@@ -27,6 +27,7 @@ import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
+from data_files import DataFileArguments, load_split
 from script_arguments import InputError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -34,33 +35,13 @@ from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase,
 logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}  # any other suffix: plain text
 
 
 @dataclass
-class DataArguments:
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set: an id on the Hub or a local folder, in place of files."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    train_file: list[str] | None = field(
-        default=None, metadata={"help": "Files to train on: .csv, .json, .jsonl, .parquet, or else plain text."}
-    )
-    validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Files to evaluate on while training, and at its end."}
-    )
-    test_file: list[str] | None = field(default=None, metadata={"help": "Files to evaluate on at the end alone."})
+class DataArguments(DataFileArguments):
+    file_kinds = "text, csv, json or parquet"
+
     text_column: str = field(default="text", metadata={"help": "Column that holds the text; of text files: text."})
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to evaluate on; validation, where there is one."}
-    )
-    test_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to evaluate on at the end alone."}
-    )
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share at the end of the training text held out where nothing else validates."}
-    )
     line_ending: str = field(
         default="\n",
         metadata={"help": "What stands after each line of a text file, or row of another format. May be empty."},
@@ -91,21 +72,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if (self.dataset_name is None) == (self.train_file is None):
-            raise InputError(
-                f"Give either --dataset_name or --train_file, got --dataset_name {self.dataset_name!r} and "
-                f"--train_file {self.train_file!r}."
-            )
-        for name in ("train_file", "validation_file", "test_file"):
-            for file in getattr(self, name) or []:
-                if not Path(file).is_file():
-                    raise InputError(
-                        f"--{name} {file!r} does not exist; a text, csv, json or parquet file is accepted."
-                    )
-                if Path(file).stat().st_size == 0:
-                    raise InputError(f"--{name} {file!r} is empty; a file with text in it is accepted.")
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
+        super().__post_init__()
         if self.vocab_size is not None and self.vocab_size < 2:
             raise InputError(f"--vocab_size {self.vocab_size} must be at least 2.")
         if self.block_size < 1:
@@ -124,76 +91,29 @@ class DataArguments:
 
 def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
     """The splits "train", "validation" and, where one is given, "test", each with one column, "text"."""
-    texts = {}
-    for split in ("train", "validation", "test"):
-        rows = load_files(args, split) if getattr(args, f"{split}_file") else load_split(args, split)
-        if rows is None:
-            continue
-        if args.text_column not in rows.column_names:
-            raise InputError(
-                f"--text_column {args.text_column!r} is no column of {source(args, split)}; accepted: "
-                f"{', '.join(rows.column_names)}."
-            )
-        kind = getattr(rows.features[args.text_column], "dtype", "list")
-        if kind not in ("string", "large_string"):
-            raise InputError(
-                f"--text_column {args.text_column!r} of {source(args, split)} holds {kind}; text is accepted."
-            )
-        if len(rows) == 0:
-            raise InputError(f"{source(args, split)} holds no text; at least two tokens of it are accepted.")
-        rows = rows.select_columns(args.text_column)
-        texts[split] = rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
-    if "validation" not in texts:
+    texts = {split: load_rows(args, split) for split in ("train", "validation", "test")}
+    if texts["validation"] is None:
         texts["train"], texts["validation"] = hold_out(texts["train"], args.validation_fraction)
-    return texts
+    return {split: rows for split, rows in texts.items() if rows is not None}
 
 
-def source(args: DataArguments, split: str) -> str:
-    """The flag that names a split's text, and its value, for messages."""
-    if files := getattr(args, f"{split}_file"):
-        return f"--{split}_file {' '.join(files)}"
-    split_name = getattr(args, f"{split}_split")
-    if split == "validation" and split_name is None:
-        return f"the validation part (--validation_fraction {args.validation_fraction})"
-    return f"--{split}_split {split_name} of --dataset_name {args.dataset_name}"
-
-
-def load_files(args: DataArguments, split: str) -> datasets.Dataset:
-    files = getattr(args, f"{split}_file")
-    formats = {FORMATS.get(Path(file).suffix.lower(), "text") for file in files}
-    if len(formats) > 1:
-        raise InputError(f"{source(args, split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
-    try:
-        return datasets.load_dataset(formats.pop(), data_files={"train": files}, split="train")
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        raise InputError(
-            f"{source(args, split)} can't be read; UTF-8 text, csv, json and parquet files with text in them are "
-            f"accepted: {error.__cause__ or error}"
-        ) from error
-
-
-def load_split(args: DataArguments, split: str) -> datasets.Dataset | None:
-    """A split of --dataset_name, or None where none is asked for; validation is taken unasked where it exists."""
-    split_name = getattr(args, f"{split}_split")
-    if args.dataset_name is None or (split == "test" and split_name is None):
+def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
+    """One split with one column, "text", or None where the arguments ask for none."""
+    rows = load_split(args, split)
+    if rows is None:
         return None
-    name = (args.dataset_name, args.dataset_config_name)
-    try:
-        available = datasets.get_dataset_split_names(*name)
-    except (OSError, ValueError) as error:
+    if args.text_column not in rows.column_names:
         raise InputError(
-            f"--dataset_name {args.dataset_name} (--dataset_config_name {args.dataset_config_name}) can't be loaded; "
-            f"an id on the Hub and a local folder are accepted: {error}"
-        ) from error
-    if split_name is None and "validation" not in available:
-        return None
-    try:
-        return datasets.load_dataset(*name, split=split_name or "validation")
-    except ValueError as error:
-        raise InputError(
-            f"{source(args, split)} does not exist; accepted: {', '.join(available)}, or a part such as "
-            f"{available[0]}[:10%]."
-        ) from error
+            f"--text_column {args.text_column!r} is no column of {args.source(split)}; accepted: "
+            f"{', '.join(rows.column_names)}."
+        )
+    kind = getattr(rows.features[args.text_column], "dtype", "list")
+    if kind not in ("string", "large_string"):
+        raise InputError(f"--text_column {args.text_column!r} of {args.source(split)} holds {kind}; text is accepted.")
+    if len(rows) == 0:
+        raise InputError(f"{args.source(split)} holds no text; at least two tokens of it are accepted.")
+    rows = rows.select_columns(args.text_column)
+    return rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
 
 
 def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -337,14 +257,14 @@ def make_windows(
     for split, rows in texts.items():
         tokens = tokenize(rows, tokenizer, args.line_ending)
         if len(tokens) < 2:
-            raise InputError(f"{source(args, split)} holds {len(tokens)} tokens; at least 2 are accepted.")
+            raise InputError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
         if tokens.max() >= vocab_size:
             raise InputError(
-                f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {source(args, split)}; the model's "
+                f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {args.source(split)}; the model's "
                 f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
             )
         if tokenizer.unk_token_id is not None and (unknown := int((tokens == tokenizer.unk_token_id).sum())):
-            logger.warning(f"{source(args, split)}: {unknown:,} of {len(tokens):,} tokens are unknown.")
+            logger.warning(f"{args.source(split)}: {unknown:,} of {len(tokens):,} tokens are unknown.")
         num_characters = sum(map(len, lines(rows, args.line_ending))) - len(tokenizer.decode(tokens[:1].tolist()))
         stride = args.stride if split == "train" else args.eval_stride
         windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride)

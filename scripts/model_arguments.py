@@ -87,14 +87,19 @@ def make_model(
         raise InputError(f"the model can't be made of {chosen | {'model_name_or_path': path}}: {error}") from error
 
 
-def check_architecture(checkpoint: str, *accepted: str):
+def check_architecture(checkpoint: str, *accepted: str) -> str:
     """
-    Raises a ValueError for a checkpoint of another task: the Auto classes would open it with a new, untrained head.
+    The name of a checkpoint's model class.
 
     Args:
         checkpoint: a folder or an id on the Hub.
         accepted: names of model classes, or how they may end.
+
+    Raises:
+        ValueError: it is of another task. The Auto classes would open it with a new, untrained head.
+        OSError: there is no such checkpoint.
     """
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
     if not architectures[0].endswith(accepted):
         raise ValueError(f"it holds {architectures[0]}; accepted: a class that ends with {' or '.join(accepted)}.")
+    return architectures[0]

@@ -98,13 +98,11 @@ def main(argv: list[str] | None = None):
 
 
 def report(args: DataArguments) -> TaskReport:
-    path = args.train_file[0] if args.train_file else args.dataset_name
-    is_local = Path(path).exists()
     return TaskReport(
         pipeline_tag="text-generation",
         description="A causal language model",
-        data_name=Path(path).resolve().name if is_local else path,
-        dataset_id=None if is_local else path,
+        data_name=args.data_name,
+        dataset_id=args.dataset_id,
         usage=USAGE,
         metrics=("perplexity", "bits_per_character"),
         metrics_note="Every token of a split but the first is predicted exactly once. Perplexity is a token's, from "

@@ -1,0 +1,447 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Rows of text, or of images, with a label each, for sequence classification: from a data set to checked rows, from those
+to token ids or pixel sequences with class indices; and the metrics over them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import datasets
+import evaluate
+import torch
+import torch.nn.functional as F
+from data_files import DataFileArguments, load_split
+from language_modeling import METRICS, load_tokenizer
+from script_arguments import InputError
+from transformers import (
+    AutoConfig,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    default_data_collator,
+)
+
+from rtransformer_hf import RTransformerImageProcessor
+
+ARCHITECTURE = "ForSequenceClassification"
+VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same rows
+
+
+@dataclass
+class ClassificationArguments(DataFileArguments):
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column that holds images, read as sequences of pixels in place of text."}
+    )
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Column that holds the label: a class of the data set, a string, or an integer from 0."},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "char, word or bpe, trained on the training text; or a folder or an id on the Hub. Unset: that of "
+            "--model_name_or_path, or else word."
+        },
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text that are read; the rest is cut off. Unset: all."}
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Mean of the pixels, from 0 to 1: one value for grey images, three for RGB. Unset: that of "
+            "--model_name_or_path, or else MNIST's."
+        },
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of the pixels, as --image_mean."}
+    )
+    permutation_seed: int | None = field(
+        default=None, metadata={"help": "Put the pixels of all images into one random order, that of this seed."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, minimum in (("vocab_size", 2), ("max_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise InputError(f"--{name} {value} must be at least {minimum}.")
+
+    @property
+    def input_column(self) -> str:
+        return self.image_column or self.text_column
+
+
+# From a data set to rows of two columns, an input and a label, both of them checked
+
+
+def load_splits(args: ClassificationArguments) -> dict[str, datasets.Dataset]:
+    """The rows of "train", and of "validation" and "test" where they are given, as of [`load_rows`]."""
+    splits = {split: load_rows(args, split) for split in ("train", "validation", "test")}
+    return {split: rows for split, rows in splits.items() if rows is not None}
+
+
+def hold_out(splits: dict[str, datasets.Dataset], args: ClassificationArguments) -> dict[str, datasets.Dataset]:
+    """
+    The splits with a part of the training rows, drawn at random, as "validation" where there is none.
+
+    Raises:
+        InputError: there are too few rows.
+    """
+    if "validation" in splits:
+        return splits
+    try:
+        parts = splits["train"].train_test_split(test_size=args.validation_fraction, seed=VALIDATION_SEED)
+    except ValueError as error:
+        raise InputError(
+            f"--validation_fraction {args.validation_fraction} of the {len(splits['train'])} rows of "
+            f"{args.source('train')} leaves none to train on; a --validation_file, a --validation_split or more rows "
+            "are accepted."
+        ) from error
+    return {**splits, "train": parts["train"], "validation": parts["test"]}
+
+
+def load_rows(args: ClassificationArguments, split: str) -> datasets.Dataset | None:
+    """
+    The rows of a split, with the columns `args.input_column` and `args.label_column`; None where none is asked for.
+
+    Raises:
+        InputError: files, split or columns do not exist or hold something else, or a row has no input or no label.
+    """
+    rows = load_split(args, split)
+    if rows is None:
+        return None
+    where, input_column, label_column = args.source(split), args.input_column, args.label_column
+    input_flag = "--image_column" if args.image_column else "--text_column"
+    for flag, column in ((input_flag, input_column), ("--label_column", label_column)):
+        if column not in rows.column_names:
+            raise InputError(f"{flag} {column!r} is no column of {where}; accepted: {', '.join(rows.column_names)}.")
+    if len(rows) == 0:
+        raise InputError(f"{where} holds no rows; at least one is accepted.")
+    rows = rows.select_columns([input_column, label_column])
+    table = rows.with_format("arrow")[:]
+    is_missing = {column: table[column].is_null().to_numpy() for column in rows.column_names}
+    label = rows.features[label_column]
+    if isinstance(label, datasets.ClassLabel):
+        is_missing[label_column] |= table[label_column].to_numpy() == -1  # as data sets of the Hub have it
+    for flag, column in ((input_flag, input_column), ("--label_column", label_column)):
+        if is_missing[column].any():
+            raise InputError(
+                f"{flag} {column!r} of {where} is missing in row {is_missing[column].argmax()} (from 0), and in "
+                f"{is_missing[column].sum()} rows in all; a value in every row is accepted."
+            )
+    kind = kind_of(rows.features[input_column])
+    if args.image_column is None and kind not in ("string", "large_string"):
+        raise InputError(f"--text_column {input_column!r} of {where} holds {kind}; text is accepted.")
+    if args.image_column is not None and kind != "Image":
+        raise InputError(
+            f"--image_column {input_column!r} of {where} holds {kind}; images (the feature Image of datasets) are "
+            "accepted."
+        )
+    if not isinstance(label, datasets.ClassLabel) and not is_name(label) and not is_integer(label):
+        raise InputError(
+            f"--label_column {label_column!r} of {where} holds {kind_of(label)}; classes (ClassLabel), strings and "
+            "integers are accepted."
+        )
+    return rows
+
+
+def kind_of(feature) -> str:
+    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+
+
+def is_name(feature) -> bool:
+    return kind_of(feature) in ("string", "large_string", "bool")
+
+
+def is_integer(feature) -> bool:
+    return kind_of(feature).startswith(("int", "uint"))
+
+
+# Labels
+
+
+def label_names(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
+    """Labels by the names that the model's configuration gets: an integer's is its digits."""
+    return feature.int2str(labels) if isinstance(feature, datasets.ClassLabel) else [str(label) for label in labels]
+
+
+def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict[str, int]:
+    """
+    Class indices of the names of the training rows' labels: those of the data set's classes, or of the integers
+    themselves; strings are counted in alphabetical order.
+
+    Raises:
+        InputError: integers that are not 0, 1, 2 and so on, or a single class.
+    """
+    feature = rows.features[args.label_column]
+    found = sorted(set(rows[args.label_column][:]))
+    if is_integer(feature) and found != list(range(len(found))):
+        raise InputError(
+            f"--label_column {args.label_column!r} of {args.source('train')} holds the integers {listed(found)}; "
+            "accepted: all integers from 0 to the number of classes less one, or strings."
+        )
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else label_names(found, feature)
+    if len(names) < 2:
+        raise InputError(
+            f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r}; at "
+            "least two are accepted."
+        )
+    return {name: index for index, name in enumerate(names)}
+
+
+def trained_label2id(config: PreTrainedConfig) -> dict[str, int] | None:
+    """The labels of a classifier, by name; None for a model of another task."""
+    if not (config.architectures or [""])[0].endswith(ARCHITECTURE):
+        return None
+    return {name: index for index, name in config.id2label.items()}
+
+
+def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) -> dict[str, int]:
+    """
+    The class indices of a classifier that has been trained, for labels of data.
+
+    Args:
+        label2id: those of the data, as of [`make_label2id`].
+        trained: those of the classifier. Where it has none but the names that the library gives, LABEL_0 and so on,
+            its classes go by the indices of the data's.
+        where: the data, for the message.
+
+    Raises:
+        InputError: the data has labels that the classifier has not.
+    """
+    if all(name == f"LABEL_{index}" for name, index in trained.items()):
+        if len(label2id) == len(trained):
+            return label2id
+    elif label2id.keys() <= trained.keys():
+        return trained
+    raise InputError(
+        f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
+        f"({listed(trained)}); accepted: labels of the model, or a model of another task, which gets a new head."
+    )
+
+
+def listed(values: Sequence, most: int = 10) -> str:
+    values = list(values)
+    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
+# From rows to what the model reads
+
+
+def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedConfig:
+    """
+    The configuration of a model to train further.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+        args: say whether it is to read text or images.
+
+    Raises:
+        InputError: there is no such model, or it reads the other.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--model_name_or_path {checkpoint!r} can't be opened; the folder of a model and an id on the Hub are "
+            f"accepted: {error}"
+        ) from error
+    input_size = getattr(config, "input_size", None)
+    if args.image_column is not None and input_size is None:
+        raise InputError(
+            f"--model_name_or_path {checkpoint!r} reads tokens; with --image_column {args.image_column!r} a model "
+            "with an input_size, the channels of an image, is accepted."
+        )
+    if args.image_column is None and input_size is not None:
+        raise InputError(
+            f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values (input_size); with "
+            f"--text_column {args.text_column!r} a model of tokens is accepted."
+        )
+    return config
+
+
+def make_tokenizer(
+    args: ClassificationArguments, rows: datasets.Dataset, checkpoint: str | None
+) -> PreTrainedTokenizerBase:
+    """
+    A tokenizer that pads.
+
+    Args:
+        args: says which tokenizer, and how long a text may be.
+        rows: the training rows, for a new one.
+        checkpoint: the model to train further, if it is one.
+
+    Raises:
+        InputError: there is no such tokenizer.
+    """
+    name = args.tokenizer or checkpoint or "word"
+    texts = (text for batch in rows.iter(batch_size=1000) for text in batch[args.text_column])
+    tokenizer = load_tokenizer(name, texts, args.vocab_size)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if args.max_length is not None:
+        tokenizer.model_max_length = args.max_length
+    return tokenizer
+
+
+def make_image_processor(
+    args: ClassificationArguments, rows: datasets.Dataset, checkpoint: str | None
+) -> RTransformerImageProcessor:
+    """
+    An image processor that accepts images of the size of the first one alone.
+
+    Args:
+        args: flags of the processor, which win over those of a checkpoint.
+        rows: the training rows.
+        checkpoint: the model to train further, if it is one; where it has no processor, there is a new one.
+
+    Raises:
+        InputError: the flags are out of their range.
+    """
+    flags = {name: getattr(args, name) for name in ("image_mean", "image_std", "permutation_seed")}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    try:
+        if checkpoint is not None:
+            try:
+                return RTransformerImageProcessor.from_pretrained(checkpoint, **flags)
+            except OSError:  # it has none
+                pass
+        first = rows[0][args.image_column]
+        return RTransformerImageProcessor(size={"height": first.height, "width": first.width}, **flags)
+    except (OSError, ValueError) as error:
+        given = "".join(f", --{name} {value}" for name, value in flags.items())
+        raise InputError(
+            f"no image processor can be made of the first image of {args.source('train')}{given}: {error}"
+        ) from error
+
+
+def encode(
+    rows: datasets.Dataset,
+    processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
+    args: ClassificationArguments,
+    split: str,
+    label2id: dict[str, int],
+) -> datasets.Dataset:
+    """
+    What [`make_collator`] makes batches of: class indices as `labels`, and `input_ids`, or `input_values`. Images are
+    read and normalised once, here, and kept as float32 on disk, each flat: an epoch over them costs little more than
+    reading them.
+
+    Args:
+        rows: as of [`load_rows`].
+        processing_class: the tokenizer, or the image processor.
+        args: names of the columns, and `max_length`.
+        split: that of the rows, for messages.
+        label2id: the model's classes, by name.
+
+    Raises:
+        InputError: a label that the model has not, a text without tokens, or an image that the processor refuses.
+    """
+    feature = rows.features[args.label_column]
+    found = set(label_names(rows[args.label_column][:], feature))
+    if unknown := sorted(found - label2id.keys()):
+        raise InputError(
+            f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}; "
+            f"accepted: the labels of the training rows, or of the trained model, {listed(label2id)}."
+        )
+
+    def with_labels(batch: dict, name: str, values: Sequence) -> dict:
+        names = label_names(batch[args.label_column], feature)
+        return {name: values, "labels": [label2id[name] for name in names]}
+
+    def encode_texts(batch: dict) -> dict:
+        texts, is_cut = batch[args.text_column], args.max_length is not None
+        input_ids = processing_class(texts, truncation=is_cut, max_length=args.max_length, verbose=False)["input_ids"]
+        if not all(input_ids):
+            raise InputError(
+                f"--text_column {args.text_column!r} of {args.source(split)} holds the text "
+                f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token; texts with at least one are "
+                "accepted."
+            )
+        return with_labels(batch, "input_ids", input_ids)
+
+    def encode_images(batch: dict) -> dict:
+        try:
+            input_values = processing_class(batch[args.image_column], return_tensors="np")["input_values"]
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"--image_column {args.image_column!r} of {args.source(split)} holds an image that can't be used: "
+                f"{error}"
+            ) from error
+        return with_labels(batch, "input_values", input_values.reshape(len(input_values), -1))
+
+    return rows.map(
+        encode_texts if args.image_column is None else encode_images,
+        batched=True,
+        remove_columns=rows.column_names,
+        desc=f"Encoding {split}",
+    ).with_format("torch" if args.image_column else None)
+
+
+def make_collator(
+    processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
+) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """
+    What makes a batch of rows of [`encode`]: `labels` (batch,) with `input_ids` and `attention_mask` (batch, time),
+    padded, or with `input_values` (batch, pixels, channels).
+    """
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return DataCollatorWithPadding(processing_class)
+    num_channels = len(processing_class.image_mean)
+
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = default_data_collator(examples)
+        batch["input_values"] = batch["input_values"].unflatten(-1, (-1, num_channels))
+        return batch
+
+    return collate
+
+
+def sha256_of(rows: datasets.Dataset) -> str:
+    """A digest of the values in rows of [`encode`]."""
+    digest = hashlib.sha256()
+    for batch in rows.with_format("arrow").iter(batch_size=1000):
+        for column in batch.columns:
+            for chunk in column.chunks:
+                values = chunk if column.type == "int64" else chunk.flatten()
+                digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+# Metrics
+
+
+def exact_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Trainer's `compute_metrics`: accuracy, and loss in nats, over all rows of a split."""
+    accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
+        return {
+            # Trainer's own loss is a mean over batches, which is not one over rows. This one takes its place.
+            "loss": F.cross_entropy(logits.double(), labels).item(),
+            **accuracy.compute(predictions=logits.argmax(dim=-1), references=labels),
+            "samples": len(labels),
+        }
+
+    return compute_metrics

@@ -1,0 +1,219 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Trains a classifier of texts, or of images read pixel by pixel, evaluates it, and saves it with tokenizer or image
+processor, metrics, card and learning curves.
+
+    python scripts/train_sequence_classification.py scripts/recipes/trec.yaml --train_file trec.csv --output_dir out
+    python scripts/train_sequence_classification.py scripts/recipes/smnist.yaml --dataset_name mnist --output_dir out
+
+A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line win over it. The same command again
+goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_sequence_classification.py ...`.
+"""
+
+import hashlib
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
+from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
+from script_arguments import InputError, parse_arguments
+from sequence_classification import (
+    ARCHITECTURE,
+    ClassificationArguments,
+    encode,
+    exact_metrics,
+    fit_label2id,
+    hold_out,
+    load_config,
+    load_splits,
+    make_collator,
+    make_image_processor,
+    make_label2id,
+    make_tokenizer,
+    sha256_of,
+    trained_label2id,
+)
+from training_report import TaskReport
+from training_run import ReportingTrainer, train_and_evaluate
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
+
+TEXT_USAGE = """\
+from transformers import pipeline
+
+classifier = pipeline("text-classification", model="{checkpoint}", trust_remote_code=True)
+print(classifier("What is the longest river of Asia ?"))"""
+
+IMAGE_USAGE = """\
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification
+
+processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained("{checkpoint}", trust_remote_code=True)
+inputs = processor(Image.open("image.png"), return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
+
+
+@dataclass
+class ClassifierArguments(ModelArguments):
+    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
+    # No flags: they follow from the data, for a new model and for the new head of an old one alike.
+    id2label: dict[str, str] | None = field(default=None, init=False)
+    label2id: dict[str, int] | None = field(default=None, init=False)
+    problem_type: str = field(default="single_label_classification", init=False)
+
+
+def main(argv: list[str] | None = None):
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("output_folder").setLevel(logging.INFO)
+    model_args, data_args, training_args = parse_arguments(
+        (ClassifierArguments, ClassificationArguments, ResumableTrainingArguments),
+        sys.argv[1:] if argv is None else argv,
+        __doc__,
+    )
+    check_output_dir(training_args)
+    set_seed(training_args.seed)
+
+    with training_args.main_process_first(desc="data"):
+        splits = load_splits(data_args)
+        set_labels(model_args, data_args, splits["train"])  # before some are held out: each class counts
+        splits = hold_out(splits, data_args)
+        make_processing_class = make_tokenizer if data_args.image_column is None else make_image_processor
+        processing_class = make_processing_class(data_args, splits["train"], model_args.model_name_or_path)
+        model = make_classifier(model_args, data_args, processing_class)
+        encoded = {
+            split: encode(rows, processing_class, data_args, split, model_args.label2id)
+            for split, rows in splits.items()
+        }
+    checkpoint = claim_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
+
+    trainer = ReportingTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        processing_class=processing_class,
+        data_collator=make_collator(processing_class),
+        compute_metrics=exact_metrics(encoded["validation"]),
+        report=report(data_args),
+    )
+    evaluation = {
+        name: getattr(data_args, name) for name in ("text_column", "image_column", "label_column", "max_length")
+    }
+    train_and_evaluate(trainer, encoded, exact_metrics, checkpoint, evaluation)
+
+
+def set_labels(model_args: ClassifierArguments, data_args: ClassificationArguments, rows: datasets.Dataset):
+    """
+    Puts the labels of the training rows into the model's fields, in the order of the classifier to train further, if
+    it is one.
+
+    Raises:
+        InputError: the labels are no classes, or not those of the classifier, or there is no such model.
+    """
+    label2id = make_label2id(rows, data_args)
+    if model_args.model_name_or_path is not None:
+        trained = trained_label2id(load_config(model_args.model_name_or_path, data_args))
+        if trained is not None:
+            label2id = fit_label2id(label2id, trained, f"--label_column {data_args.label_column!r}")
+    model_args.label2id = label2id
+    model_args.id2label = {str(index): name for name, index in label2id.items()}
+
+
+def make_classifier(
+    model_args: ClassifierArguments,
+    data_args: ClassificationArguments,
+    processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
+) -> PreTrainedModel:
+    """
+    A new classifier, or that of --model_name_or_path, or one with a new head on the layers of that.
+
+    Raises:
+        InputError: there is no such model, or it can't read what the tokenizer or image processor gives.
+    """
+    is_text = isinstance(processing_class, PreTrainedTokenizerBase)
+    if is_text:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {"vocab_size": len(processing_class), **{name: getattr(processing_class, name) for name in names}}
+    else:
+        settings = {"input_size": len(processing_class.image_mean)}
+    model = make_model(
+        model_args,
+        RTransformerForSequenceClassification,
+        AutoModelForSequenceClassification,
+        architectures=(ARCHITECTURE, *CAUSAL_LM_ARCHITECTURES, "Model"),
+        **settings,
+    )
+    path = model_args.model_name_or_path
+    if not is_text:
+        if model.config.input_size != settings["input_size"]:
+            raise InputError(
+                f"--image_mean {list(processing_class.image_mean)} is that of images of {settings['input_size']} "
+                f"channels; as many values as the input_size {model.config.input_size} of --model_name_or_path "
+                f"{path!r} are accepted."
+            )
+        return model
+
+    # The last token may be one for padding that is new to the model.
+    if settings["vocab_size"] > model.config.vocab_size + (settings["pad_token_id"] == settings["vocab_size"] - 1):
+        raise InputError(
+            f"--tokenizer {data_args.tokenizer} gives token ids up to {settings['vocab_size'] - 1}; the vocab_size "
+            f"{model.config.vocab_size} of --model_name_or_path {path!r} accepts 0 to {model.config.vocab_size - 1}."
+        )
+    if settings["vocab_size"] > model.config.vocab_size:
+        model.resize_token_embeddings(settings["vocab_size"])
+    model.config.pad_token_id = settings["pad_token_id"]
+    return model
+
+
+def run_identity(
+    model_args: ClassifierArguments,
+    processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
+    rows: datasets.Dataset,
+) -> dict:
+    """What a run can't change on its way: the model and its training rows. The rest may change."""
+    identity = {**asdict(model_args), "encoded training rows (sha256)": sha256_of(rows)}
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        vocab = json.dumps(processing_class.get_vocab(), sort_keys=True)
+        identity["vocabulary (sha256)"] = hashlib.sha256(vocab.encode()).hexdigest()
+    return identity
+
+
+def report(args: ClassificationArguments) -> TaskReport:
+    what = "text" if args.image_column is None else "image"
+    return TaskReport(
+        pipeline_tag=f"{what}-classification",
+        description="A classifier of texts" if what == "text" else "A classifier of images as pixel sequences",
+        data_name=args.data_name,
+        dataset_id=args.dataset_id,
+        usage=TEXT_USAGE if what == "text" else IMAGE_USAGE,
+        metrics=("accuracy",),
+        metrics_note=f"Accuracy is the share of a split's {what}s whose own label gets the highest score.",
+        limits="It gives one of the labels that it was trained on for whatever it reads, with the errors and the "
+        f"biases of its training data. {what.capitalize()}s unlike those are outside of what it has been tested on.",
+        loss_unit=f"nats per {what}",
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"{Path(__file__).name}: error: {error}")

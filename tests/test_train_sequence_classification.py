@@ -1,0 +1,473 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The training script for classifiers end to end, with models of a few thousand parameters."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import evaluate
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard
+from PIL import Image
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    get_scheduler,
+    pipeline,
+)
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import sequence_classification
+import train_sequence_classification as script
+from language_modeling import load_tokenizer
+from script_arguments import InputError
+
+from rtransformer_hf import (
+    RTransformerConfig,
+    RTransformerForCausalLM,
+    RTransformerForSequenceClassification,
+    RTransformerImageProcessor,
+)
+
+SCRIPTS = Path(script.__file__).parent
+RECIPE = """
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+hidden_dropout: 0.1
+max_steps: 6
+logging_steps: 1
+save_steps: 2
+eval_strategy: steps
+eval_steps: 3
+per_device_train_batch_size: 4
+per_device_eval_batch_size: 5
+learning_rate: 1e-2
+dataloader_pin_memory: false
+disable_tqdm: true
+"""
+TRANSFORMER = ("--num_local_rnn_layers", "0", "--position_embedding_type", "sinusoidal")
+ARGUMENT_TYPES = (script.ClassifierArguments, script.ClassificationArguments, script.ResumableTrainingArguments)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to run in, with a recipe and three files of texts of unequal length, "long" or "short"."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    for name, num_rows in (("train", 40), ("validation", 13), ("test", 7)):
+        lengths = [1 + (i * i + len(name)) % 6 for i in range(num_rows)]
+        texts = [" ".join(f"word{(i * j) % 9}" for j in range(length)) for i, length in enumerate(lengths)]
+        write_csv(name, texts, ["long" if length > 3 else "short" for length in lengths])
+    return tmp_path
+
+
+def write_csv(name: str, texts: list, labels: list):
+    datasets.Dataset.from_dict({"text": texts, "label": labels}).to_csv(f"{name}.csv")
+
+
+def random_pixels(num_images: int, *size: int) -> np.ndarray:
+    return np.random.default_rng(num_images).integers(0, 256, (num_images, *(size or (5, 4))), dtype=np.uint8)
+
+
+def write_images(split: str, images: list[Image.Image], labels: list[int] | None = None):
+    """A folder that is a data set with images and labels, as data sets on the Hub are laid out."""
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "grey", "bright"])}
+    labels = [i % 3 for i in range(len(images))] if labels is None else labels
+    rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=datasets.Features(features))
+    Path("images").mkdir(exist_ok=True)
+    rows.to_parquet(f"images/{split}-00000-of-00001.parquet")
+
+
+def train(*flags: str, files: tuple[str, ...] = ("train", "validation")) -> dict:
+    data = [part for name in files for part in (f"--{name}_file", f"{name}.csv")]
+    script.main(["recipe.yaml", *data, "--output_dir", "out", *flags])
+    return json.loads(Path("out/all_results.json").read_text())
+
+
+def train_on_images(*flags: str) -> dict:
+    return train("--dataset_name", "images", "--image_column", "image", *flags, files=())
+
+
+def log_history() -> list[dict]:
+    return json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+
+
+def assert_metrics(results: dict, prefix: str, logits: torch.Tensor, labels: torch.Tensor):
+    assert results[f"{prefix}_accuracy"] == pytest.approx((logits.argmax(-1) == labels).double().mean().item())
+    assert results[f"{prefix}_loss"] == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-5)
+    assert results[f"{prefix}_samples"] == len(labels)
+
+
+def test_a_run_on_text_leaves_a_model_ready_to_use(folder):
+    results = train(files=("train", "validation", "test"))
+
+    files = {path.name for path in Path("out").iterdir() if path.is_file()}
+    assert files >= {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
+    assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
+    evaluation = json.loads(Path("out/evaluation.json").read_text())
+    assert evaluation == {"text_column": "text", "image_column": None, "label_column": "label", "max_length": None}
+
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    assert model.config.id2label == {0: "long", 1: "short"} and model.config.label2id == {"long": 0, "short": 1}
+    assert model.config.vocab_size == len(tokenizer) and model.config.pad_token_id == tokenizer.pad_token_id
+    for prefix, name in (("eval", "validation"), ("test", "test")):
+        rows = datasets.Dataset.from_csv(f"{name}.csv")[:]
+        with torch.no_grad():  # one at a time, without padding
+            logits = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in rows["text"]])
+        assert_metrics(results, prefix, logits, torch.tensor([model.config.label2id[name] for name in rows["label"]]))
+        predictions = pipeline("text-classification", model="out")(rows["text"], batch_size=4)
+        assert [output["label"] for output in predictions] == [
+            model.config.id2label[i.item()] for i in logits.argmax(-1)
+        ]
+
+    card = ModelCard.load("out/README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    values = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert values["test", "accuracy"] == results["test_accuracy"]
+    assert str(folder) not in card.content
+
+
+def test_a_run_on_images_leaves_a_model_ready_to_use(folder):
+    pixels = {"train": random_pixels(20), "test": random_pixels(8)}
+    for split, images in pixels.items():
+        write_images(split, [Image.fromarray(image) for image in images])
+    flags = ("--permutation_seed", "3", "--image_mean", "0.4", "--image_std", "0.2", "--max_steps", "2")
+    results = train_on_images("--test_split", "test", "--validation_fraction", "0.3", *flags)
+
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    processor = AutoImageProcessor.from_pretrained("out")
+    assert model.config.input_size == 1 and model.config.id2label == {0: "dark", 1: "grey", 2: "bright"}
+    assert results["eval_samples"] == 6 and results["test_samples"] == 8
+    values = (pixels["test"].reshape(8, 20, 1) / 255 - 0.4) / 0.2
+    values = torch.tensor(values[:, np.random.RandomState(3).permutation(20)], dtype=torch.float32)
+    images = [Image.fromarray(image) for image in pixels["test"]]
+    torch.testing.assert_close(processor(images, return_tensors="pt").input_values, values)
+    with torch.no_grad():
+        assert_metrics(results, "test", model(input_values=values).logits, torch.arange(8) % 3)
+    assert ModelCard.load("out/README.md").data.pipeline_tag == "image-classification"
+
+    with pytest.raises(InputError, match="encoded training rows"):  # of another permutation
+        train_on_images("--permutation_seed", "4", "--image_mean", "0.4", "--image_std", "0.2")
+    # The processor of the model to train further is kept, but for what flags say.
+    train_on_images("--model_name_or_path", "out", "--image_mean", "0.5", "--max_steps", "1", "--output_dir", "next")
+    processor = AutoImageProcessor.from_pretrained("next")
+    assert (processor.permutation_seed, *processor.image_mean, *processor.image_std) == (3, 0.5, 0.2)
+
+
+def test_colour_images(folder):
+    write_images("train", [Image.fromarray(image) for image in random_pixels(12, 3, 2, 3)])
+    flags = ("--image_mean", "0.5", "0.4", "0.3", "--image_std", "0.2", "0.2", "0.3")
+    train_on_images(*flags, "--max_steps", "1")
+    assert AutoModelForSequenceClassification.from_pretrained("out").config.input_size == 3
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch, caplog):
+    def losses() -> list[tuple]:
+        entries = [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in log_history()]
+        return [entry for entry in entries if entry[1] is not None or entry[2] is not None]
+
+    train()
+    expected = losses()
+    weights = AutoModelForSequenceClassification.from_pretrained("out").state_dict()
+    Path("out").rename("uninterrupted")
+
+    training_step, steps = Trainer.training_step, []
+
+    def killed_in_the_fifth_step(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if steps == list(range(5)):
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", killed_in_the_fifth_step)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert not Path("out/model.safetensors").exists()
+    with caplog.at_level("INFO"):
+        train()
+    assert "checkpoint-4" in caplog.text and steps[5:] == [4, 5]
+    assert losses() == expected
+    for name, weight in AutoModelForSequenceClassification.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+
+
+def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
+    first = train("--max_steps", "2")
+    monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
+    second = train("--max_steps", "2")
+    assert first["eval_loss"] == second["eval_loss"] and first["eval_accuracy"] == second["eval_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--hidden_size", "16"], "hidden_size is 8 there and 16 here"),
+        (["--tokenizer", "char"], "vocabulary"),
+        (["--train_file", "test.csv"], "encoded training rows"),
+    ],
+)
+def test_a_folder_with_another_model(folder, flags, named):
+    train("--max_steps", "1")
+    with pytest.raises(InputError, match="--output_dir out holds another model") as error:
+        train(*flags)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "label2id"),
+    [
+        ([2, 0, 1, 0], {"0": 0, "1": 1, "2": 2}),
+        (["b", "a", "b", "a"], {"a": 0, "b": 1}),
+        ([True, False, True, True], {"False": 0, "True": 1}),
+    ],
+)
+def test_labels(folder, labels, label2id):
+    write_csv("train", [f"text {label}" for label in labels], labels)
+    args = script.ClassificationArguments(train_file=["train.csv"])
+    rows = sequence_classification.load_rows(args, "train")
+    assert sequence_classification.make_label2id(rows, args) == label2id
+    tokenizer = sequence_classification.make_tokenizer(args, rows, None)
+    encoded = sequence_classification.encode(rows, tokenizer, args, "train", label2id)
+    assert encoded["labels"][:] == [label2id[str(label)] for label in labels]
+    assert tokenizer.batch_decode(encoded["input_ids"][:]) == [f"text {label}" for label in labels]
+
+
+def test_held_out_rows_are_the_same_for_every_seed(folder):
+    args = script.ClassificationArguments(train_file=["train.csv"], validation_fraction=0.25)
+    splits = sequence_classification.load_splits(args)
+    parts = [sequence_classification.hold_out(splits, args) for _ in range(2)]
+    assert len(parts[0]["train"]) == 30 and len(parts[0]["validation"]) == 10 and "test" not in parts[0]
+    assert parts[0]["validation"][:] == parts[1]["validation"][:]
+    rows = splits["train"]["text"][:]
+    assert sorted(parts[0]["train"]["text"][:] + parts[0]["validation"]["text"][:]) == sorted(rows)
+    assert parts[0]["validation"]["text"][:] != rows[30:]
+    args.validation_fraction = 0.99
+    with pytest.raises(InputError, match=r"--validation_fraction 0.99 of the 40 rows of --train_file train.csv leav"):
+        sequence_classification.hold_out(splits, args)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
+def test_max_length(folder, tokenizer):
+    train("--tokenizer", tokenizer, "--max_length", "2", "--max_steps", "1")
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    assert tokenizer.model_max_length == 2
+    assert len(tokenizer("word1 word2 word3", truncation=True)["input_ids"]) == 2
+    assert json.loads(Path("out/evaluation.json").read_text())["max_length"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--train_file", "none.csv"], "--train_file 'none.csv' does not exist"),
+        (["--validation_file", "empty.csv"], "--validation_file 'empty.csv' is empty"),
+        (["--dataset_name", "images"], "Give either --dataset_name or --train_file"),
+        (["--validation_fraction", "1"], "--validation_fraction 1.0 must be"),
+        (["--max_length", "0"], "--max_length 0 must be at least 1"),
+        (["--vocab_size", "1"], "--vocab_size 1 must be at least 2"),
+    ],
+)
+def test_bad_flags(folder, capsys, flags, named):
+    Path("empty.csv").touch()
+    with pytest.raises(SystemExit):
+        train(*flags)
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "named"),
+    [
+        ("train", [1, 2, 1], "--label_column 'label' of --train_file train.csv holds the integers 1, 2;"),
+        ("train", [0, 2, -1], "holds the integers -1, 0, 2; accepted: all integers from 0"),
+        ("train", ["long"] * 3, "holds a single label, 'long'"),
+        ("train", ["long", None, None], "--train_file train.csv is missing in row 1 (from 0), and in 2 rows in all"),
+        ("train", [0, None, 1], "--train_file train.csv is missing in row 1 (from 0), and in 1 rows in all"),
+        ("train", [0.5, 0.1, 1.0], "--train_file train.csv holds float64; classes (ClassLabel), strings and integers"),
+        ("validation", ["long", "wide", "short"], "of --validation_file validation.csv holds 'wide'; accepted: the"),
+        ("validation", [0, 1, 0], "--validation_file validation.csv holds '0', '1'; accepted: the labels of the"),
+    ],
+)
+def test_bad_labels(folder, name, labels, named):
+    write_csv(name, ["a text", "another", "more"], labels)
+    assert_refused(named, train)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (
+            ["--text_column", "txt"],
+            "--text_column 'txt' is no column of --train_file train.csv; accepted: text, label",
+        ),
+        (["--label_column", "y"], "--label_column 'y' is no column of --train_file train.csv; accepted: text, label"),
+        (["--image_column", "text"], "--image_column 'text' of --train_file train.csv holds large_string; images"),
+        (["--text_column", "number"], "--text_column 'number' of --train_file numbers.csv holds int64; text is"),
+        (["--text_column", "gap"], "--text_column 'gap' of --train_file numbers.csv is missing in row 1"),
+        (["--text_column", "blank"], "holds the text ' ', of which the tokenizer makes no token"),
+        (["--tokenizer", "./none"], "--tokenizer './none' can't be loaded"),
+        (["--num_attention_heads", "3"], "num_attention_heads"),
+        (["--model_name_or_path", "./none"], "--model_name_or_path './none' can't be opened"),
+    ],
+)
+def test_bad_text(folder, flags, named):
+    rows = {"text": ["a", "b"], "number": [1, 2], "gap": ["a", None], "blank": ["a", " "], "label": [0, 1]}
+    datasets.Dataset.from_dict(rows).to_csv("numbers.csv")
+    file = "train.csv" if "train.csv" in named else "numbers.csv"
+    assert_refused(named, train, "--train_file", file, "--validation_file", file, *flags, files=())
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "flags", "named"),
+    [
+        ([(5, 4), (4, 5)], [0, 1], [], "holds an image that can't be used: Images must have the height"),
+        ([(5, 4), (5, 4)], [0, -1], [], "--label_column 'label' of --train_split train of --dataset_name images is"),
+        ([(5, 4), None], [0, 1], [], "--image_column 'image' of --train_split train of --dataset_name images is miss"),
+        ([(5, 4, 3)] * 2, [0, 1], [], "as many channels as `image_mean` has values, 1"),
+        ([(5, 4)] * 2, [0, 1], ["--image_std", "0"], "--image_std [0.0]: `image_std` must be greater than 0"),
+        ([(5, 4)] * 2, [0, 1], ["--permutation_seed", "-1"], "--permutation_seed -1: `permutation_seed` must be"),
+        (
+            [(5, 4)] * 2,
+            [0, 1],
+            ["--test_split", "tests"],
+            "--test_split tests of --dataset_name images does not exist",
+        ),
+        ([(5, 4)] * 2, [0, 1], ["--image_column", "x"], "--image_column 'x' is no column of --train_split train"),
+    ],
+)
+def test_bad_images(folder, images, labels, flags, named):
+    images = [size and Image.fromarray(random_pixels(1, *size)[0]) for size in images]
+    write_images("train", images, labels)
+    assert_refused(named, train_on_images, "--validation_fraction", "0.5", *flags)
+
+
+def assert_refused(named: str, run, *flags: str, **files):
+    with pytest.raises(InputError) as error:
+        run(*flags, **files)
+    assert named in str(error.value)
+    assert not Path("out").exists()
+
+
+def test_training_goes_on_from_a_language_model(folder):
+    texts = datasets.Dataset.from_csv("train.csv")["text"][:]
+    tokenizer = load_tokenizer("char", texts)  # without a token for padding
+    model = RTransformerForCausalLM(
+        RTransformerConfig(vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2)
+    )
+    model.save_pretrained("language_model")
+    tokenizer.save_pretrained("language_model")
+    sizes = ("hidden_size", "num_hidden", "num_attention", "local_window")
+    Path("recipe.yaml").write_text("\n".join(line for line in RECIPE.splitlines() if not line.startswith(sizes)))
+    train("--model_name_or_path", "language_model", "--max_steps", "1", "--learning_rate", "0")
+    classifier = AutoModelForSequenceClassification.from_pretrained("out")
+    assert classifier.config.pad_token_id == len(tokenizer) and classifier.config.vocab_size == len(tokenizer) + 1
+    embedding = classifier.get_input_embeddings().weight[: len(tokenizer)]
+    torch.testing.assert_close(embedding, model.get_input_embeddings().weight)
+
+    write_csv("train", [f"{text} ÄÖÜ" for text in texts], ["long", "short"] * (len(texts) // 2))
+    Path("out").rename("first")
+    assert_refused(
+        "gives token ids up to", train, "--model_name_or_path", "first", "--tokenizer", "char", files=("train",)
+    )
+
+
+def test_training_goes_on_from_a_classifier(folder):
+    tokenizer = load_tokenizer("word", datasets.Dataset.from_csv("train.csv")["text"][:])
+    tokenizer.save_pretrained("first")
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+    def save(names: list[str] | None, **settings):
+        labels = {"num_labels": 3} if names is None else {"id2label": dict(enumerate(names))}
+        config = RTransformerConfig(**sizes, local_window_size=3, **labels, **settings)
+        RTransformerForSequenceClassification(config).save_pretrained("first")
+
+    flags = ("--model_name_or_path", "first", "--max_steps", "1")
+    save(["short", "tall", "long"])
+    train(*flags)
+    assert AutoModelForSequenceClassification.from_pretrained("out").config.id2label == {
+        0: "short",
+        1: "tall",
+        2: "long",
+    }
+    Path("out").rename("second")
+
+    save(["good", "bad"])
+    assert_refused("has 2 labels (long, short), those of --model_name_or_path are 2 (good, bad)", train, *flags)
+    save(None)
+    assert_refused("has 2 labels (long, short), those of --model_name_or_path are 3 (LABEL_0", train, *flags)
+    write_images("train", [Image.fromarray(image) for image in random_pixels(9)])
+    assert_refused("'first' reads tokens; with --image_column", train_on_images, *flags)
+    save(None, input_size=2)
+    assert_refused(
+        "of images of 1 channels; as many values as the input_size 2 of --model_name_or_path 'first'",
+        train_on_images,
+        *flags,
+    )
+    save(["short", "long"], input_size=1)
+    assert_refused("'first' reads vectors of 1 values (input_size); with --text_column", train, *flags)
+    save(None, input_size=1)  # as a converted checkpoint is: no names of labels, no processor
+    train_on_images(*flags)
+    assert AutoModelForSequenceClassification.from_pretrained("out").config.id2label[2] == "bright"
+
+
+@pytest.mark.parametrize("flags", [(), TRANSFORMER])
+@pytest.mark.parametrize("name", ["smnist", "smnist_paper", "sst2", "trec"])
+def test_recipes_are_valid(folder, name, flags):
+    argv = [str(SCRIPTS / "recipes" / f"{name}.yaml"), "--train_file", "train.csv", *flags]
+    model_args, data_args, training_args = script.parse_arguments(ARGUMENT_TYPES, argv, "")
+    assert training_args.metric_for_best_model == "accuracy" and training_args.greater_is_better
+    model_args.id2label, model_args.label2id = {"0": "a", "1": "b"}, {"a": 0, "b": 1}
+    is_image = data_args.image_column is not None
+    processing_class = RTransformerImageProcessor() if is_image else load_tokenizer("word", ["a b"])
+    with torch.device("meta"):
+        model = script.make_classifier(model_args, data_args, processing_class)
+    assert model.config.num_local_rnn_layers == (0 if flags else 2 if is_image else 1)
+
+
+def test_the_paper_divides_the_learning_rate_every_10_epochs(folder):
+    argv = [str(SCRIPTS / "recipes" / "smnist_paper.yaml"), "--train_file", "train.csv"]
+    _, _, args = script.parse_arguments(ARGUMENT_TYPES, argv, "")
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    for epoch in range(50):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 / 10 ** (epoch // 10))
+        scheduler.step(0.9 + 0.001 * epoch * (-1) ** epoch)  # accuracy on validation
+
+
+def test_accuracy(monkeypatch, tmp_path):
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a metric asks for the network"))
+    metric = evaluate.load(str(SCRIPTS / "metrics" / "accuracy"), cache_dir=str(tmp_path))
+    assert metric.compute(predictions=[0, 2, 1, 1], references=[0, 2, 1, 0]) == {"accuracy": 0.75}
+    metric.add_batch(predictions=[1, 1, 1], references=[1, 0, 0])
+    metric.add_batch(predictions=[2], references=[2])
+    assert metric.compute() == {"accuracy": 0.5}
+    with pytest.raises(ValueError, match="references"):
+        metric.compute(predictions=[0, 1], references=[0, -100])
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    assert "--image_column" in output and "--classifier_dropout" in output and "--id2label" not in output
