@@ -1,0 +1,201 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Computes the metrics of a checkpoint of one of the training scripts again, from its folder, and prints them as JSON.
+
+    python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt
+    python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --split test
+
+The folder says which task it is for and how the data is to be read: config.json, evaluation.json, and the tokenizer or
+the image processor. Weights of half precision are computed with in float32.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import language_modeling
+import polyphonic_music
+import sequence_classification
+import torch
+from model_arguments import check_architecture
+from piano_rolls import PianoRollArguments, load_split
+from script_arguments import InputError
+from torch.utils.data import Dataset
+from training_run import EVALUATION_FILE
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoTokenizer,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+)
+from transformers.utils import cached_file
+
+from rtransformer_hf import RTransformerImageProcessor
+
+
+@dataclass
+class Evaluation:
+    """What Trainer needs to evaluate a model on a split."""
+
+    model: PreTrainedModel
+    dataset: Dataset
+    data_collator: Callable
+    compute_metrics: Callable
+    preprocess_logits_for_metrics: Callable | None = None
+
+
+class EvaluatedData:
+    """--data and --split, as the arguments by which a training script reads its training data."""
+
+    location = property(lambda self: f"--data {self.dataset_name}")
+
+    def source(self, split: str) -> str:
+        return f"--data {self.train_file[0]}" if self.train_file else f"--split {self.train_split} of {self.location}"
+
+
+@dataclass
+class TextData(EvaluatedData, language_modeling.DataArguments):
+    pass
+
+
+@dataclass
+class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments):
+    pass
+
+
+def place(args: argparse.Namespace) -> dict:
+    files = {"train_file": [args.data]} if Path(args.data).is_file() else {"dataset_name": args.data}
+    return {**files, "train_split": args.split}
+
+
+def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
+    stride = settings.pop("eval_stride")
+    data_args = TextData(**place(args), stride=stride, tokenizer=args.checkpoint, **settings)
+    rows = language_modeling.load_rows(data_args, "train")
+    model = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32)
+    tokenizer = language_modeling.load_tokenizer(args.checkpoint, [])
+    windows = language_modeling.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
+    return Evaluation(
+        model,
+        windows,
+        default_data_collator,
+        language_modeling.exact_metrics(windows),
+        language_modeling.window_losses,
+    )
+
+
+def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
+    data_args = LabeledData(**place(args), **settings)
+    rows = sequence_classification.load_rows(data_args, "train")
+    model = AutoModelForSequenceClassification.from_pretrained(args.checkpoint, dtype=torch.float32)
+    if data_args.image_column is None:
+        processing_class = AutoTokenizer.from_pretrained(args.checkpoint)
+    else:
+        processing_class = RTransformerImageProcessor.from_pretrained(args.checkpoint)
+    encoded = sequence_classification.encode(rows, processing_class, data_args, "train", model.config.label2id)
+    return Evaluation(
+        model,
+        encoded,
+        sequence_classification.make_collator(processing_class),
+        sequence_classification.exact_metrics(encoded),
+    )
+
+
+def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
+    tunes = polyphonic_music.Tunes(load_split(PianoRollArguments(data=args.data, **settings), args.split))
+    return Evaluation(
+        AutoModelForTimeSeriesPrediction.from_pretrained(args.checkpoint, dtype=torch.float32),
+        tunes,
+        polyphonic_music.pad_tunes,
+        polyphonic_music.exact_metrics(tunes),
+        polyphonic_music.tune_losses,
+    )
+
+
+TASKS = {
+    "ForCausalLM": language_model,
+    "LMHeadModel": language_model,
+    "ForPolyphonicMusic": music_model,
+    "ForSequenceClassification": classifier,
+}
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    try:
+        evaluation = load_evaluation(args)
+    except (InputError, OSError, ValueError) as error:
+        sys.exit(f"evaluate_checkpoint.py: error: {error}")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=evaluation.model,
+            args=TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, report_to="none"),
+            data_collator=evaluation.data_collator,
+            compute_metrics=evaluation.compute_metrics,
+            preprocess_logits_for_metrics=evaluation.preprocess_logits_for_metrics,
+        )
+        metrics = trainer.evaluate(evaluation.dataset, metric_key_prefix="test")
+    print(json.dumps({name.removeprefix("test_"): value for name, value in metrics.items()}, indent=2))
+
+
+def load_evaluation(args: argparse.Namespace) -> Evaluation:
+    architecture, settings = load_settings(args.checkpoint, *TASKS)
+    load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
+    return load(args, settings)
+
+
+def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
+    """The class of a checkpoint, one of the accepted as of `check_architecture`, and its evaluation.json."""
+    try:
+        architecture = check_architecture(checkpoint, *accepted)
+        settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {checkpoint!r} can't be used; a folder or Hub id of a trained model, with {EVALUATION_FILE}, "
+            f"is accepted: {error}"
+        ) from error
+    return architecture, settings
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("checkpoint", help="Folder or Hub id of a model of one of the training scripts.")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="What to evaluate on: a file, a folder, or a data set on the Hub, as for training.",
+    )
+    parser.add_argument(
+        "--split", default="test", help="Split of the data, where it is no single file of text. (default: test)"
+    )
+    parser.add_argument("--batch_size", type=int, default=16, help="Examples at a time. (default: 16)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1:
+        parser.error(f"--batch_size {args.batch_size} is not accepted; it must be at least 1.")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Makes of a training's output folder what is worth sharing: card, curves, configuration, tokenizer or image processor,
+and the weights, in half precision if wanted. Checkpoints, optimizer and logs stay behind.
+
+    python scripts/make_hub_folder.py outputs/nottingham model_cards/nottingham --dtype float16
+
+`scripts/evaluate_checkpoint.py` on the new folder tells whether its metric has held.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from output_folder import RUN_FILE
+from safetensors.torch import load_file, save_file
+from training_run import EVALUATION_FILE
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+# What from_pretrained reads beside the model, the card, and what it shows. The model's code comes with the push.
+SHARED_FILES = (
+    EVALUATION_FILE,
+    "README.md",
+    "*.png",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+)
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    source, target = Path(args.output_dir), Path(args.hub_folder)
+    if not all((source / name).exists() for name in (RUN_FILE, EVALUATION_FILE, SAFE_WEIGHTS_NAME, "README.md")):
+        sys.exit(
+            f"make_hub_folder.py: error: output_dir {args.output_dir!r} holds no finished run; the --output_dir of a "
+            "training script is accepted."
+        )
+    if target.exists() and any(target.iterdir()):
+        sys.exit(
+            f"make_hub_folder.py: error: hub_folder {args.hub_folder!r} is not empty; a new or empty one is accepted."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unfinished = Path(folder, "unfinished")
+        unfinished.mkdir()
+        for file in sorted({path for pattern in SHARED_FILES for path in source.glob(pattern)}):
+            shutil.copy(file, unfinished / file.name)
+        copy_weights(source, unfinished, args.dtype)
+        card = (unfinished / "README.md").read_text(encoding="utf-8")
+        card = card.replace(f'"{args.output_dir}"', f'"{args.hub_folder}"')
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        unfinished.replace(target)
+    megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
+    print(f"{args.hub_folder}: {megabytes:.1f} MB")
+
+
+def copy_weights(source: Path, target: Path, dtype: str | None):
+    """Weights and configuration, the latter without its pointers to the code that it had beside it."""
+    weights = load_file(source / SAFE_WEIGHTS_NAME)
+    config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
+    config.pop("auto_map", None)
+    if dtype is not None:
+        weights = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
+        config["dtype"] = dtype
+    save_file(weights, target / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("output_dir", help="The --output_dir of a finished training.")
+    parser.add_argument("hub_folder", help="The folder to make.")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the weights. (default: as they are)"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Pictures of trained language models, with their numbers as JSON beside them.
+
+    python scripts/plot_checkpoint.py context CHECKPOINT [CHECKPOINT ...] --data ptb.test.txt --output context.png
+    python scripts/plot_checkpoint.py layers CHECKPOINT --data ptb.test.txt --output layers.png
+
+`context`: the loss against the position in a context up to `--factor` times as long as those in training: whether a
+model makes use of what lies further back than it ever saw, or fails there.
+`layers`: where a model attends to in a piece of text, and how much the loss rises when a sub-layer is taken out: what
+the LocalRNN adds, and where.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from evaluate_checkpoint import language_model, load_settings
+from language_modeling import TokenWindows
+from matplotlib.figure import Figure
+from output_folder import write_figure, write_whole
+from script_arguments import InputError
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
+
+BINS_PER_TRAINING_LENGTH = 8
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    try:
+        figure, numbers = args.draw(args)
+    except (InputError, OSError, ValueError) as error:
+        sys.exit(f"plot_checkpoint.py: error: {error}")
+    output = Path(args.output)
+    write_figure(output, figure, dpi=150)
+    write_whole(output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
+    print(f"{output} and {output.with_suffix('.json')}")
+
+
+# The loss against the position
+
+
+def draw_context(args: argparse.Namespace) -> tuple[Figure, dict]:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes, numbers, block_sizes = figure.subplots(), {}, set()
+    for checkpoint in args.checkpoints:
+        model, windows, block_size = load_windows(args, checkpoint, args.factor)
+        nats = nats_by_position(model, windows, args)
+        bin_size = max(1, block_size // BINS_PER_TRAINING_LENGTH)
+        bins = nats[: len(nats) // bin_size * bin_size].view(-1, bin_size).mean(dim=-1)
+        positions = (torch.arange(len(bins)) + 0.5) * bin_size
+        axes.plot(positions, bins, marker=".", label=Path(checkpoint).name)
+        numbers[Path(checkpoint).name] = {"positions": positions.tolist(), "nats_per_token": bins.tolist()}
+        block_sizes.add(block_size)
+    for block_size in block_sizes:
+        axes.axvline(block_size, color="grey", linestyle="--", label=f"trained on {block_size}")
+    axes.set(xlabel="position in the context", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure, numbers
+
+
+def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tuple[PreTrainedModel, Subset, int]:
+    """The model, windows of `factor` times its training length that share nothing, and that length."""
+    _, settings = load_settings(checkpoint, args.architecture)
+    block_size = settings["block_size"]
+    settings |= {"block_size": factor * block_size, "eval_stride": factor * block_size}
+    evaluation = language_model(argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split), settings)
+    windows: TokenWindows = evaluation.dataset
+    if len(windows.tokens) <= factor * block_size:
+        raise InputError(
+            f"--data {args.data} holds {len(windows.tokens)} tokens; more than {factor * block_size} are accepted, "
+            f"{factor} times the length on which {checkpoint} was trained."
+        )
+    kept = min(len(windows), max(1, args.max_tokens // (factor * block_size)))
+    return evaluation.model, Subset(windows, range(kept)), block_size
+
+
+@torch.no_grad()
+def nats_by_position(model: PreTrainedModel, windows: Subset, args: argparse.Namespace) -> torch.Tensor:
+    """(time,) the mean loss of the labels at each position of the windows."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    model = model.to(device).eval()
+    sums, counts = 0, 0
+    for batch in tqdm(DataLoader(windows, batch_size=args.batch_size, collate_fn=default_data_collator)):
+        labels = batch["labels"][:, 1:].to(device)
+        logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")  # (windows, time)
+        sums, counts = sums + losses.sum(dim=0), counts + (labels != -100).sum(dim=0)
+    return (sums / counts).cpu()
+
+
+# Attention, and what a sub-layer adds
+
+
+def draw_layers(args: argparse.Namespace) -> tuple[Figure, dict]:
+    model, windows, _ = load_windows(args, args.checkpoint, factor=1)
+    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+    whole = nats_by_position(model, windows, args).mean().item()
+    losses = {}
+    for index, layer in enumerate(model.model.layers):
+        sublayers = {f"LocalRNN {j + 1}": local_rnn for j, local_rnn in enumerate(layer.local_rnns)}
+        sublayers |= {"attention": layer.self_attn.o_proj, "feed-forward": layer.mlp}
+        for name, module in sublayers.items():
+            hook = module.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+            losses[f"block {index + 1}, {name}"] = nats_by_position(model, windows, args).mean().item() - whole
+            hook.remove()
+
+    text = windows[0]["input_ids"][: args.tokens]
+    labels = [tokenizer.decode([token]) for token in text.tolist()]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = model(input_ids=text[None].to(model.device), output_attentions=True, use_cache=False).attentions
+    figure = Figure(figsize=(4 * len(attentions), 7.5), layout="constrained")
+    maps, bars = figure.subfigures(2, 1, height_ratios=[1.3, 1])
+    map_axes = maps.subplots(1, len(attentions), squeeze=False)[0]
+    for index, (axes, weights) in enumerate(zip(map_axes, attentions, strict=True)):
+        axes.imshow(weights[0].mean(dim=0).cpu(), cmap="Blues", vmin=0)
+        axes.set_title(f"block {index + 1}: attention, mean of the heads", fontsize=9)
+        axes.set_xticks(range(len(labels)), labels, fontsize=5, rotation=90)
+        axes.set_yticks(range(len(labels)), labels, fontsize=5)
+    axes = bars.subplots()
+    axes.barh(list(losses), list(losses.values()), color=["tab:orange" if "RNN" in n else "tab:blue" for n in losses])
+    axes.invert_yaxis()
+    axes.set(xlabel=f"rise of the loss without the sub-layer (nats per token; whole model: {whole:.3f})")
+    axes.grid(alpha=0.3, axis="x")
+    return figure, {"loss": whole, "rise_without": losses}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="PICTURE")
+    context = commands.add_parser("context", help="The loss against the position in a long context.")
+    context.add_argument("checkpoints", nargs="+", help="Folders or Hub ids of language models.")
+    context.add_argument("--factor", type=int, default=8, help="Length, in training lengths. (default: 8)")
+    context.set_defaults(draw=draw_context, architecture="ForCausalLM")
+    layers = commands.add_parser("layers", help="Attention, and what each sub-layer adds.")
+    layers.add_argument("checkpoint", help="Folder or Hub id of an R-Transformer language model.")
+    layers.add_argument("--tokens", type=int, default=48, help="Length of the text in the picture. (default: 48)")
+    layers.set_defaults(draw=draw_layers, architecture="RTransformerForCausalLM")
+    for command in (context, layers):
+        command.add_argument("--data", required=True, help="Text: a file, a folder, or a data set on the Hub.")
+        command.add_argument("--split", default="test", help="Split of a data set. (default: test)")
+        command.add_argument("--max_tokens", type=int, default=100_000, help="How much of it. (default: 100000)")
+        command.add_argument("--batch_size", type=int, default=4, help="Contexts at a time. (default: 4)")
+        command.add_argument("--output", required=True, help="The picture, a .png file; the numbers lie beside it.")
+    args = parser.parse_args(argv)
+    for name in ("factor", "tokens", "max_tokens", "batch_size"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} {getattr(args, name)} is not accepted; it must be at least 1.")
+    if Path(args.output).suffix != ".png":
+        parser.error(f"--output {args.output} is not accepted; it must end with .png.")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What a training script reports of a checkpoint is what its folder alone gives again; and what is made of it."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import evaluate_checkpoint
+import make_hub_folder
+import plot_checkpoint
+import train_causal_lm
+import train_polyphonic_music
+import train_sequence_classification
+
+TRAINING = """
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+hidden_dropout: 0.1
+max_steps: 2
+eval_strategy: "no"
+dataloader_pin_memory: false
+disable_tqdm: true
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a checkpoint of every task and its data."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.yaml").write_text(TRAINING)
+    run = [str(folder / "recipe.yaml"), "--output_dir"]
+
+    for name, lines in (("train", 40), ("test", 15)):
+        (folder / f"{name}.txt").write_text("".join(f"line {i * i} of a text\n" for i in range(lines)))
+    text = ["--train_file", str(folder / "train.txt"), "--test_file", str(folder / "test.txt")]
+    windows = ["--block_size", "16", "--stride", "12", "--eval_stride", "5", "--line_ending", ""]
+    train_causal_lm.main([*run, str(folder / "language"), *text, *windows])
+
+    random, arrays = np.random.RandomState(0), {}
+    for name in ("traindata", "validdata", "testdata"):
+        arrays[name] = np.empty((1, 5), dtype=object)
+        arrays[name][0] = [(random.rand(random.randint(2, 13), 88) < 0.05).astype(np.uint8) for _ in range(5)]
+    scipy.io.savemat(folder / "tunes.mat", arrays)
+    music = ["--data", str(folder / "tunes.mat")]
+    train_polyphonic_music.main([*run, str(folder / "music"), *music, "--key_head_type", "autoregressive"])
+
+    for name, rows in (("train", 30), ("test", 12)):
+        lines = [f"{i % 3},{'abc'[i % 3]} {'xyz'[i * i % 3]} {i}" for i in range(rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["label,text", *lines]))
+    labeled = ["--train_file", str(folder / "train.csv"), "--test_file", str(folder / "test.csv")]
+    train_sequence_classification.main([*run, str(folder / "classifier"), *labeled])
+
+    for split, rows in (("train", 24), ("test", 9)):
+        images = [Image.fromarray(random.randint(0, 256, (4, 5), dtype=np.uint8)) for _ in range(rows)]
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["odd", "even"])})
+        pictures = datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(rows)]}, features)
+        (folder / "pictures").mkdir(exist_ok=True)
+        pictures.to_parquet(folder / "pictures" / f"{split}.parquet")
+    pictures = ["--dataset_name", str(folder / "pictures"), "--test_split", "test", "--image_column", "image"]
+    train_sequence_classification.main([*run, str(folder / "pixels"), *pictures, "--permutation_seed", "1"])
+    return folder
+
+
+def evaluate(capsys, *arguments: str) -> dict:
+    capsys.readouterr()
+    evaluate_checkpoint.main(list(arguments))
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "metrics"),
+    [
+        ("language", "test.txt", ("perplexity", "bits_per_character", "predicted_tokens")),
+        ("music", "tunes.mat", ("nll_per_frame", "predicted_frames")),
+        ("classifier", "test.csv", ("accuracy",)),
+        ("pixels", "pictures", ("accuracy",)),
+    ],
+)
+def test_the_folder_gives_the_reported_metrics(trained, capsys, tmp_path, task, data, metrics):
+    reported = json.loads((trained / task / "all_results.json").read_text())
+    checkpoint = tmp_path / "moved"
+    ignored = shutil.ignore_patterns("*_results.json", "trainer_state.json", "training_*", "checkpoint-*", "README.md")
+    shutil.copytree(trained / task, checkpoint, ignore=ignored)
+    result = evaluate(capsys, str(checkpoint), "--data", str(trained / data), "--batch_size", "3")
+    for metric in (*metrics, "loss"):
+        assert result[metric] == pytest.approx(reported[f"test_{metric}"], rel=1e-6)
+
+
+def test_another_split(trained, capsys):
+    reported = json.loads((trained / "music" / "all_results.json").read_text())
+    result = evaluate(capsys, str(trained / "music"), "--data", str(trained / "tunes.mat"), "--split", "validation")
+    assert result["nll_per_frame"] == pytest.approx(reported["eval_nll_per_frame"], rel=1e-6)
+
+
+def test_a_folder_to_share(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    make_hub_folder.main(["music", "cards/music", "--dtype", "float16"])
+    files = {path.name for path in Path("cards/music").iterdir()}
+    assert files == {"README.md", "config.json", "evaluation.json", "learning_curves.png", "model.safetensors"}
+    model = AutoModelForTimeSeriesPrediction.from_pretrained("cards/music")
+    assert model.dtype == torch.float16
+    reported = json.loads(Path("music/all_results.json").read_text())["test_nll_per_frame"]
+    result = evaluate(capsys, "cards/music", "--data", "tunes.mat")
+    assert result["nll_per_frame"] == pytest.approx(reported, rel=1e-3)
+
+    with pytest.raises(SystemExit, match="hub_folder 'cards/music' is not empty"):
+        make_hub_folder.main(["music", "cards/music"])
+    with pytest.raises(SystemExit, match="output_dir 'cards/music' holds no finished run"):
+        make_hub_folder.main(["cards/music", "cards/other"])
+    assert [path.name for path in Path("cards").iterdir()] == ["music"]
+
+    make_hub_folder.main(["language", "cards/language"])
+    result = evaluate(capsys, "cards/language", "--data", "test.txt")
+    reported = json.loads(Path("language/all_results.json").read_text())
+    assert result["perplexity"] == pytest.approx(reported["test_perplexity"], rel=1e-6)
+
+
+@torch.no_grad()
+def test_the_loss_against_the_position(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    plot_checkpoint.main(["context", "language", "--data", "test.txt", "--factor", "2", "--output", "context.png"])
+    assert Path("context.png").stat().st_size > 0
+    numbers = json.loads(Path("context.json").read_text())["language"]
+    assert numbers["positions"] == [2 * index + 1 for index in range(16)]  # two positions a bin, up to 2 * 16
+
+    model = AutoModelForCausalLM.from_pretrained("language")
+    text = Path("test.txt").read_text().replace("\n", "")
+    tokens = torch.tensor(AutoTokenizer.from_pretrained("language")(text)["input_ids"])
+    starts = range(0, len(tokens) - 33, 32)
+    windows = torch.stack([tokens[start : start + 33] for start in starts])
+    losses = F.cross_entropy(model(windows).logits[:, :-1].mT, windows[:, 1:], reduction="none").sum(dim=0)
+    last = tokens[-33:]  # it shares its beginning with the window before, and is not counted there
+    fresh = 32 - (len(tokens) - 33 - starts[-1])
+    last_losses = F.cross_entropy(model(last[None]).logits[0, :-1], last[1:], reduction="none")
+    counts = torch.full((32,), len(windows))
+    losses[fresh:] += last_losses[fresh:]
+    counts[fresh:] += 1
+    expected = (losses / counts).view(16, 2).mean(dim=-1)
+    assert numbers["nats_per_token"] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_what_each_sublayer_adds(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    plot_checkpoint.main(["layers", "language", "--data", "test.txt", "--output", "layers.png"])
+    numbers = json.loads(Path("layers.json").read_text())
+    sublayers = ("LocalRNN 1", "attention", "feed-forward")
+    assert list(numbers["rise_without"]) == [f"block 1, {name}" for name in sublayers]
+    assert all(rise != 0 for rise in numbers["rise_without"].values())
+    for arguments, named in (
+        (["layers", "music", "--data", "test.txt"], "it holds RTransformerForPolyphonicMusic"),
+        (["context", "language", "--data", "test.txt", "--factor", "1000"], "more than 16000 are accepted"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            plot_checkpoint.main([*arguments, "--output", "other.png"])
+        assert named in stop.value.code
+        assert not Path("other.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nowhere", "--data", "tunes.mat"], "checkpoint 'nowhere' can't be used"),
+        (["untrained", "--data", "tunes.mat"], "it holds a model of no named architecture"),
+        (["other", "--data", "test.txt"], "evaluation.json"),
+        (["music", "--data", "test.txt"], "test.txt"),
+        (["music", "--data", "tunes.mat", "--split", "testing"], "'testing' of 'tunes.mat' does not exist"),
+        (["language", "--data", "missing.txt"], "--data missing.txt"),
+        (["language", "--data", "empty.txt"], "empty.txt"),
+        (["classifier", "--data", "test.txt"], "'label' is no column of --data test.txt"),
+        (["pixels", "--data", "pictures", "--split", "dev"], "--split dev of --data pictures does not exist"),
+        (["language", "--data", "test.txt", "--batch_size", "0"], "--batch_size 0 is not accepted"),
+    ],
+)
+def test_bad_input_is_named(trained, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(trained)
+    Path("empty.txt").touch()
+    Path("untrained").mkdir(exist_ok=True)
+    Path("untrained/config.json").write_text('{"model_type": "rtransformer"}')
+    shutil.copytree("language", "other", ignore=shutil.ignore_patterns("evaluation.json"), dirs_exist_ok=True)
+    with pytest.raises(SystemExit) as stop:
+        evaluate_checkpoint.main(arguments)
+    assert named in f"{stop.value.code} {capsys.readouterr().err}"
