@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import torch
+from transformers import Trainer
 
 if not torch.cuda.is_available():  # before Triton is imported: without a GPU its kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -28,3 +29,25 @@ def tiny_config():
         return RTransformerConfig(**{**sizes, "local_window_size": 4, "initializer_range": 0.15, **overrides})
 
     return make
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """
+    `killed_at(step)` kills the first training of the test as that step begins, counted from 0. It returns the list of
+    all steps that begin from now on, in this training and in later ones.
+    """
+
+    def install(step: int) -> list[int]:
+        training_step, steps = Trainer.training_step, []
+
+        def step_or_end(self, *args, **kwargs):
+            steps.append(self.state.global_step)
+            if steps == list(range(step + 1)):
+                raise KeyboardInterrupt
+            return training_step(self, *args, **kwargs)
+
+        monkeypatch.setattr(Trainer, "training_step", step_or_end)
+        return steps
+
+    return install

@@ -125,21 +125,13 @@ def plain_loop_nats(model, tokens: torch.Tensor, block_size: int, stride: int) -
     return nats
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch, caplog):
+def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     train()
     expected = losses(log_history())
     weights = AutoModelForCausalLM.from_pretrained("out").state_dict()
     Path("out").rename("uninterrupted")
 
-    training_step, steps = Trainer.training_step, []
-
-    def killed_in_the_fifth_step(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if steps == list(range(5)):
-            raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", killed_in_the_fifth_step)
+    steps = killed_at(4)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert not Path("out/model.safetensors").exists()

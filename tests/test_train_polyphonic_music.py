@@ -118,19 +118,11 @@ def test_a_run_leaves_a_model_ready_to_use(folder, key_head_type):
     assert str(folder) not in card.content
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch):
+def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
     train("--transpose", "3")
     expected = log_history()
     Path("out").rename("uninterrupted")
-    training_step, steps = Trainer.training_step, []
-
-    def killed_in_the_sixth_step(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if steps == list(range(6)):
-            raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", killed_in_the_sixth_step)
+    steps = killed_at(5)
     with pytest.raises(KeyboardInterrupt):
         train("--transpose", "3")
     train("--transpose", "3")

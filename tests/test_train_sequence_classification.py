@@ -183,7 +183,7 @@ def test_colour_images(folder):
     assert AutoModelForSequenceClassification.from_pretrained("out").config.input_size == 3
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch, caplog):
+def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     def losses() -> list[tuple]:
         entries = [(entry["step"], entry.get("loss"), entry.get("eval_loss")) for entry in log_history()]
         return [entry for entry in entries if entry[1] is not None or entry[2] is not None]
@@ -193,15 +193,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, monkeypatch, caplog):
     weights = AutoModelForSequenceClassification.from_pretrained("out").state_dict()
     Path("out").rename("uninterrupted")
 
-    training_step, steps = Trainer.training_step, []
-
-    def killed_in_the_fifth_step(self, *args, **kwargs):
-        steps.append(self.state.global_step)
-        if steps == list(range(5)):
-            raise KeyboardInterrupt
-        return training_step(self, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "training_step", killed_in_the_fifth_step)
+    steps = killed_at(4)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert not Path("out/model.safetensors").exists()
