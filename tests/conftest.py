@@ -6,10 +6,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
 import torch
-from transformers import Trainer
 
 if not torch.cuda.is_available():  # before Triton is imported: without a GPU its kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from transformers import Trainer
 
 from rtransformer_hf import RTransformerConfig
 
