@@ -213,8 +213,8 @@ def test_recipes_of_music_models_are_valid(recipe, folder):
     if "nll_per_frame" not in recipe.read_text():
         pytest.skip("a recipe of another task")
     types = (MusicModelArguments, MusicArguments, ResumableTrainingArguments)
-    model_args, _, _ = parse_arguments(types, [str(recipe), "--data", "tunes.mat"], "")
-    assert model_args.hidden_size
+    _, _, training_args = parse_arguments(types, [str(recipe), "--data", "tunes.mat"], "")
+    assert training_args.metric_for_best_model == "nll_per_frame" and training_args.load_best_model_at_end
 
 
 def test_help(capsys):
