@@ -24,6 +24,7 @@ from pathlib import Path
 
 from script_arguments import InputError
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,18 @@ class ResumableTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
     )
+    report_to: None | str | list[str] = field(
+        default=None,
+        metadata={
+            "help": "What to log to: tensorboard, wandb, trackio, all, none and others of Transformers' integrations. "
+            "Unset: tensorboard, where it is installed."
+        },
+    )
+
+    def __post_init__(self):
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        super().__post_init__()
 
 
 def check_output_dir(args: ResumableTrainingArguments):

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import output_folder
 import train_causal_lm
 from huggingface_hub import HfApi, ModelCard
 from language_modeling import TokenWindows
@@ -215,6 +216,15 @@ def test_without_matplotlib_there_is_no_picture(folder, monkeypatch, caplog):
     train("--max_steps", "1")
     assert "matplotlib is not installed" in caplog.text
     assert not Path("out/learning_curves.png").exists() and Path("out/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "flags", "expected"),
+    [(True, {}, ["tensorboard"]), (False, {}, []), (True, {"report_to": "none"}, [])],
+)
+def test_tensorboard_where_it_is_installed(monkeypatch, tmp_path, installed, flags, expected):
+    monkeypatch.setattr(output_folder, "is_tensorboard_available", lambda: installed)
+    assert output_folder.ResumableTrainingArguments(str(tmp_path), **flags).report_to == expected
 
 
 def test_push_to_hub_sends_the_folder_with_its_card(folder, monkeypatch):
