@@ -38,7 +38,7 @@ class ResumableTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
     )
-    report_to: None | str | list[str] = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that HfArgumentParser reads)
         default=None,
         metadata={
             "help": "What to log to: tensorboard, wandb, trackio, all, none and others of Transformers' integrations. "

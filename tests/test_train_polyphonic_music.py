@@ -14,7 +14,9 @@
 """Training on piano rolls end to end, with models of a few thousand parameters."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,6 +130,29 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
     train("--transpose", "3")
     assert steps[6:] == [4, 5]  # the second epoch begins with the fourth step
     assert log_history() == expected
+
+
+def test_two_processes_count_every_frame_once(folder):
+    script = Path(train_polyphonic_music.__file__)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        str(script),
+    ]
+    flags = ["recipe.yaml", "--data", "tunes.mat", "--output_dir", "out", "--max_steps", "2", "--use_cpu"]
+    environment = os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *flags], check=True, env=environment)
+    results = json.loads(Path("out/all_results.json").read_text())
+    for prefix, array in (("eval", "validdata"), ("test", "testdata")):
+        rolls = read_rolls(array)
+        assert results[f"{prefix}_predicted_frames"] == sum(len(roll) - 1 for roll in rolls)
+        model = AutoModelForTimeSeriesPrediction.from_pretrained("out").eval()
+        assert results[f"{prefix}_nll_per_frame"] == pytest.approx(nats_tune_by_tune(model, rolls), rel=1e-5)
 
 
 def test_summed_loss(folder):
