@@ -134,16 +134,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
 
 def test_two_processes_count_every_frame_once(folder):
     script = Path(train_polyphonic_music.__file__)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-        str(script),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     flags = ["recipe.yaml", "--data", "tunes.mat", "--output_dir", "out", "--max_steps", "2", "--use_cpu"]
     environment = os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *flags], check=True, env=environment, timeout=120)
