@@ -43,6 +43,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
     AutoTokenizer,
+    EvalPrediction,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -151,11 +152,11 @@ def main(argv: list[str] | None = None):
             model=evaluation.model,
             args=TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, report_to="none"),
             data_collator=evaluation.data_collator,
-            compute_metrics=evaluation.compute_metrics,
             preprocess_logits_for_metrics=evaluation.preprocess_logits_for_metrics,
         )
-        metrics = trainer.evaluate(evaluation.dataset, metric_key_prefix="test")
-    print(json.dumps({name.removeprefix("test_"): value for name, value in metrics.items()}, indent=2))
+        output = trainer.predict(evaluation.dataset)
+    metrics = evaluation.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
+    print(json.dumps(metrics, indent=2))
 
 
 def load_evaluation(args: argparse.Namespace) -> Evaluation:
