@@ -72,13 +72,15 @@ def main(argv: list[str] | None = None):
 
 
 def copy_weights(source: Path, target: Path, dtype: str | None):
-    """Weights and configuration, the latter without its pointers to the code that it had beside it."""
+    """
+    Weights and configuration, the latter without its pointers to the code that it had beside it. Its `dtype` remains,
+    in which the weights are loaded and computed with, however they are kept.
+    """
     weights = load_file(source / SAFE_WEIGHTS_NAME)
     config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
     config.pop("auto_map", None)
     if dtype is not None:
         weights = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
-        config["dtype"] = dtype
     save_file(weights, target / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -90,7 +92,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output_dir", help="The --output_dir of a finished training.")
     parser.add_argument("hub_folder", help="The folder to make.")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the weights. (default: as they are)"
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the weights kept. (default: as they are)"
     )
     return parser.parse_args(argv)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from output_folder import write_figure
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,9 @@ CARD = """\
 
 # {model_name}
 
-{description}, {architecture} with {millions:.2f} million parameters, trained on {data_name}. An R-Transformer puts a
-small RNN over a sliding window ahead of causal self-attention in every block and needs no position embeddings.
+{description}: {architecture} with {millions:.2f} million parameters, trained on {data_name}.
+An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block, and needs no
+position embeddings.
 
 ## Use
 
@@ -164,8 +165,8 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
             usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),
             results="\n".join(table),
             metrics_note=report.metrics_note,
-            command=command_line(),
-            hardware=hardware(trainer.args.device),
+            command=command_line(trainer.args.world_size),
+            hardware=hardware(trainer.args),
             duration=f"{results['train_runtime'] / 60:.0f} minutes" if "train_runtime" in results else "unfinished",
             date=datetime.date.today().isoformat(),
             hyperparameters="\n".join(f"- {name}: {value}" for name, value in hyperparameters.items()),
@@ -175,13 +176,15 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
     )
 
 
-def command_line() -> str:
+def command_line(num_processes: int) -> str:
     """The command that runs, with the names alone of files that it gives by their whole path."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
+    launcher = ["python"] if num_processes == 1 else ["torchrun", "--nproc_per_node", str(num_processes)]
+    return shlex.join([*launcher, f"scripts/{Path(sys.argv[0]).name}", *words])
 
 
-def hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+def hardware(args: TrainingArguments) -> str:
+    if args.device.type == "cuda":
+        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
+    num_cores = args.world_size * torch.get_num_threads()
+    return f"{num_cores} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
