@@ -138,6 +138,7 @@ def test_two_processes_count_every_frame_once(folder):
     flags = ["recipe.yaml", "--data", "tunes.mat", "--output_dir", "out", "--max_steps", "2", "--use_cpu"]
     environment = os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *flags], check=True, env=environment, timeout=120)
+    assert "torchrun --nproc_per_node 2 scripts/train_polyphonic_music.py" in Path("out/README.md").read_text()
     results = json.loads(Path("out/all_results.json").read_text())
     for prefix, array in (("eval", "validdata"), ("test", "testdata")):
         rolls = read_rolls(array)
