@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 # Nothing in the tests may reach for the Hub; and two test workers share two cores.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,3 +53,9 @@ def killed_at(monkeypatch):
         return steps
 
     return install
+
+
+def recipes(word: str) -> list:
+    """Parameters of a test: the recipes that hold a word which those of one script have in common."""
+    folder = Path(__file__).parent.parent / "scripts" / "recipes"
+    return [pytest.param(path, id=path.name) for path in sorted(folder.glob("*.yaml")) if word in path.read_text()]

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import output_folder
 import train_causal_lm
+from conftest import recipes
 from huggingface_hub import HfApi, ModelCard
 from language_modeling import TokenWindows
 from script_arguments import InputError
@@ -309,10 +310,8 @@ def test_help(capsys):
     assert "--local_window_size" in output and "--push_to_hub" in output and "--line_ending" in output
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "scripts/recipes").glob("*.yaml")))
+@pytest.mark.parametrize("recipe", recipes("block_size:"))
 def test_recipes_of_causal_language_models_are_valid(recipe, folder):
-    if "block_size:" not in recipe.read_text():
-        pytest.skip("a recipe of another task")
     model_args, _, _ = train_causal_lm.parse_arguments(
         (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
         [str(recipe), "--train_file", "train.txt"],

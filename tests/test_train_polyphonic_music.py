@@ -29,6 +29,7 @@ from transformers import AutoModelForTimeSeriesPrediction, Trainer
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import train_polyphonic_music
+from conftest import recipes
 from huggingface_hub import ModelCard
 from output_folder import ResumableTrainingArguments
 from polyphonic_music import Tunes, TuneSampler, pad_tunes, transposed
@@ -225,10 +226,8 @@ def test_a_mat_file_without_the_splits(folder):
         train()
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parent.parent / "scripts/recipes").glob("*.yaml")))
+@pytest.mark.parametrize("recipe", recipes("nll_per_frame"))
 def test_recipes_of_music_models_are_valid(recipe, folder):
-    if "nll_per_frame" not in recipe.read_text():
-        pytest.skip("a recipe of another task")
     types = (MusicModelArguments, MusicArguments, ResumableTrainingArguments)
     _, _, training_args = parse_arguments(types, [str(recipe), "--data", "tunes.mat"], "")
     assert training_args.metric_for_best_model == "nll_per_frame" and training_args.load_best_model_at_end
