@@ -735,10 +735,11 @@ class RTransformerChordHead(nn.Module):
 
     def __init__(self, config: RTransformerConfig, num_keys: int):
         super().__init__()
-        self.unit_keys = [key for key in range(num_keys) for _ in range(config.key_head_size)]
-        self.state_proj = nn.Linear(config.hidden_size, len(self.unit_keys))
-        self.frame_proj = nn.Linear(num_keys, len(self.unit_keys))
-        self.out_proj = nn.Linear(len(self.unit_keys), num_keys)
+        self.units_per_key = config.key_head_size
+        num_units = num_keys * self.units_per_key
+        self.state_proj = nn.Linear(config.hidden_size, num_units)
+        self.frame_proj = nn.Linear(num_keys, num_units)
+        self.out_proj = nn.Linear(num_units, num_keys)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -751,8 +752,8 @@ class RTransformerChordHead(nn.Module):
         Returns:
             (batch, time, keys), to be added to the logits of independent keys.
         """
-        unit_keys = torch.tensor(self.unit_keys, device=frames.device)
         keys = torch.arange(frames.shape[-1], device=frames.device)
+        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.frame_proj.out_features)
         frame_weight = self.frame_proj.weight * (keys < unit_keys[:, None])  # a key's units see the keys below it
         out_weight = self.out_proj.weight * (unit_keys <= keys[:, None])  # and serve this key and those above
         units = self.state_proj(hidden_states) + F.linear(frames, frame_weight, self.frame_proj.bias)
