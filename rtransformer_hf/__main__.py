@@ -1,0 +1,67 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""What is installed, and which form of the LocalRNN would run here: `python -m rtransformer_hf`."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import __version__
+from .local_rnn import choose_implementation
+
+# What each optional extra of pyproject.toml adds, for who looks for a missing feature.
+OPTIONAL_PACKAGES = {
+    "triton": "the LocalRNN's kernels on a GPU",
+    "accelerate": "training",
+    "datasets": "training",
+    "peft": "LoRA",
+    "onnxruntime": "export",
+    "torchao": "quantisation",
+    "gradio": "the demo",
+}
+NOT_INSTALLED = "not installed"
+
+
+def main():
+    print(f"rtransformer_hf {__version__}")
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, Transformers {version('transformers')}")
+    for package, purpose in OPTIONAL_PACKAGES.items():
+        print(f"  {package:<12}{version_of(package):<16}{purpose}")
+    for device, reason in devices():
+        implementation = choose_implementation(torch.empty(1, 1, 1, device=device), sequence_positions=None)
+        print(f'LocalRNN on "{device}": local_rnn_implementation="{implementation}": {reason}')
+    print("Start: `bash scripts/quickstart.sh` in the repository trains a model in minutes; README.md has the rest.")
+
+
+def devices() -> list[tuple[str, str]]:
+    """The devices of PyTorch that matter here, each with the reason for what is chosen on it."""
+    threads = torch.get_num_threads()
+    cpu = f"blocks of positions that stay in cache, on {threads} thread{'s' * (threads > 1)}"
+    if not torch.cuda.is_available():
+        return [("cpu", f"{cpu}; PyTorch sees no GPU")]
+    has_triton = version_of("triton") != NOT_INSTALLED
+    cuda = "fused kernels" if has_triton else "plain PyTorch, slower than the kernels, which need `pip install triton`"
+    return [("cpu", cpu), ("cuda", f"{cuda}, on {torch.cuda.get_device_name()}")]
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return NOT_INSTALLED
+
+
+if __name__ == "__main__":
+    main()

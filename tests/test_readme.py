@@ -1,0 +1,99 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""README.md keeps its word: its blocks run in order, each command as it stands but for the size of what it trains."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import scipy.io
+from golden import CHECKPOINTS, FILES
+from PIL import Image
+
+REPOSITORY = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+
+# What sets up an environment is run with a stand-in for Python by test_shell_scripts.py.
+SET_UP = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install")
+TRAINING = "--max_steps 2 --eval_strategy no --save_strategy no --load_best_model_at_end False --use_cpu"
+SIZES = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The root of the repository as a user sees it, with small files under the names that the README gives to data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
+    (tmp_path / "model_cards").symlink_to(REPOSITORY / "model_cards")
+    for name in ("book.txt", "ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"):
+        Path(name).write_text("".join(f"line {i * i} of a text\n" for i in range(300)))
+    for name in ("train.csv", "test.csv"):
+        Path(name).write_text("text,label\n" + "".join(f"{'abc'[i % 3]} {i},{i % 3}\n" for i in range(40)))
+
+    random = np.random.default_rng(0)
+    rolls = {split: np.empty((1, 4), dtype=object) for split in ("traindata", "validdata", "testdata")}
+    for tunes in rolls.values():
+        tunes[0] = [(random.random((50, 88)) < 0.05).astype(np.uint8) for _ in range(4)]
+    scipy.io.savemat("Nottingham.mat", rolls)
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    Path("ylecun/mnist").mkdir(parents=True)
+    for split in ("train", "test"):
+        images = [Image.fromarray(random.integers(0, 256, (4, 4), dtype=np.uint8)) for _ in range(40)]
+        labels = [i % 10 for i in range(40)]
+        rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+        rows.to_parquet(f"ylecun/mnist/{split}-00000-of-00001.parquet")
+    Path("model.pt").write_bytes(FILES[next(name for name in CHECKPOINTS if "module" in name)])
+    return tmp_path
+
+
+def test_python_blocks(folder):
+    blocks = [code for language, code in BLOCKS if language == "python"]
+    assert len(blocks) >= 4
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_commands(folder, monkeypatch):
+    monkeypatch.setattr("sys.path", [str(REPOSITORY / "scripts"), *sys.path])
+    commands = [command for language, block in BLOCKS if language == "bash" for command in commands_of(block)]
+    assert len(commands) >= 10
+    for command in commands:
+        if not command.startswith(SET_UP):
+            run(command, monkeypatch)
+
+
+def commands_of(block: str) -> list[str]:
+    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+def run(command: str, monkeypatch):
+    words = shlex.split(command, comments=True)
+    script = next((index for index, word in enumerate(words) if word.startswith("scripts/")), None)
+    if script is None:
+        assert words[:2] == ["python", "-m"], f"README.md has a command that no test runs: {command}"
+        runpy.run_module(words[2], run_name="__main__")
+        return
+    arguments = words[script + 1 :]
+    if "/train_" in words[script]:
+        # Launchers of several processes are tested in test_distributed.py; here their script runs in one.
+        is_new = "--model_name_or_path" not in arguments
+        arguments += [*TRAINING.split(), *(SIZES.split() if is_new else [])]
+    monkeypatch.setattr("sys.argv", [words[script], *arguments])
+    runpy.run_path(words[script], run_name="__main__")
