@@ -36,7 +36,7 @@ esac
 
 @pytest.fixture
 def repository(tmp_path):
-    """A copy with the files that the shell scripts need, and the stand-in as `python3` on PATH."""
+    """A copy with the files that the shell scripts need, and the stand-in as `python3` on PATH, beside a browser."""
     root = tmp_path / "a repository"
     shutil.copytree(REPOSITORY / "scripts", root / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / ".ci", root / ".ci")
@@ -44,6 +44,7 @@ def repository(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").write_text(STAND_IN)
     (tmp_path / "bin" / "python3").chmod(0o755)
+    (tmp_path / "bin" / "chromium").touch(0o755)
     return root
 
 
