@@ -16,10 +16,12 @@ Text for causal language models: from a data set to rows of text, from those to 
 windows in which every token but the very first is predicted exactly once; and the metrics over these predictions.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
@@ -28,9 +30,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from data_files import DataFileArguments, load_split
+from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
 from script_arguments import InputError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, EvalPrediction, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rtransformer_hf import RTransformerForCausalLM
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +96,47 @@ class DataArguments(DataFileArguments):
                 raise InputError(
                     f"--{name} {getattr(self, name)} must be at least 1 and at most --block_size {self.block_size}."
                 )
+
+
+def model_and_windows(
+    model_args: ModelArguments, data_args: DataArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, "TokenWindows"]]:
+    """The model and the tokenizer that the arguments ask for, and the windows of every split."""
+    texts = load_texts(data_args)
+    tokenizer_name = data_args.tokenizer or model_args.model_name_or_path or "char"
+    tokenizer = load_tokenizer(tokenizer_name, lines(texts["train"], data_args.line_ending), data_args.vocab_size)
+    special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = make_model(
+        model_args,
+        RTransformerForCausalLM,
+        AutoModelForCausalLM,
+        architectures=CAUSAL_LM_ARCHITECTURES,
+        vocab_size=len(tokenizer),
+        **special_tokens,
+    )
+    return model, tokenizer, make_windows(texts, tokenizer, model.config.vocab_size, data_args)
+
+
+def run_identity(
+    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, windows: "TokenWindows"
+) -> dict:
+    """
+    What a run can't change on its way: the model and its training text. The rest may change, the number of epochs for
+    one.
+    """
+    text = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    text.update(windows.tokens.numpy().tobytes())
+    return {
+        **asdict(model_args),
+        "block_size": data_args.block_size,
+        "stride": data_args.stride,
+        "tokenized training text (sha256)": text.hexdigest(),
+    }
+
+
+def evaluation_settings(args: DataArguments) -> dict:
+    """What scripts/evaluate_checkpoint.py needs to know to read a text as these arguments do."""
+    return {name: getattr(args, name) for name in ("text_column", "line_ending", "block_size", "eval_stride")}
 
 
 # From a data set to rows of text

@@ -20,31 +20,24 @@ A recipe holds flags, one a line (`hidden_size: 256`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_causal_lm.py ...`.
 """
 
-import hashlib
-import json
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from language_modeling import (
     DataArguments,
-    TokenWindows,
+    evaluation_settings,
     exact_metrics,
-    lines,
-    load_texts,
-    load_tokenizer,
-    make_windows,
+    model_and_windows,
+    run_identity,
     window_losses,
 )
-from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
+from model_arguments import ModelArguments
 from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport
 from training_run import ReportingTrainer, train_and_evaluate
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, default_data_collator, set_seed
-
-from rtransformer_hf import RTransformerForCausalLM
+from transformers import default_data_collator, set_seed
 
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,19 +58,7 @@ def main(argv: list[str] | None = None):
     set_seed(training_args.seed)
 
     with training_args.main_process_first(desc="data"):
-        texts = load_texts(data_args)
-        tokenizer_name = data_args.tokenizer or model_args.model_name_or_path or "char"
-        tokenizer = load_tokenizer(tokenizer_name, lines(texts["train"], data_args.line_ending), data_args.vocab_size)
-        special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        model = make_model(
-            model_args,
-            RTransformerForCausalLM,
-            AutoModelForCausalLM,
-            architectures=CAUSAL_LM_ARCHITECTURES,
-            vocab_size=len(tokenizer),
-            **special_tokens,
-        )
-        windows = make_windows(texts, tokenizer, model.config.vocab_size, data_args)
+        model, tokenizer, windows = model_and_windows(model_args, data_args)
     checkpoint = claim_output_dir(training_args, run_identity(model_args, data_args, tokenizer, windows["train"]))
 
     trainer = ReportingTrainer(
@@ -91,10 +72,7 @@ def main(argv: list[str] | None = None):
         preprocess_logits_for_metrics=window_losses,
         report=report(data_args),
     )
-    evaluation = {
-        name: getattr(data_args, name) for name in ("text_column", "line_ending", "block_size", "eval_stride")
-    }
-    train_and_evaluate(trainer, windows, exact_metrics, checkpoint, evaluation)
+    train_and_evaluate(trainer, windows, exact_metrics, checkpoint, evaluation_settings(data_args))
 
 
 def report(args: DataArguments) -> TaskReport:
@@ -111,23 +89,6 @@ def report(args: DataArguments) -> TaskReport:
         "biases, and knows nothing else. What it writes reads like language and states no facts.",
         loss_unit="nats per token",
     )
-
-
-def run_identity(
-    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, windows: TokenWindows
-) -> dict:
-    """
-    What a run can't change on its way: the model and its training text. The rest may change, the number of epochs for
-    one.
-    """
-    text = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    text.update(windows.tokens.numpy().tobytes())
-    return {
-        **asdict(model_args),
-        "block_size": data_args.block_size,
-        "stride": data_args.stride,
-        "tokenized training text (sha256)": text.hexdigest(),
-    }
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import train_causal_lm
 from conftest import recipes
 from huggingface_hub import HfApi, ModelCard
 from language_modeling import TokenWindows
+from model_arguments import make_model
 from script_arguments import InputError
 
 from rtransformer_hf import RTransformerForCausalLM
@@ -318,4 +319,4 @@ def test_recipes_of_causal_language_models_are_valid(recipe, folder):
         "",
     )
     with torch.device("meta"):
-        train_causal_lm.make_model(model_args, RTransformerForCausalLM, AutoModelForCausalLM, ())
+        make_model(model_args, RTransformerForCausalLM, AutoModelForCausalLM, ())
