@@ -101,9 +101,13 @@ class RTransformerLocalRNNCell(nn.Module):
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module's weights say all that it computes: no adapter, quantisation, hook or offloading in place."""
-    has_hooks = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-    return type(module) is nn.Linear and not has_hooks
+    """
+    Whether a module's weights say all that it computes: no adapter, quantisation, hook, offloading or tensor
+    parallelism in place.
+    """
+    has_hooks = module._forward_hooks or module._forward_pre_hooks
+    has_own_forward = "forward" in vars(module)  # so do Accelerate's offloading and Transformers' tensor parallelism
+    return type(module) is nn.Linear and not has_hooks and not has_own_forward
 
 
 class RTransformerLocalRNN(nn.Module):
@@ -328,6 +332,10 @@ class RTransformerPreTrainedModel(PreTrainedModel):
             auto_class: f"{class_name.__module__.split('.')[-1]}.{class_name.__name__}"
             for auto_class, class_name in AUTO_CLASSES.items()
         }
+        sharded_class = type(self)
+        if sharded_class.__name__.startswith("FSDP"):  # made by PyTorch, which can't tell where the model's code is
+            model_class = sharded_class.__bases__[-1]
+            sharded_class.__module__, sharded_class.__name__ = model_class.__module__, model_class.__name__
         super().save_pretrained(save_directory, **kwargs)
 
 
@@ -342,6 +350,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
         config.validate_architecture()
+        self.check_tensor_parallelism()
         if config.input_size is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         else:
@@ -459,6 +468,15 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 f"`config.input_size`, got {tuple(input_values.shape)}."
             )
         return self.input_projection(input_values.to(self.input_projection.weight.dtype))
+
+    def check_tensor_parallelism(self):
+        """Raises a ValueError for a number of ranks that can't have as many heads each."""
+        tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", 1)
+        if self.config.num_attention_heads % tp_size != 0:
+            raise ValueError(
+                f"`tp_size` must divide `config.num_attention_heads`, {self.config.num_attention_heads} here, got "
+                f"{tp_size}."
+            )
 
     def check_cache(self, past_key_values: Cache):
         """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
@@ -592,6 +610,8 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` say what is predicted.
     """
 
+    accepts_loss_kwargs = False  # the loss is a mean over rows, whatever number of items a Trainer counts
+
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -721,7 +741,7 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, self.config)
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -159,7 +159,7 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
             metadata=metadata.to_yaml(),
             model_name=metadata.model_name,
             description=report.description,
-            architecture=type(trainer.model).__name__,
+            architecture=type(trainer.model).__name__.removeprefix("FSDP"),
             millions=trainer.model.num_parameters() / 1e6,
             data_name=report.data_name,
             usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),

@@ -17,7 +17,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate.utils import load_fsdp_model
 from output_folder import TRAINER_STATE_FILE, planned_steps, steps_of, write_whole
+from script_arguments import InputError
 from torch.utils.data import Dataset
 from training_report import TaskReport, model_card, plot_learning_curves
 from transformers import EvalPrediction, Trainer, TrainerState
@@ -31,6 +33,11 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         super().__init__(*args, **kwargs)
         self.report = report
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
+        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
 
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
@@ -51,7 +58,12 @@ def train_and_evaluate(
         metrics_of: makes Trainer's `compute_metrics` for a split.
         checkpoint: that to go on from, as of `claim_output_dir`.
         evaluation: settings of the data, written beside the model for who evaluates it.
+
+    Raises:
+        InputError: --fsdp is given where nothing would be sharded.
     """
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
     if steps_of(checkpoint) < planned_steps(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
@@ -60,7 +72,7 @@ def train_and_evaluate(
     else:  # Trainer would take one step more
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-        trainer.model.load_state_dict(type(trainer.model).from_pretrained(best or checkpoint).state_dict())
+        load_model(trainer, best or checkpoint)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
             trainer.compute_metrics = metrics_of(splits[split])
@@ -68,6 +80,8 @@ def train_and_evaluate(
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, metrics)
     trainer.model.config.use_cache = True  # Trainer turns it off while it trains
+    if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the model is not
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.is_world_process_zero():
         write_whole(Path(trainer.args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
         plot_learning_curves(trainer, trainer.report.loss_unit)
@@ -76,3 +90,13 @@ def train_and_evaluate(
     else:
         trainer.save_model()
         trainer.create_model_card()
+
+
+def load_model(trainer: Trainer, checkpoint: str):
+    """Puts the weights of a checkpoint into the model of a Trainer that does not train."""
+    if not trainer.is_fsdp_enabled:
+        trainer.model.load_state_dict(type(trainer.model).from_pretrained(checkpoint).state_dict())
+        return
+    # Accelerate shards a model together with its optimizer alone, and Trainer has none for evaluation.
+    trainer.model, _ = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
+    load_fsdp_model(trainer.accelerator.state.fsdp_plugin, trainer.accelerator, trainer.model, checkpoint)

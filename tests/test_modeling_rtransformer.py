@@ -378,6 +378,17 @@ def test_gradient_checkpointing_changes_nothing(tiny_config, checkpointing):
     assert_equal(gradient, reference.model.layers[0].local_rnns[0].cell.input_proj.weight.grad.norm())
 
 
+def test_losses_of_parts_of_a_batch(tiny_config):
+    """Trainer tells a part, that of a process or an accumulated step, how many labels the whole batch has."""
+    model = make_model(RTransformerForTokenClassification, tiny_config(num_labels=3))
+    input_ids = make_input(model.config)["input_ids"]
+    labels = torch.randint(3, input_ids.shape)
+    labels[0, 2:] = -100
+    num_labels = (labels != -100).sum()
+    parts = [model(input_ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=num_labels) for i in range(2)]
+    assert_equal(parts[0].loss + parts[1].loss, model(input_ids, labels=labels).loss)
+
+
 def test_adapted_projections_are_called(tiny_config):
     """A projection that computes more than its weights say is not read around."""
     model = make_model(RTransformerModel, tiny_config())

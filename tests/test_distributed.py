@@ -1,0 +1,207 @@
+"""Several processes give what one gives: the scripts under DDP and FSDP2, and models that are sharded as they load."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sharded_models import MODEL_CLASSES, TRAINED, make_batches, train
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.distributed import DistributedConfig
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import train_causal_lm
+import train_sequence_classification
+from script_arguments import InputError
+from training_run import train_and_evaluate
+
+from rtransformer_hf import RTransformerConfig, RTransformerModel
+
+TINY = {
+    "vocab_size": 23,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_labels": 3,
+    "initializer_range": 0.15,
+}
+RUNS = Path(__file__).parent / "distributed_runs.py"
+RECIPE = """
+hidden_size: 8
+num_hidden_layers: 2
+num_attention_heads: 2
+local_window_size: 3
+max_steps: 20
+logging_steps: 1
+save_steps: 10
+eval_strategy: steps
+eval_steps: 10
+load_best_model_at_end: true
+learning_rate: 1e-2
+lr_scheduler_type: constant
+per_device_eval_batch_size: 5
+use_cpu: true
+dataloader_pin_memory: false
+disable_tqdm: true
+"""
+TEXT = ("recipe.yaml", "--train_file", "train.txt", "--validation_file", "validation.txt", "--block_size", "16")
+ROWS = ("recipe.yaml", "--train_file", "train.csv", "--validation_file", "validation.csv")
+FSDP_IN_SHARDS = ("--fsdp", "--fsdp_config", '{"state_dict_type": "SHARDED_STATE_DICT"}')
+FSDP_WHOLE = ("--fsdp", "--fsdp_config", '{"activation_checkpointing": true}')
+ACCELERATE_CONFIG = """
+distributed_type: FSDP
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_state_dict_type: SHARDED_STATE_DICT
+  fsdp_reshard_after_forward: true
+mixed_precision: 'no'
+num_machines: 1
+num_processes: 3
+"""
+
+
+def to(output_dir: str, batch_size: int) -> tuple[str, ...]:
+    return "--output_dir", output_dir, "--per_device_train_batch_size", str(batch_size)
+
+
+def launch(launcher: list[str], runs: list[tuple[str, ...]]):
+    """Runs scripts in turn in the processes that a launcher starts, with no device but the CPU."""
+    Path("runs.json").write_text(json.dumps(runs))
+    settings = {"PYTHONPATH": str(RUNS.parent.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, str(RUNS), "runs.json"]
+    with subprocess.Popen(command, env=os.environ | settings) as launched:
+        try:
+            assert launched.wait(timeout=500) == 0
+        finally:
+            launched.terminate()  # and with it, unlike `kill`, the processes that it has started
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """
+    A folder with what was trained by one process, `causal_lm` and `classifier`, and by two: the same under DDP and
+    under FSDP2, and tiny models in every layout of `sharded_models`. A batch of all processes is that of one.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path_factory.mktemp("distributed"))
+        Path("recipe.yaml").write_text(RECIPE)
+        for name, num_rows in (("train", 240), ("validation", 21)):
+            texts = [" ".join(f"word{i * j % 9}" for j in range(1 + (i * i + num_rows) % 6)) for i in range(num_rows)]
+            Path(f"{name}.txt").write_text("".join(f"{i * i} {text}\n" for i, text in enumerate(texts)))
+            rows = [f"{text},{'long' if len(text) > 17 else 'short'}" for text in texts]
+            Path(f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+        for name, model_class in MODEL_CLASSES.items():
+            settings = {"local_rnn_implementation": "shared_projection" if name == "classifier" else "blocked"}
+            config = RTransformerConfig(**TINY, **settings, tie_word_embeddings=name != "untied_causal_lm")
+            model_class(config).save_pretrained(f"tiny/{name}")
+
+        train_causal_lm.main([*TEXT, *to("causal_lm", 12)])
+        train_sequence_classification.main([*ROWS, *to("classifier", 12)])
+        half = ("--max_steps", "10")
+        launch(
+            ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+            [
+                ("train_causal_lm", *TEXT, *to("causal_lm_ddp", 6), *half),
+                (
+                    "train_sequence_classification",
+                    *ROWS,
+                    *to("classifier_ddp", 3),
+                    "--gradient_accumulation_steps",
+                    "2",
+                ),
+                ("train_causal_lm", *TEXT, *to("causal_lm_fsdp", 6), *FSDP_IN_SHARDS, *half),
+                ("train_sequence_classification", *ROWS, *to("classifier_fsdp", 6), *FSDP_WHOLE),
+                ("sharded_models", "tiny"),
+            ],
+        )
+        yield
+
+
+def log_history(output_dir: str) -> dict[tuple[int, str], float]:
+    state = json.loads(Path(output_dir, "trainer_state.json").read_text())
+    keys = ("loss", "eval_loss")
+    return {(entry["step"], key): entry[key] for entry in state["log_history"] for key in keys if key in entry}
+
+
+def assert_same_run(output_dir: str, expected_dir: str, auto_class: type):
+    """All losses to 1e-4, the evaluation, and a whole model with its code and card."""
+    history, expected = log_history(output_dir), log_history(expected_dir)
+    assert len(expected) == 22 and history == pytest.approx(expected, abs=1e-4, rel=0)
+    results, expected = (
+        json.loads(Path(folder, "eval_results.json").read_text()) for folder in (output_dir, expected_dir)
+    )
+    for key in expected.keys() - {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}:
+        assert results[key] == pytest.approx(expected[key], abs=1e-4)
+
+    files = [{path.name for path in Path(folder).iterdir()} for folder in (output_dir, expected_dir)]
+    assert files[0] == files[1] and {"model.safetensors", "modeling_rtransformer.py"} < files[0]
+    assert Path(output_dir, "config.json").read_text() == Path(expected_dir, "config.json").read_text()
+    assert "FSDP" not in Path(output_dir, "README.md").read_text().split("```bash")[0]
+    models = [auto_class.from_pretrained(folder).eval() for folder in (output_dir, expected_dir)]
+    input_ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(models[0](input_ids).logits, models[1](input_ids).logits, rtol=0, atol=1e-4)
+
+
+def test_ddp(folder):
+    assert_same_run("classifier_ddp", "classifier", AutoModelForSequenceClassification)
+    train_causal_lm.main([*TEXT, *to("causal_lm_ddp", 12)])  # one process goes on for two
+    assert_same_run("causal_lm_ddp", "causal_lm", AutoModelForCausalLM)
+
+
+def test_fsdp(folder):
+    assert_same_run("classifier_fsdp", "classifier", AutoModelForSequenceClassification)
+    checkpoint = {path.name for path in Path("causal_lm_fsdp/checkpoint-10").iterdir()}
+    assert "pytorch_model_fsdp_0" in checkpoint and "model.safetensors" not in checkpoint
+
+    Path("accelerate.yaml").write_text(ACCELERATE_CONFIG)
+    run = ("train_causal_lm", *TEXT, *to("causal_lm_fsdp", 4))  # three processes go on for two
+    with socket.socket() as free:  # Accelerate's launcher doesn't look for a port itself
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["accelerate.commands.launch", "--config_file", "accelerate.yaml", "--main_process_port", port]
+    launch(launcher, [run, run])  # and then evaluate alone
+    assert_same_run("causal_lm_fsdp", "causal_lm", AutoModelForCausalLM)
+
+
+def test_fsdp_without_accelerators():
+    trainer = SimpleNamespace(args=SimpleNamespace(fsdp=True), is_fsdp_enabled=False)
+    with pytest.raises(InputError, match="--fsdp shards on accelerators alone"):
+        train_and_evaluate(trainer, {}, None, None, {})
+
+
+@pytest.mark.parametrize(("name", "layout"), TRAINED)
+def test_sharded_models(folder, name, layout):
+    """Gradients and losses, on every rank; and one process goes on from what all of them have saved."""
+    model = MODEL_CLASSES[name].from_pretrained(f"tiny/{name}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    expected_losses, expected_gradients = train(model, optimizer, make_batches(name, 20))
+
+    output_dir = f"tiny/{name}_{layout}"
+    losses, gradients, optimizer_state = torch.load(f"{output_dir}/training.pt")
+    losses = losses.mean(0, keepdim=True) if layout == "fsdp" else losses
+    torch.testing.assert_close(losses, torch.tensor(expected_losses[:10]).expand_as(losses), rtol=0, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for key, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[key], gradient.expand_as(gradients[key]), rtol=0, atol=1e-6)
+
+    model = MODEL_CLASSES[name].from_pretrained(output_dir)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    set_optimizer_state_dict(model, optimizer, optimizer_state, options=StateDictOptions(full_state_dict=True))
+    losses, _ = train(model, optimizer, make_batches(name, 20)[10:])
+    assert losses == pytest.approx(expected_losses[10:], abs=1e-4, rel=0)
+
+
+def test_ranks_have_as_many_heads_each():
+    config = RTransformerConfig(**TINY)
+    config.distributed_config = DistributedConfig(tp_size=3)
+    with pytest.raises(ValueError, match=r"`tp_size` must divide `config.num_attention_heads`, 2 here, got 3"):
+        RTransformerModel(config)
