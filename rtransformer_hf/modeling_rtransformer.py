@@ -103,7 +103,8 @@ class RTransformerLocalRNNCell(nn.Module):
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module's weights say all that it computes: no adapter, quantisation, hook or offloading in place."""
     has_hooks = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-    return type(module) is nn.Linear and not has_hooks
+    has_plain_weight = type(module) is nn.Linear and type(module.weight) in (nn.Parameter, torch.Tensor)
+    return has_plain_weight and not has_hooks
 
 
 class RTransformerLocalRNN(nn.Module):
@@ -306,15 +307,16 @@ class RTransformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
+        is_linear = isinstance(module, (nn.Linear, RTransformerMaskedLinear))
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.embedding_initializer_range)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and std is not None:
+        elif is_linear and std is not None:
             init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):  # PyTorch's default, which is that of its RNN cells as well
+        elif is_linear:  # PyTorch's default, which is that of its RNN cells as well
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
@@ -458,7 +460,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 f"`input_values` must have the shape (batch, time, {self.config.input_size}), its last size being "
                 f"`config.input_size`, got {tuple(input_values.shape)}."
             )
-        return self.input_projection(input_values.to(self.input_projection.weight.dtype))
+        return self.input_projection(input_values.to(self.dtype))
 
     def check_cache(self, past_key_values: Cache):
         """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
@@ -727,6 +729,22 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         )
 
 
+class RTransformerMaskedLinear(nn.Module):
+    """
+    A linear layer whose weights are masked. It is no `nn.Linear`: quantisation and adapters look for those, and put
+    something in their place that has no weights to mask.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features = in_features
+        linear = nn.Linear(in_features, out_features)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_states, self.weight * mask, self.bias)
+
+
 class RTransformerChordHead(nn.Module):
     """
     What the keys below a key tell of it, given the past: a layer whose weights are masked so that each key sees the
@@ -738,8 +756,8 @@ class RTransformerChordHead(nn.Module):
         self.units_per_key = config.key_head_size
         num_units = num_keys * self.units_per_key
         self.state_proj = nn.Linear(config.hidden_size, num_units)
-        self.frame_proj = nn.Linear(num_keys, num_units)
-        self.out_proj = nn.Linear(num_units, num_keys)
+        self.frame_proj = RTransformerMaskedLinear(num_keys, num_units)
+        self.out_proj = RTransformerMaskedLinear(num_units, num_keys)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -753,11 +771,10 @@ class RTransformerChordHead(nn.Module):
             (batch, time, keys), to be added to the logits of independent keys.
         """
         keys = torch.arange(frames.shape[-1], device=frames.device)
-        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.frame_proj.out_features)
-        frame_weight = self.frame_proj.weight * (keys < unit_keys[:, None])  # a key's units see the keys below it
-        out_weight = self.out_proj.weight * (unit_keys <= keys[:, None])  # and serve this key and those above
-        units = self.state_proj(hidden_states) + F.linear(frames, frame_weight, self.frame_proj.bias)
-        return F.linear(self.dropout(self.activation(units)), out_weight, self.out_proj.bias)
+        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.out_proj.in_features)
+        # A key's units see the keys below it, and serve this key and those above.
+        units = self.state_proj(hidden_states) + self.frame_proj(frames, keys < unit_keys[:, None])
+        return self.out_proj(self.dropout(self.activation(units)), unit_keys <= keys[:, None])
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
