@@ -321,6 +321,18 @@ class RTransformerPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, use_safetensors: bool | None = True, **kwargs
+    ):
+        """
+        Loads the model as every Transformers model does, but from safetensors alone: weights that are pickled, which
+        could run code, take `use_safetensors=False`.
+        """
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors is not False, **kwargs
+        )
+
     def save_pretrained(self, save_directory, **kwargs):
         """
         Saves the model as every Transformers model does, with its code beside the weights. The configuration names the
