@@ -105,9 +105,10 @@ def is_plain_linear(module: nn.Module) -> bool:
     Whether a module's weights say all that it computes: no adapter, quantisation, hook, offloading or tensor
     parallelism in place.
     """
-    has_hooks = module._forward_hooks or module._forward_pre_hooks
+    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, torch.Tensor):
+        return False
     has_own_forward = "forward" in vars(module)  # so do Accelerate's offloading and Transformers' tensor parallelism
-    return type(module) is nn.Linear and not has_hooks and not has_own_forward
+    return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
 
 
 class RTransformerLocalRNN(nn.Module):
@@ -310,18 +311,31 @@ class RTransformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
+        is_linear = isinstance(module, (nn.Linear, RTransformerMaskedLinear))
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.embedding_initializer_range)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and std is not None:
+        elif is_linear and std is not None:
             init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):  # PyTorch's default, which is that of its RNN cells as well
+        elif is_linear:  # PyTorch's default, which is that of its RNN cells as well
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, use_safetensors: bool | None = True, **kwargs
+    ):
+        """
+        Loads the model as every Transformers model does, but from safetensors alone: weights that are pickled, which
+        could run code, take `use_safetensors=False`.
+        """
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors is not False, **kwargs
+        )
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -467,7 +481,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 f"`input_values` must have the shape (batch, time, {self.config.input_size}), its last size being "
                 f"`config.input_size`, got {tuple(input_values.shape)}."
             )
-        return self.input_projection(input_values.to(self.input_projection.weight.dtype))
+        return self.input_projection(input_values.to(self.dtype))
 
     def check_tensor_parallelism(self):
         """Raises a ValueError for a number of ranks that can't have as many heads each."""
@@ -747,6 +761,22 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         )
 
 
+class RTransformerMaskedLinear(nn.Module):
+    """
+    A linear layer whose weights are masked. It is no `nn.Linear`: quantisation and adapters look for those, and put
+    something in their place that has no weights to mask.
+    """
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.in_features = in_features
+        linear = nn.Linear(in_features, out_features)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden_states, self.weight * mask, self.bias)
+
+
 class RTransformerChordHead(nn.Module):
     """
     What the keys below a key tell of it, given the past: a layer whose weights are masked so that each key sees the
@@ -758,8 +788,8 @@ class RTransformerChordHead(nn.Module):
         self.units_per_key = config.key_head_size
         num_units = num_keys * self.units_per_key
         self.state_proj = nn.Linear(config.hidden_size, num_units)
-        self.frame_proj = nn.Linear(num_keys, num_units)
-        self.out_proj = nn.Linear(num_units, num_keys)
+        self.frame_proj = RTransformerMaskedLinear(num_keys, num_units)
+        self.out_proj = RTransformerMaskedLinear(num_units, num_keys)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -773,11 +803,10 @@ class RTransformerChordHead(nn.Module):
             (batch, time, keys), to be added to the logits of independent keys.
         """
         keys = torch.arange(frames.shape[-1], device=frames.device)
-        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.frame_proj.out_features)
-        frame_weight = self.frame_proj.weight * (keys < unit_keys[:, None])  # a key's units see the keys below it
-        out_weight = self.out_proj.weight * (unit_keys <= keys[:, None])  # and serve this key and those above
-        units = self.state_proj(hidden_states) + F.linear(frames, frame_weight, self.frame_proj.bias)
-        return F.linear(self.dropout(self.activation(units)), out_weight, self.out_proj.bias)
+        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.out_proj.in_features)
+        # A key's units see the keys below it, and serve this key and those above.
+        units = self.state_proj(hidden_states) + self.frame_proj(frames, keys < unit_keys[:, None])
+        return self.out_proj(self.dropout(self.activation(units)), unit_keys <= keys[:, None])
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):

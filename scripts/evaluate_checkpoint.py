@@ -16,12 +16,15 @@ Computes the metrics of a checkpoint of one of the training scripts again, from 
 
     python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --split test
+    python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --quantization int8_dynamic
 
 The folder says which task it is for and how the data is to be read: config.json, evaluation.json, and the tokenizer or
-the image processor. Weights of half precision are computed with in float32.
+the image processor. Weights of half precision are computed with in float32. `model_bytes` is the size of the weights
+that it computes with.
 """
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
@@ -45,11 +48,12 @@ from transformers import (
     AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
+    TorchAoConfig,
     Trainer,
     TrainingArguments,
     default_data_collator,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_torchao_available
 
 from rtransformer_hf import RTransformerImageProcessor
 
@@ -84,6 +88,23 @@ class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments
     pass
 
 
+QUANTIZATIONS = {
+    "int8_weight_only": "Int8WeightOnlyConfig",
+    "int8_dynamic": "Int8DynamicActivationInt8WeightConfig",
+}  # in torchao.quantization
+
+
+def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
+    if args.quantization is None:
+        return auto_class.from_pretrained(args.checkpoint, dtype=torch.float32)
+    if not is_torchao_available():
+        raise InputError(f"--quantization {args.quantization} needs the package torchao, which is not installed.")
+    quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
+    return auto_class.from_pretrained(
+        args.checkpoint, dtype=torch.float32, quantization_config=TorchAoConfig(quantization())
+    )
+
+
 def place(args: argparse.Namespace) -> dict:
     files = {"train_file": [args.data]} if Path(args.data).is_file() else {"dataset_name": args.data}
     return {**files, "train_split": args.split}
@@ -93,7 +114,7 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
     data_args = TextData(**place(args), stride=stride, tokenizer=args.checkpoint, **settings)
     rows = language_modeling.load_rows(data_args, "train")
-    model = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=torch.float32)
+    model = load_model(args, AutoModelForCausalLM)
     tokenizer = language_modeling.load_tokenizer(args.checkpoint, [])
     windows = language_modeling.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
     return Evaluation(
@@ -108,7 +129,7 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
 def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     data_args = LabeledData(**place(args), **settings)
     rows = sequence_classification.load_rows(data_args, "train")
-    model = AutoModelForSequenceClassification.from_pretrained(args.checkpoint, dtype=torch.float32)
+    model = load_model(args, AutoModelForSequenceClassification)
     if data_args.image_column is None:
         processing_class = AutoTokenizer.from_pretrained(args.checkpoint)
     else:
@@ -125,7 +146,7 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     tunes = polyphonic_music.Tunes(load_split(PianoRollArguments(data=args.data, **settings), args.split))
     return Evaluation(
-        AutoModelForTimeSeriesPrediction.from_pretrained(args.checkpoint, dtype=torch.float32),
+        load_model(args, AutoModelForTimeSeriesPrediction),
         tunes,
         polyphonic_music.pad_tunes,
         polyphonic_music.exact_metrics(tunes),
@@ -147,6 +168,7 @@ def main(argv: list[str] | None = None):
         evaluation = load_evaluation(args)
     except (InputError, OSError, ValueError) as error:
         sys.exit(f"evaluate_checkpoint.py: error: {error}")
+    evaluation.model.is_quantized = False  # or else Trainer refuses the model: as it is, it can't be trained
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=evaluation.model,
@@ -156,7 +178,16 @@ def main(argv: list[str] | None = None):
         )
         output = trainer.predict(evaluation.dataset)
     metrics = evaluation.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
+    metrics["model_bytes"] = sum(map(num_bytes, evaluation.model.parameters()))
     print(json.dumps(metrics, indent=2))
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    """Of a tensor or, where it is quantised, of those that it is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(num_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
 
 
 def load_evaluation(args: argparse.Namespace) -> Evaluation:
@@ -192,6 +223,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--split", default="test", help="Split of the data, where it is no single file of text. (default: test)"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="Examples at a time. (default: 16)")
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="Compute with linear layers of 8-bit integers: their weights alone, or their inputs as well, by torchao.",
+    )
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size} is not accepted; it must be at least 1.")

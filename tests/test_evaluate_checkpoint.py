@@ -13,6 +13,7 @@
 # limitations under the License.
 """What a training script reports of a checkpoint is what its folder alone gives again; and what is made of it."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -26,7 +27,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoTokenizer,
+)
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -111,6 +117,37 @@ def test_the_folder_gives_the_reported_metrics(trained, capsys, tmp_path, task, 
     result = evaluate(capsys, str(checkpoint), "--data", str(trained / data), "--batch_size", "3")
     for metric in (*metrics, "loss"):
         assert result[metric] == pytest.approx(reported[f"test_{metric}"], rel=1e-6)
+
+
+@pytest.mark.parametrize("quantization", ["int8_weight_only", "int8_dynamic"])
+@pytest.mark.parametrize(
+    ("task", "data", "metric"), [("language", "test.txt", "perplexity"), ("music", "tunes.mat", "nll_per_frame")]
+)
+def test_quantization_changes_little(trained, capsys, tmp_path, quantization, task, data, metric):
+    folder, data = str(trained / task), ("--data", str(trained / data))
+    before = evaluate(capsys, folder, *data)
+    weights = load_file(trained / task / "model.safetensors").values()
+    assert before["model_bytes"] == sum(weight.nbytes for weight in weights)
+    after = evaluate(capsys, folder, *data, "--quantization", quantization)
+    assert after[metric] == pytest.approx(before[metric], rel=0.02) and after[metric] != before[metric]
+    assert after["model_bytes"] < before["model_bytes"]
+
+
+def test_a_quantized_folder(trained, capsys, tmp_path):
+    arguments = argparse.Namespace(checkpoint=str(trained / "classifier"), quantization="int8_weight_only")
+    model = evaluate_checkpoint.load_model(arguments, AutoModelForSequenceClassification)
+    shutil.copytree(trained / "classifier", tmp_path, dirs_exist_ok=True)
+    model.save_pretrained(tmp_path)
+    data = ("--data", str(trained / "test.csv"))
+    expected = evaluate(capsys, str(trained / "classifier"), *data, "--quantization", "int8_weight_only")
+    assert evaluate(capsys, str(tmp_path), *data) == expected
+
+
+def test_quantization_without_torchao(trained, monkeypatch):
+    monkeypatch.setattr(evaluate_checkpoint, "is_torchao_available", lambda: False)
+    arguments = [str(trained / "language"), "--data", str(trained / "test.txt"), "--quantization", "int8_dynamic"]
+    with pytest.raises(SystemExit, match="--quantization int8_dynamic needs the package torchao"):
+        evaluate_checkpoint.main(arguments)
 
 
 def test_another_split(trained, capsys):

@@ -715,3 +715,18 @@ def test_auto_classes(tiny_config, tmp_path, auto_class, model_class):
     assert type(loaded) is model_class
     inputs = make_input(model.config)
     assert torch.equal(main_output(loaded(**inputs)), main_output(model(**inputs)))
+
+
+@pytest.mark.parametrize(
+    "loading_class", [AutoModelForCausalLM, AutoModel, RTransformerForCausalLM, RTransformerModel]
+)
+def test_pickled_weights_are_loaded_on_request_alone(tiny_config, tmp_path, loading_class):
+    model = make_model(RTransformerForCausalLM, tiny_config())
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for arguments in ({}, {"use_safetensors": None}, {"use_safetensors": True}):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            loading_class.from_pretrained(tmp_path, **arguments)
+    loaded = loading_class.from_pretrained(tmp_path, use_safetensors=False)
+    assert_equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)

@@ -1,0 +1,126 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Writes text with a causal language model that `scripts/export_onnx.py --with_cache` has exported. It needs neither
+PyTorch nor Transformers: onnxruntime, numpy and tokenizers are enough.
+
+    python scripts/generate_onnx.py outputs/quickstart_onnx "The following"
+    python scripts/generate_onnx.py outputs/quickstart_onnx "The following" --temperature 0   # always the likeliest
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from onnxruntime import InferenceSession
+from tokenizers import Tokenizer
+
+
+def generate(
+    session: InferenceSession,
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray | None = None,
+    max_new_tokens: int = 500,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[np.ndarray]:
+    """
+    Continues sequences token by token, with the cache.
+
+    Args:
+        session: an exported model with a cache.
+        input_ids: (batch, time) token ids, at least one.
+        attention_mask: (batch, time), 0 at padding, which must be on the left.
+        max_new_tokens: number of tokens to add.
+        temperature: divides the logits; 0 takes the likeliest token.
+        seed: the same one gives the same tokens.
+
+    Yields:
+        (batch, 1), the next token of each sequence.
+    """
+    random = np.random.default_rng(seed)
+    batch_size = len(input_ids)
+    if attention_mask is None:
+        attention_mask = np.ones_like(input_ids)
+    sizes = {"batch": batch_size, "past": 0}
+    past = {
+        node.name: np.zeros([sizes.get(size, size) for size in node.shape], dtype=np.float32)
+        for node in session.get_inputs()
+        if node.name.startswith("past.")
+    }
+    for _ in range(max_new_tokens):
+        logits, *present = session.run(None, {"input_ids": input_ids, "attention_mask": attention_mask, **past})
+        logits = logits[:, -1]
+        if temperature > 0:
+            logits = logits / temperature + random.gumbel(size=logits.shape)  # its maximum is a draw of the softmax
+        input_ids = logits.argmax(axis=-1)[:, None]
+        attention_mask = np.concatenate([attention_mask, np.ones_like(input_ids)], axis=1)
+        past = dict(zip(past, present, strict=True))
+        yield input_ids
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    session, tokenizer = load(args.folder)
+    token_ids = tokenizer.encode(args.prompt, add_special_tokens=False).ids
+    if not token_ids:
+        sys.exit(f"generate_onnx.py: error: prompt {args.prompt!r} holds no token; at least one is accepted.")
+    prompt = np.array([token_ids], dtype=np.int64)
+    new_tokens = generate(
+        session, prompt, max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed
+    )
+    print(tokenizer.decode(token_ids + [token.item() for token in new_tokens], skip_special_tokens=False))
+
+
+def load(folder: str) -> tuple[InferenceSession, Tokenizer]:
+    accepted = "a folder that export_onnx.py has made of a causal language model, with --with_cache, is accepted"
+    for name in ("model.onnx", "tokenizer.json"):
+        if not Path(folder, name).is_file():
+            sys.exit(f"generate_onnx.py: error: folder {folder!r} has no {name}; {accepted}.")
+    session = InferenceSession(Path(folder, "model.onnx"), providers=["CPUExecutionProvider"])
+    inputs = {node.name for node in session.get_inputs()}
+    if not inputs >= {"input_ids", "past.0.key"}:
+        sys.exit(f"generate_onnx.py: error: the model of folder {folder!r} takes {sorted(inputs)}; {accepted}.")
+    return session, Tokenizer.from_file(str(Path(folder, "tokenizer.json")))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", help="What export_onnx.py has made, with --with_cache.")
+    parser.add_argument("prompt", help="Text to continue.")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="Tokens to write. (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.7,
+        help="Below 1, likely tokens become likelier; 0: always the likeliest. (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same text. (default: 0)")
+    args = parser.parse_args(argv)
+    for name, is_accepted, accepted in (
+        ("max_new_tokens", args.max_new_tokens > 0, "more than 0"),
+        ("temperature", args.temperature >= 0, "0 or more"),
+        ("seed", args.seed >= 0, "0 or more"),
+    ):
+        if not is_accepted:
+            parser.error(f"--{name} {getattr(args, name)} is not accepted; it must be {accepted}.")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Models with linear layers of 8-bit integers, as libraries make them."""
+
+import copy
+import os
+
+import pytest
+import torch
+from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForTimeSeriesPrediction,
+    BitsAndBytesConfig,
+    TorchAoConfig,
+)
+from transformers.utils import is_bitsandbytes_available
+
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForPolyphonicMusic
+
+every_cell = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+every_config = pytest.mark.parametrize("config_class", [Int8WeightOnlyConfig, Int8DynamicActivationInt8WeightConfig])
+
+
+def assert_close_but_quantized(logits, expected):
+    """Eight bits change something, but little: at most 0.2 of a standard deviation."""
+    error = (logits - expected).abs().max() / expected.std()
+    assert 0 < error < 0.2
+
+
+def assert_cache_agrees(model, input_ids):
+    """Generation with the cache, where a single position goes its own way, gives what the model gives without."""
+    output = model.generate(input_ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    again = model.generate(input_ids, max_new_tokens=6, do_sample=False, pad_token_id=0, use_cache=False)
+    assert torch.equal(output, again) and output.shape[1] == input_ids.shape[1] + 6
+
+
+@every_cell
+@every_config
+@torch.no_grad()
+def test_torchao(tiny_config, tmp_path, cell, config_class):
+    """Quantised as it is loaded; saved as safetensors, which are smaller, and loaded again without change."""
+    model = RTransformerForCausalLM(tiny_config(hidden_size=64, local_rnn_type=cell)).eval()
+    input_ids = torch.randint(23, (2, 9))
+    model.save_pretrained(tmp_path / "float")
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "float", quantization_config=TorchAoConfig(config_class())
+    )
+    projection = quantized.model.layers[0].local_rnns[0].cell.recurrent_proj
+    assert type(projection.weight) is not torch.nn.Parameter and projection.weight.qdata.dtype == torch.int8
+    logits = quantized(input_ids).logits
+    assert_close_but_quantized(logits, model(input_ids).logits)
+    assert_cache_agrees(quantized, input_ids)
+
+    quantized.save_pretrained(tmp_path / "quantized")
+    sizes = [os.path.getsize(tmp_path / name / "model.safetensors") for name in ("quantized", "float")]
+    assert sizes[0] < sizes[1] / 3
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized")
+    assert torch.equal(loaded(input_ids).logits, logits)
+
+
+@every_config
+@torch.no_grad()
+def test_torchao_music(tiny_config, tmp_path, config_class):
+    """Vectors as inputs, and the masked layers of autoregressive keys, which stay as they are."""
+    config = tiny_config(hidden_size=64, input_size=5, key_head_type="autoregressive")
+    model = RTransformerForPolyphonicMusic(config).eval()
+    frames = torch.bernoulli(torch.full((2, 9, 5), 0.3))
+    model.save_pretrained(tmp_path)
+    quantized = AutoModelForTimeSeriesPrediction.from_pretrained(
+        tmp_path, quantization_config=TorchAoConfig(config_class())
+    )
+    assert quantized.key_head.weight.qdata.dtype == torch.int8
+    assert quantized.chord_head.frame_proj.weight.dtype == torch.float32
+    assert_close_but_quantized(quantized(frames, labels=frames).logits, model(frames, labels=frames).logits)
+    assert quantized.sample(frames, max_new_frames=2).shape == (2, 11, 5)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@every_cell
+@torch.no_grad()
+def test_dynamic_quantization_of_pytorch(tiny_config, cell):
+    model = RTransformerForCausalLM(tiny_config(local_rnn_type=cell, tie_word_embeddings=False)).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    assert not any(type(module) is torch.nn.Linear for module in quantized.modules())
+    input_ids = torch.randint(23, (2, 9))
+    assert_close_but_quantized(quantized(input_ids).logits, model(input_ids).logits)
+    assert_cache_agrees(quantized, input_ids)
+
+    model = RTransformerForPolyphonicMusic(tiny_config(local_rnn_type=cell, input_size=5)).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    frames = torch.bernoulli(torch.full((2, 9, 5), 0.3))
+    assert_close_but_quantized(quantized(frames).logits, model(frames).logits)
+
+
+class PackedLinear(torch.nn.Linear):
+    """As the 4-bit layers of bitsandbytes are: an `nn.Linear` whose weight is one column of bytes."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features)
+        self.packed = linear
+        self.weight = torch.nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), False)
+
+    def forward(self, hidden_states):
+        assert hidden_states.is_floating_point()
+        return self.packed(hidden_states)
+
+
+@every_cell
+@torch.no_grad()
+def test_packed_weights_are_not_read(tiny_config, cell):
+    model = RTransformerForPolyphonicMusic(tiny_config(local_rnn_type=cell, input_size=5)).eval()
+    frames = torch.rand(2, 9, 5)
+    expected = model(frames).logits
+    for name, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear:
+            model.set_submodule(name, PackedLinear(module))
+    torch.testing.assert_close(model(frames).logits, expected)
+    cached = model(frames[:, :-1], use_cache=True)
+    last = model(frames[:, -1:], past_key_values=cached.past_key_values)
+    torch.testing.assert_close(last.logits[:, 0], expected[:, -1])
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="bitsandbytes is installed")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_is_asked_for(tiny_config, tmp_path, bits):
+    RTransformerForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    with pytest.raises(ImportError, match="pip install -U bitsandbytes"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path, quantization_config=BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+        )
