@@ -55,7 +55,10 @@ class ReportingTrainer(Trainer):
             return
         try:
             super().init_hf_repo(*args, **kwargs)
-            HfApi().auth_check(self.hub_model_id, write=True, token=self.args.hub_token)
+            hub = HfApi(token=self.args.hub_token)
+            hub.auth_check(self.hub_model_id, write=True)
+            if self.args.hub_revision is not None:
+                hub.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
         except Exception as error:  # of the network and of the Hub, in every layer below
             name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
             raise InputError(f"--push_to_hub can't push to --hub_model_id {name}: {reason(error)}.") from error
@@ -63,8 +66,8 @@ class ReportingTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """
         Pushes in the background, as Trainer does, but with code and card, so that others can open what is there, and
-        with a word where it fails. A push that still goes on is waited for, or this one left out: their files are the
-        same.
+        with a word where it fails. A push that is still under way reads the files that this one would change: with
+        --hub_always_push it is waited for, else there is no other until it is done.
         """
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
@@ -123,15 +126,15 @@ def train_and_evaluate(
     trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
     trainer.create_model_card()
     if trainer.args.push_to_hub:
-        push_to_hub(trainer)
+        push(trainer)
 
 
-def push_to_hub(trainer: ReportingTrainer):
+def push(trainer: ReportingTrainer):
     try:
         trainer.push_to_hub()
     except Exception as error:  # of the network and of the Hub, in every layer below
         again = ["python", "scripts/push_to_hub.py", trainer.args.output_dir, trainer.hub_model_id]
-        if trainer.args.hub_revision:
+        if trainer.args.hub_revision is not None:
             again += ["--revision", trainer.args.hub_revision]
         raise InputError(
             f"pushing to the Hub failed: {reason(error)}. The model is whole in {trainer.args.output_dir}; push it "

@@ -105,7 +105,7 @@ def music(hub, data):
     hub.faults.clear()
     hub.requests.clear()
     script = ("--nproc_per_node", "2", str(ROOT / "scripts" / "train_polyphonic_music.py"), "short.yaml")
-    flags = ("--data", "tunes.mat", "--output_dir", "music", "--use_cpu", "--push_to_hub", "--hub_strategy", "end")
+    flags = ("--data", "tunes.mat", "--output_dir", "music", "--use_cpu", "--push_to_hub", "--hub_revision", "draft")
     process = Machine(data, hub).run("-m", "torch.distributed.run", *script, *flags, token=WRITES)
     assert process.returncode == 0, process.stderr
     return data / "music"
@@ -171,7 +171,7 @@ def test_a_model_that_was_pushed_while_it_trained(trained, hub, machine):
     assert not torch.allclose(loaded["main"], loaded[older])
 
     tuned = hub.repositories["anna/tuned"].files
-    code = {path for path in repository.files if path.endswith(".py")}
+    code = {path for path in repository.files if path.endswith(".py") and "/" not in path}
     assert code >= {"modeling_rtransformer.py", "configuration_rtransformer.py", "local_rnn.py"}
     assert all(tuned[path] == repository.files[path] for path in code)
     assert json.loads(tuned["config.json"])["auto_map"] == json.loads(repository.files["config.json"])["auto_map"]
@@ -188,8 +188,7 @@ from huggingface_hub import snapshot_download
 import train_causal_lm
 
 revision, *argv = sys.argv[1:]
-patterns = ["last-checkpoint/*", "training_run.json"]
-snapshot_download("anna/tiny", revision=revision, allow_patterns=patterns, local_dir="tiny")
+snapshot_download("anna/tiny", revision=revision, allow_patterns="last-checkpoint/*", local_dir="pushed")
 train_causal_lm.main(argv)
 """
 
@@ -198,7 +197,7 @@ def test_training_goes_on_from_a_pushed_checkpoint(trained, hub, machine):
     hub.repositories["anna/tiny"].private = True
     revision = hub.repositories["anna/tiny"].titles["Training in progress, step 4, checkpoint"]
     hub.faults.append(Fault("GET", "/lfs/"))  # a download that breaks off
-    flags = ("recipe.yaml", *TEXT, "--output_dir", "tiny", "--resume_from_checkpoint", "tiny/last-checkpoint")
+    flags = ("recipe.yaml", *TEXT, "--output_dir", "tiny", "--resume_from_checkpoint", "pushed/last-checkpoint")
     machine.succeed(RESUME, revision, *flags, packages=(ROOT, ROOT / "scripts", *ELSEWHERE), token=READS)
     assert not hub.faults[0].times
     results, expected = (
@@ -210,9 +209,11 @@ def test_training_goes_on_from_a_pushed_checkpoint(trained, hub, machine):
 
 
 def test_of_two_processes_one_pushes(music, hub):
-    for path in ("/api/repos/create", "/api/models/anna/music/commit/main"):
+    for path in ("/api/repos/create", "/api/models/anna/music/branch/draft"):
         assert hub.requests.count(("POST", path)) == 1
-    assert b'from_pretrained("anna/music", ' in hub.repositories["anna/music"].files["README.md"]
+    repository = hub.repositories["anna/music"]
+    assert repository.sha("draft") == repository.titles["End of training"] != repository.sha("main")
+    assert b'from_pretrained("anna/music", ' in repository.commits[repository.sha("draft")]["README.md"]
 
 
 USE_OTHERS = """
@@ -223,7 +224,7 @@ from huggingface_hub import HfApi
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
-music = AutoModelForTimeSeriesPrediction.from_pretrained("anna/music", trust_remote_code=True)
+music = AutoModelForTimeSeriesPrediction.from_pretrained("anna/music", revision="draft", trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained("anna/pixels", trust_remote_code=True)
 inputs = processor(np.arange(20, dtype=np.uint8).reshape(4, 5), return_tensors="pt")
 classifier = AutoModelForSequenceClassification.from_pretrained("anna/pixels", trust_remote_code=True)
