@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None):
         check_names(args.folder, args.repository)
         with tempfile.TemporaryDirectory() as temporary:
             upload = Path(temporary, Path(args.repository).name)
-            collect(Path(args.folder), upload, args.repository)
-            check_card(upload)
-            check_model(upload)
+            prepare(Path(args.folder), upload, args.repository)
             push(upload, args)
     except InputError as error:
         sys.exit(f"push_to_hub.py: error: {error}")
@@ -82,6 +80,17 @@ def check_names(folder: str, repository: str):
         )
 
 
+def prepare(folder: Path, upload: Path, repository: str):
+    try:
+        collect(folder, upload, repository)
+        ModelCard.load(upload / "README.md")  # reads its metadata
+        check_model(upload)
+    except InputError:
+        raise
+    except Exception as error:  # whatever is in the files, code among them
+        raise InputError(f"folder {str(folder)!r} can't be used: {type(error).__name__}: {error}") from error
+
+
 def collect(folder: Path, upload: Path, repository: str):
     """What goes up, in a folder of its own, with a card that calls the model by its name on the Hub."""
     upload.mkdir()
@@ -105,7 +114,7 @@ def add_code(upload: Path, config: dict):
             "this package, or one whose code lies beside it, as `auto_map` of its config.json says."
         )
     with tempfile.TemporaryDirectory() as saved:
-        open_model(model_class, upload).save_pretrained(saved)
+        model_class.from_pretrained(upload).save_pretrained(saved)
         if (upload / "preprocessor_config.json").exists():
             RTransformerImageProcessor.from_pretrained(upload).save_pretrained(saved)
         for file in Path(saved).iterdir():
@@ -113,29 +122,15 @@ def add_code(upload: Path, config: dict):
                 shutil.copy(file, upload)
 
 
-def open_model(model_class: type, folder: Path):
-    try:
-        model, loading = model_class.from_pretrained(folder, output_loading_info=True)
-    except Exception as error:  # whatever the folder's files and code do
-        raise InputError(f"the model can't be opened: {error}") from error
-    if wrong := {key: sorted(names) for key, names in loading.items() if names}:
-        raise InputError(f"the weights are not those of config.json: {wrong}")
-    return model
-
-
-def check_card(upload: Path):
-    try:
-        ModelCard.load(upload / "README.md")
-    except Exception as error:  # of YAML, and of what the Hub knows by name
-        raise InputError(f"the metadata of the folder's README.md can't be read: {error}") from error
-
-
 def check_model(upload: Path):
     """Opens the model as others will, by the code that goes up with it, and runs it on a sample."""
     config = json.loads((upload / CONFIG_NAME).read_text(encoding="utf-8"))
     [architecture] = config["architectures"]
     [reference] = [name for name in config["auto_map"].values() if name.endswith(f".{architecture}")]
-    model = open_model(get_class_from_dynamic_module(reference, upload), upload)
+    model_class = get_class_from_dynamic_module(reference, upload)
+    model, loading = model_class.from_pretrained(upload, output_loading_info=True)
+    if wrong := {key: sorted(names) for key, names in loading.items() if names}:
+        raise InputError(f"the weights are not those of config.json: {wrong}")
     if model.config.input_size is None:
         sample = {"input_ids": torch.arange(8)[None] % model.config.vocab_size}
     else:

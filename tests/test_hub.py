@@ -66,7 +66,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     (folder / "recipe.yaml").write_text(RECIPE)
     recipe = [line for line in RECIPE.splitlines() if not line.startswith(LM_ONLY)]
-    (folder / "short.yaml").write_text("\n".join([*recipe, "overwrite_output_dir: true"]))
+    (folder / "short.yaml").write_text("\n".join(recipe))
     (folder / "train.txt").write_text("".join(f"line {i * i} of a text\n" for i in range(60)))
     write_mat(str(folder / "tunes.mat"), {"traindata": 6, "validdata": 3, "testdata": 3})
     random = np.random.RandomState(0)

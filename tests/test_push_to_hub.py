@@ -57,9 +57,14 @@ REFUSED = {
     "no card": (["cardless", "anna/new"], WRITES, "folder 'cardless' has no README.md"),
     "pickle": (["pickled", "anna/new"], WRITES, "folder 'pickled' has no model*.safetensors"),
     "code": (["codeless", "anna/new"], WRITES, "holds FooForCausalLM without its code"),
+    "configuration": (
+        ["misconfigured", "anna/new"],
+        WRITES,
+        "folder 'misconfigured' can't be used: JSONDecodeError: ",
+    ),
     "weights": (["partial", "anna/new"], WRITES, "the weights are not those of config.json"),
     "numbers": (["diverged", "anna/new"], WRITES, "the model gives numbers that are not finite"),
-    "metadata": (["badly_described", "anna/new"], WRITES, "the metadata of the folder's README.md can't be read: "),
+    "metadata": (["badly_described", "anna/new"], WRITES, "folder 'badly_described' can't be used: ValueError: "),
     "no token": (["card", "anna/new"], "", "the Hub asks for a token that it knows: `hf auth login`"),
     "unknown token": (["card", "anna/new"], "hf_nobodyHasThis", "the Hub asks for a token that it knows"),
     "token to read": (["card", "anna/new"], READS, "the token may not write there"),
@@ -80,13 +85,14 @@ def pushed(tmp_path_factory):
         for name in ("training_args.bin", "trainer_state.json", "notes.pkl"):
             (folder / "card" / name).write_text("to be left behind")
         shutil.copytree(folder / "card", folder / "card" / "checkpoint-1")
-        for name in ("cardless", "pickled", "codeless", "partial", "diverged", "badly_described"):
+        for name in ("cardless", "pickled", "codeless", "partial", "diverged", "badly_described", "misconfigured"):
             shutil.copytree(CARDS / "ptb_char_small", folder / name)
         (folder / "empty").mkdir()
         (folder / "cardless" / "README.md").unlink()
         (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
         config = folder / "codeless" / "config.json"
         config.write_text(config.read_text().replace("RTransformerForCausalLM", "FooForCausalLM"))
+        (folder / "misconfigured" / "config.json").write_text("{")
         weights = load_file(folder / "card" / "model.safetensors")
         ruined = {**weights, "lm_head.bias": torch.full_like(weights["lm_head.bias"], torch.nan)}
         save_file(ruined, folder / "diverged" / "model.safetensors", metadata={"format": "pt"})
