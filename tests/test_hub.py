@@ -259,8 +259,8 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
     elsewhere = Machine(machine.folder.parent / "elsewhere", hub)
     elsewhere.succeed(USE_OTHERS, token=READS)
     outputs = torch.load(elsewhere.folder / "outputs.pt")
-    torch.testing.assert_close(outputs["pixels"], classifier(outputs["input_values"]).logits)
-    played = AutoModelForTimeSeriesPrediction.from_pretrained(music)(outputs["frames"]).logits
+    torch.testing.assert_close(outputs["pixels"], classifier(input_values=outputs["input_values"]).logits)
+    played = AutoModelForTimeSeriesPrediction.from_pretrained(music)(input_values=outputs["frames"]).logits
     torch.testing.assert_close(outputs["music"], played)
 
 
