@@ -30,14 +30,16 @@ from pathlib import Path
 import torch
 from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file
+from training_report import name_model
 from training_run import EVALUATION_FILE
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 # What from_pretrained reads beside the model, the card, and what it shows. The model's code comes with the push.
 SHARED_FILES = (
     EVALUATION_FILE,
     "README.md",
     "*.png",
+    GENERATION_CONFIG_NAME,
     "tokenizer*.json",
     "special_tokens_map.json",
     "preprocessor_config.json",
@@ -64,8 +66,7 @@ def main(argv: list[str] | None = None):
             shutil.copy(file, unfinished / file.name)
         copy_weights(source, unfinished, args.dtype)
         card = (unfinished / "README.md").read_text(encoding="utf-8")
-        card = card.replace(f'"{args.output_dir}"', f'"{args.hub_folder}"')
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        (unfinished / "README.md").write_text(name_model(card, args.hub_folder), encoding="utf-8")
         unfinished.replace(target)
     megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{args.hub_folder}: {megabytes:.1f} MB")

@@ -51,6 +51,10 @@ class ResumableTrainingArguments(TrainingArguments):
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()
 
+    def __getstate__(self) -> dict:
+        """What training_args.bin holds, which Trainer pushes to the Hub: without the token."""
+        return {**self.__dict__, "hub_token": None}
+
 
 def check_output_dir(args: ResumableTrainingArguments):
     """Refuse a folder that holds anything but a run of this script."""
@@ -102,11 +106,7 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
 
 
 def checkpoints(output_dir: str) -> list[Path]:
-    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=steps_of)
-
-
-def steps_of(checkpoint: str | Path | None) -> int:
-    return 0 if checkpoint is None else int(Path(checkpoint).name.split("-")[-1])
+    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
 def planned_steps(trainer: Trainer) -> int:

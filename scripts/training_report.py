@@ -17,6 +17,7 @@ import datetime
 import json
 import logging
 import platform
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
     ]
     config = trainer.model.config
     metadata = ModelCardData(
-        model_name=output_dir.resolve().name,
+        model_name=Path(trainer.hub_model_id or output_dir.resolve()).name,
         library_name="transformers",
         license="apache-2.0",
         pipeline_tag=report.pipeline_tag,
@@ -165,7 +166,7 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
             usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),
             results="\n".join(table),
             metrics_note=report.metrics_note,
-            command=command_line(trainer.args.world_size),
+            command=command_line(trainer.args),
             hardware=hardware(trainer.args),
             duration=f"{results['train_runtime'] / 60:.0f} minutes" if "train_runtime" in results else "unfinished",
             date=datetime.date.today().isoformat(),
@@ -176,11 +177,18 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
     )
 
 
-def command_line(num_processes: int) -> str:
-    """The command that runs, with the names alone of files that it gives by their whole path."""
+def name_model(card: str, name: str) -> str:
+    """The card with another name in the lines that load its model: the first name that they give is the model's."""
+    usage = re.search(r'(?:from_pretrained\(|model=)("[^"]+")', card)
+    return card if usage is None else card.replace(usage[1], f'"{name}"')
+
+
+def command_line(args: TrainingArguments) -> str:
+    """The command that runs, with the names alone of files that it gives by their whole path, and no token."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    launcher = ["python"] if num_processes == 1 else ["torchrun", "--nproc_per_node", str(num_processes)]
-    return shlex.join([*launcher, f"scripts/{Path(sys.argv[0]).name}", *words])
+    launcher = ["python"] if args.world_size == 1 else ["torchrun", "--nproc_per_node", str(args.world_size)]
+    command = shlex.join([*launcher, f"scripts/{Path(sys.argv[0]).name}", *words])
+    return command.replace(args.hub_token, "$HF_TOKEN") if args.hub_token else command
 
 
 def hardware(args: TrainingArguments) -> str:

@@ -14,15 +14,24 @@
 """What every training script does once model and data are there: train, or go on, evaluate, report and save."""
 
 import json
+import logging
+import shlex
+import shutil
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from accelerate.utils import load_fsdp_model
-from output_folder import TRAINER_STATE_FILE, planned_steps, steps_of, write_whole
+from hub_errors import reason
+from huggingface_hub import HfApi
+from output_folder import TRAINER_STATE_FILE, planned_steps, write_whole
 from script_arguments import InputError
 from torch.utils.data import Dataset
 from training_report import TaskReport, model_card, plot_learning_curves
 from transformers import EvalPrediction, Trainer, TrainerState
+from transformers.trainer_utils import HubStrategy
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_FILE = "evaluation.json"  # how scripts/evaluate_checkpoint.py is to read the data
 
@@ -42,6 +51,47 @@ class ReportingTrainer(Trainer):
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
             write_whole(Path(self.args.output_dir, "README.md"), str(model_card(self, self.report)).encode())
+
+    def init_hf_repo(self, *args, **kwargs):
+        """
+        Raises:
+            InputError: the repository can't be made or written to, which is told before the training.
+        """
+        if not self.is_world_process_zero():
+            return
+        try:
+            super().init_hf_repo(*args, **kwargs)
+            hub = HfApi(token=self.args.hub_token)
+            hub.auth_check(self.hub_model_id, write=True)
+            if self.args.hub_revision is not None:
+                hub.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
+        except Exception as error:  # of the network and of the Hub, in every layer below
+            name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
+            raise InputError(f"--push_to_hub can't push to --hub_model_id {name}: {reason(error)}.") from error
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        """
+        Pushes in the background, as Trainer does, but with code and card, so that others can open what is there, and
+        with a word where it fails. A push that is still under way reads the files that this one would change: with
+        --hub_always_push it is waited for, else there is no other until it is done.
+        """
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if self.push_in_progress is not None and not self.push_in_progress.is_done():
+            if not self.args.hub_always_push:
+                return
+            self.push_in_progress.wait_until_done()
+        for file in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(file, self.args.output_dir)
+        self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
+        for job in self.push_in_progress.jobs:
+            job.add_done_callback(warn_of_failure)
+
+
+def warn_of_failure(push: Future):
+    if error := push.exception():
+        logger.warning(f"A push to the Hub failed, and the training goes on: {reason(error)}.")
 
 
 def train_and_evaluate(
@@ -64,13 +114,14 @@ def train_and_evaluate(
     """
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
-    if steps_of(checkpoint) < planned_steps(trainer):
+    state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
+    if state is None or state.global_step < planned_steps(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
     else:  # Trainer would take one step more
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
+        trainer.state = state
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
         load_model(trainer, best or checkpoint)
     for split, prefix in (("validation", "eval"), ("test", "test")):
@@ -85,11 +136,23 @@ def train_and_evaluate(
     if trainer.is_world_process_zero():
         write_whole(Path(trainer.args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
         plot_learning_curves(trainer, trainer.report.loss_unit)
+    trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
+    trainer.create_model_card()
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()  # saves the model and the card first
-    else:
-        trainer.save_model()
-        trainer.create_model_card()
+        push(trainer)
+
+
+def push(trainer: ReportingTrainer):
+    try:
+        trainer.push_to_hub()
+    except Exception as error:  # of the network and of the Hub, in every layer below
+        again = ["python", "scripts/push_to_hub.py", trainer.args.output_dir, trainer.hub_model_id]
+        if trainer.args.hub_revision is not None:
+            again += ["--revision", trainer.args.hub_revision]
+        raise InputError(
+            f"pushing to the Hub failed: {reason(error)}. The model is whole in {trainer.args.output_dir}; push it "
+            f"again with: {shlex.join(again)}"
+        ) from error
 
 
 def load_model(trainer: Trainer, checkpoint: str):

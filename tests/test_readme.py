@@ -16,6 +16,8 @@
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,14 +26,16 @@ import numpy as np
 import pytest
 import scipy.io
 from golden import CHECKPOINTS, FILES
+from hub_server import Hub
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
-# What sets up an environment is run with a stand-in for Python by test_shell_scripts.py.
-SET_UP = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install")
-TRAINING = "--max_steps 2 --eval_strategy no --save_strategy no --load_best_model_at_end False --use_cpu"
+# What sets up an environment is run with a stand-in for Python by test_shell_scripts.py, the demo by test_demo.py.
+ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "python scripts/demo.py", "hf auth")
+HUB_USER, TOKEN = "someone", "hf_someoneWrites"
+TRAINING = "--max_steps 2 --save_steps 2 --eval_strategy no --load_best_model_at_end False --use_cpu"
 SIZES = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2"
 
 
@@ -41,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
     (tmp_path / "model_cards").symlink_to(REPOSITORY / "model_cards")
-    for name in ("book.txt", "ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"):
+    for name in ("book.txt", "ptb.train.txt", "ptb.valid.txt", "ptb.test.txt", "letters.txt"):
         Path(name).write_text("".join(f"line {i * i} of a text\n" for i in range(300)))
     for name in ("train.csv", "test.csv"):
         Path(name).write_text("text,label\n" + "".join(f"{'abc'[i % 3]} {i},{i % 3}\n" for i in range(40)))
@@ -64,36 +68,66 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_python_blocks(folder):
-    blocks = [code for language, code in BLOCKS if language == "python"]
+    blocks = [code for language, code in BLOCKS if language == "python" and HUB_USER not in code]
     assert len(blocks) >= 4
     for code in blocks:
-        exec(compile(code, "README.md", "exec"), {})
+        if launcher := re.match(r"# torchrun (.+) this\.py$", code, flags=re.MULTILINE):
+            Path("this.py").write_text(code)
+            words = ["-m", "torch.distributed.run", "--standalone", *launcher[1].split(), "this.py"]
+            subprocess.run([sys.executable, *words], check=True, timeout=300)
+        else:
+            exec(compile(code, "README.md", "exec"), {})
 
 
 def test_commands(folder, monkeypatch):
     monkeypatch.setattr("sys.path", [str(REPOSITORY / "scripts"), *sys.path])
     commands = [command for language, block in BLOCKS if language == "bash" for command in commands_of(block)]
     assert len(commands) >= 10
-    for command in commands:
-        if not command.startswith(SET_UP):
-            run(command, monkeypatch)
+    for words in commands:
+        if words[:2] == ["python", "-m"]:
+            runpy.run_module(words[2], run_name="__main__")
+        elif not any(HUB_USER in word for word in words):
+            # Launchers of several processes are tested in test_distributed.py; here their script runs in one.
+            script = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
+            monkeypatch.setattr("sys.argv", small(words[script:]))
+            runpy.run_path(words[script], run_name="__main__")
 
 
-def commands_of(block: str) -> list[str]:
-    return [line for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+def test_sharing(folder):
+    """The commands and the block that name the user, each in a process of its own, as they reach for the Hub."""
+    commands = [command for language, block in BLOCKS if language == "bash" for command in commands_of(block)]
+    blocks = [["python", "-c", code] for language, code in BLOCKS if language == "python"]
+    with Hub({TOKEN: (HUB_USER, "write")}) as hub:
+        environment = hub.environment(folder / "home", TOKEN, [REPOSITORY, REPOSITORY / "scripts"])
+        programs = {"python": [sys.executable], "hf": [sys.executable, "-m", "huggingface_hub.cli.hf"]}
+        num_run = 0
+        for program, *words in [*commands, *blocks]:
+            if any(HUB_USER in word for word in words):
+                if program == "hf":  # on another machine
+                    shutil.rmtree("outputs")
+                arguments = small(words) if program == "python" else words
+                subprocess.run([*programs[program], *arguments], check=True, timeout=300, env=environment)
+                num_run += 1
+    assert num_run >= 5
 
 
-def run(command: str, monkeypatch):
-    words = shlex.split(command, comments=True)
-    script = next((index for index, word in enumerate(words) if word.startswith("scripts/")), None)
-    if script is None:
-        assert words[:2] == ["python", "-m"], f"README.md has a command that no test runs: {command}"
-        runpy.run_module(words[2], run_name="__main__")
-        return
-    arguments = words[script + 1 :]
-    if "/train_" in words[script]:
-        # Launchers of several processes are tested in test_distributed.py; here their script runs in one.
-        is_new = "--model_name_or_path" not in arguments
-        arguments += [*TRAINING.split(), *(SIZES.split() if is_new else [])]
-    monkeypatch.setattr("sys.argv", [words[script], *arguments])
-    runpy.run_path(words[script], run_name="__main__")
+def commands_of(block: str) -> list[list[str]]:
+    """The commands of a block as words, with its variables replaced."""
+    variables, commands = {}, []
+    for line in block.replace("\\\n", " ").splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        if assignment := re.fullmatch(r'(\w+)="(.*)"', line):
+            variables[assignment[1]] = assignment[2]
+        elif not line.startswith(ELSEWHERE) and (words := shlex.split(line, comments=True)):
+            commands.append(words)
+    return commands
+
+
+def small(words: list[str]) -> list[str]:
+    """A script and its flags, with a training that takes a moment on a CPU, which FSDP does not shard on."""
+    if "/train_" not in words[0]:
+        return words
+    if "--fsdp" in words:
+        words = words[: words.index("--fsdp")]
+    return [*words, *TRAINING.split(), *(SIZES.split() if "--model_name_or_path" not in words else [])]

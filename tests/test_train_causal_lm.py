@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import output_folder
 import train_causal_lm
 from conftest import recipes
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
 from model_arguments import make_model
 from script_arguments import InputError
@@ -227,23 +227,6 @@ def test_without_matplotlib_there_is_no_picture(folder, monkeypatch, caplog):
 def test_tensorboard_where_it_is_installed(monkeypatch, tmp_path, installed, flags, expected):
     monkeypatch.setattr(output_folder, "is_tensorboard_available", lambda: installed)
     assert output_folder.ResumableTrainingArguments(str(tmp_path), **flags).report_to == expected
-
-
-def test_push_to_hub_sends_the_folder_with_its_card(folder, monkeypatch):
-    pushes = []
-
-    def upload_folder(self, *, repo_id, folder_path, **kwargs):
-        pushes.append(
-            (repo_id, {path.name: path.read_bytes() for path in Path(folder_path).iterdir() if path.is_file()})
-        )
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: type("Repo", (), {"repo_id": name}))
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    train("--max_steps", "1", "--push_to_hub", "--hub_model_id", "someone/tiny", "--hub_strategy", "end")
-    repo_id, files = pushes[-1]
-    assert repo_id == "someone/tiny"
-    assert {"model.safetensors", "config.json", "tokenizer.json", "learning_curves.png"} <= set(files)
-    assert b'from_pretrained("someone/tiny"' in files["README.md"]
 
 
 def test_flags_win_over_the_recipe(folder):

@@ -1,0 +1,313 @@
+"""Training, sharing and loading by way of a Hub, with the client libraries as they are; see hub_server.py."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hub_server import ELSEWHERE, Fault, Hub
+from huggingface_hub import ModelCard
+from PIL import Image
+from test_train_causal_lm import RECIPE
+from test_train_polyphonic_music import write_mat
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    GenerationConfig,
+)
+
+ROOT = Path(__file__).parent.parent
+WRITES, READS, BERT = "hf_thatOfAnnaWrites", "hf_thatOfAnnaReads", "hf_thatOfBert"
+TEXT = ("--train_file", "train.txt", "--validation_file", "train.txt")
+LM_ONLY = ("tokenizer", "block_size", "stride", "eval_stride")
+
+
+class Machine:
+    """A folder, a cache and a Hub; what its processes have said is kept."""
+
+    said: list[str] = []
+
+    def __init__(self, folder: Path, hub: Hub):
+        self.folder, self.hub, self.home = folder, hub, folder / "home"
+        self.folder.mkdir(exist_ok=True)
+
+    def run(self, *command: str, token: str | None = None, packages=(ROOT, ROOT / "scripts"), **variables: str):
+        environment = {**self.hub.environment(self.home, token, packages), **variables}
+        process = subprocess.run(
+            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        self.said.append(process.stdout + process.stderr)
+        return process
+
+    def train(self, script: str, *flags: str, token: str | None = None):
+        return self.run(str(ROOT / "scripts" / script), *flags, "--push_to_hub", token=token)
+
+    def succeed(self, code: str, *arguments: str, packages=ELSEWHERE, **options):
+        """Runs code where the package is not installed, as -S keeps its editable install off the path."""
+        process = self.run("-S", "-c", code, *arguments, packages=packages, **options)
+        assert process.returncode == 0, process.stderr
+        return process
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with Hub({WRITES: ("anna", "write"), READS: ("anna", "read"), BERT: ("bert", "write")}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    recipe = [line for line in RECIPE.splitlines() if not line.startswith(LM_ONLY)]
+    (folder / "short.yaml").write_text("\n".join(recipe))
+    (folder / "train.txt").write_text("".join(f"line {i * i} of a text\n" for i in range(60)))
+    write_mat(str(folder / "tunes.mat"), {"traindata": 6, "validdata": 3, "testdata": 3})
+    random = np.random.RandomState(0)
+    images = [Image.fromarray(random.randint(0, 256, (4, 5), dtype=np.uint8)) for _ in range(24)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["odd", "even"])})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [index % 2 for index in range(24)]}, features)
+    rows.to_parquet(folder / "pictures.parquet")
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path, hub, data):
+    """Another machine with the data, at a Hub without faults."""
+    hub.faults.clear()
+    hub.requests.clear()
+    shutil.copytree(data, tmp_path / "machine", ignore=shutil.ignore_patterns("home", "tiny", "music"))
+    return Machine(tmp_path / "machine", hub)
+
+
+@pytest.fixture(scope="module")
+def trained(hub, data):
+    """The folder of a language model that is pushed while it trains, to a Hub that has its moments."""
+    machine = Machine(data, hub)
+    hub.faults[:] = [Fault("POST", "/commit/", 500), Fault("POST", "/preupload/", 429), Fault("PUT", "/lfs/")]
+    strategy = ("--hub_strategy", "checkpoint", "--hub_always_push", "--hub_token", WRITES)
+    process = machine.train("train_causal_lm.py", "recipe.yaml", *TEXT, "--output_dir", "tiny", *strategy)
+    assert process.returncode == 0, process.stderr
+    assert not any(fault.times for fault in hub.faults)
+    assert "A push to the Hub failed, and the training goes on: HfHubHTTPError: " in process.stderr
+    return data / "tiny"
+
+
+@pytest.fixture(scope="module")
+def music(hub, data):
+    """The folder of a music model that two processes train."""
+    hub.faults.clear()
+    hub.requests.clear()
+    script = ("--nproc_per_node", "2", str(ROOT / "scripts" / "train_polyphonic_music.py"), "short.yaml")
+    flags = ("--data", "tunes.mat", "--output_dir", "music", "--use_cpu", "--push_to_hub", "--hub_revision", "draft")
+    process = Machine(data, hub).run("-m", "torch.distributed.run", *script, *flags, token=WRITES)
+    assert process.returncode == 0, process.stderr
+    return data / "music"
+
+
+TAG = """
+import sys
+from huggingface_hub import HfApi
+
+assert HfApi().whoami()["name"] == "anna"
+HfApi().create_tag("anna/tiny", tag="fourth", revision=sys.argv[1])
+"""
+
+LOAD = """
+import importlib.util, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
+logits = {}
+for revision in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained("anna/tiny", revision=revision, trust_remote_code=True)
+    logits[revision] = model(torch.arange(12).view(2, 6)).logits
+torch.save(logits, "logits.pt")
+"""
+
+USE = """
+tokenizer = AutoTokenizer.from_pretrained("anna/tiny", trust_remote_code=True)
+assert tokenizer.decode(tokenizer("line 16 of")["input_ids"]) == "line 16 of"
+generator = pipeline("text-generation", model="anna/tiny", trust_remote_code=True)
+assert generator("line", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("line")
+
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+model.train()(torch.arange(12).view(2, 6), labels=torch.arange(12).view(2, 6)).loss.backward()
+optimizer.step()
+model.push_to_hub("anna/tuned")
+"""
+
+
+def logits(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder)(torch.arange(12).view(2, 6)).logits
+
+
+def test_a_model_that_was_pushed_while_it_trained(trained, hub, machine):
+    repository = hub.repositories["anna/tiny"]
+    assert {path: repository.files[path] for path in ("config.json", "model.safetensors", "tokenizer.json")} == {
+        path: (trained / path).read_bytes() for path in ("config.json", "model.safetensors", "tokenizer.json")
+    }
+    generation_config = GenerationConfig(**json.loads(repository.files["generation_config.json"]))
+    assert generation_config.eos_token_id == json.loads(repository.files["config.json"])["eos_token_id"]
+    card = ModelCard(repository.files["README.md"].decode())
+    assert 'from_pretrained("anna/tiny", ' in card.text and '"tiny"' not in card.text
+    assert card.data.model_name == "tiny" and card.data.pipeline_tag == "text-generation"
+    assert "--hub_token $HF_TOKEN" in card.text and repository.titles["End of training"] == repository.sha("main")
+
+    older = repository.titles["Training in progress, step 4"]
+    machine.succeed(TAG + LOAD + USE, older, "fourth", "main", token=WRITES)
+    loaded = torch.load(machine.folder / "logits.pt")
+    torch.testing.assert_close(loaded["main"], logits(trained))
+    torch.testing.assert_close(loaded[older], logits(trained / "checkpoint-4"))
+    torch.testing.assert_close(loaded["fourth"], loaded[older])
+    assert not torch.allclose(loaded["main"], loaded[older])
+
+    tuned = hub.repositories["anna/tuned"].files
+    code = {path for path in repository.files if path.endswith(".py") and "/" not in path}
+    assert code >= {"modeling_rtransformer.py", "configuration_rtransformer.py", "local_rnn.py"}
+    assert all(tuned[path] == repository.files[path] for path in code)
+    assert json.loads(tuned["config.json"])["auto_map"] == json.loads(repository.files["config.json"])["auto_map"]
+    assert tuned["model.safetensors"] != repository.files["model.safetensors"]
+
+    (machine.folder / "logits.pt").unlink()
+    machine.succeed(LOAD, older, "main", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    torch.testing.assert_close(torch.load(machine.folder / "logits.pt"), {key: loaded[key] for key in (older, "main")})
+
+
+RESUME = """
+import sys
+from huggingface_hub import snapshot_download
+import train_causal_lm
+
+revision, *argv = sys.argv[1:]
+snapshot_download("anna/tiny", revision=revision, allow_patterns="last-checkpoint/*", local_dir="pushed")
+train_causal_lm.main(argv)
+"""
+
+
+def test_training_goes_on_from_a_pushed_checkpoint(trained, hub, machine):
+    hub.repositories["anna/tiny"].private = True
+    revision = hub.repositories["anna/tiny"].titles["Training in progress, step 4, checkpoint"]
+    hub.faults.append(Fault("GET", "/lfs/"))  # a download that breaks off
+    flags = ("recipe.yaml", *TEXT, "--output_dir", "tiny", "--resume_from_checkpoint", "pushed/last-checkpoint")
+    machine.succeed(RESUME, revision, *flags, packages=(ROOT, ROOT / "scripts", *ELSEWHERE), token=READS)
+    assert not hub.faults[0].times
+    results, expected = (
+        json.loads((folder / "all_results.json").read_text()) for folder in (machine.folder / "tiny", trained)
+    )
+    assert results["eval_loss"] == expected["eval_loss"]
+    assert not (machine.folder / "tiny" / "checkpoint-4").exists()
+    torch.testing.assert_close(logits(machine.folder / "tiny"), logits(trained), rtol=0, atol=0)
+
+
+def test_of_two_processes_one_pushes(music, hub):
+    for path in ("/api/repos/create", "/api/models/anna/music/branch/draft"):
+        assert hub.requests.count(("POST", path)) == 1
+    repository = hub.repositories["anna/music"]
+    assert repository.sha("draft") == repository.titles["End of training"] != repository.sha("main")
+    assert b'from_pretrained("anna/music", ' in repository.commits[repository.sha("draft")]["README.md"]
+
+
+USE_OTHERS = """
+import importlib.util
+import numpy as np
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
+
+assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
+music = AutoModelForTimeSeriesPrediction.from_pretrained("anna/music", revision="draft", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("anna/pixels", trust_remote_code=True)
+inputs = processor(np.arange(20, dtype=np.uint8).reshape(4, 5), return_tensors="pt")
+classifier = AutoModelForSequenceClassification.from_pretrained("anna/pixels", trust_remote_code=True)
+frames = torch.eye(88)[None, :9]
+outputs = {"music": music(input_values=frames).logits, "pixels": classifier(**inputs).logits}
+torch.save({"frames": frames, **inputs, **outputs}, "outputs.pt")
+assert not HfApi().repo_exists("anna/pixels", token=False), "it is private"
+"""
+
+
+def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
+    """The line is cut while the commit goes up; once the Hub answers again, another push completes."""
+    hub.faults.append(Fault("POST", "/commit/"))
+    pictures = ("--train_file", "pictures.parquet", "--image_column", "image")
+    flags = ("--hub_model_id", "anna/pixels", "--hub_private_repo", "true", "--output_dir", "pixels")
+    process = machine.train(
+        "train_sequence_classification.py", "short.yaml", *pictures, *flags, "--hub_strategy", "end", token=WRITES
+    )
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    assert "train_sequence_classification.py: error: pushing to the Hub failed: " in process.stderr
+    again = "python scripts/push_to_hub.py pixels anna/pixels"
+    assert process.stderr.endswith(f"The model is whole in pixels; push it again with: {again}\n")
+    out = machine.folder / "pixels"
+    classifier = AutoModelForSequenceClassification.from_pretrained(out)
+    assert (out / "checkpoint-6" / "trainer_state.json").exists() and ModelCard.load(out / "README.md").data.metrics
+    assert set(hub.repositories["anna/pixels"].files) == {".gitattributes"}
+
+    process = machine.run(str(ROOT / "scripts" / "push_to_hub.py"), "pixels", "anna/pixels", token=WRITES)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith(f"{hub.url}/anna/pixels\n")
+
+    elsewhere = Machine(machine.folder.parent / "elsewhere", hub)
+    elsewhere.succeed(USE_OTHERS, token=READS)
+    outputs = torch.load(elsewhere.folder / "outputs.pt")
+    torch.testing.assert_close(outputs["pixels"], classifier(input_values=outputs["input_values"]).logits)
+    played = AutoModelForTimeSeriesPrediction.from_pretrained(music)(input_values=outputs["frames"]).logits
+    torch.testing.assert_close(outputs["music"], played)
+
+
+REFUSED = """
+import json, sys
+import train_causal_lm
+from script_arguments import InputError
+
+messages = []
+for flags in json.loads(sys.argv[1]):
+    try:
+        train_causal_lm.main([*sys.argv[2:], *flags])
+    except InputError as error:
+        messages.append(str(error))
+print(json.dumps(messages))
+"""
+
+
+def test_what_the_hub_refuses_is_told_before_the_training(hub, machine):
+    hub.faults.append(Fault("POST", "/repos/create", 500))
+    hub.create("anna/old")
+    cases = [
+        (["--hub_token", WRITES], "HfHubHTTPError: Server error '500 Internal Server Error'"),
+        ([], "the Hub asks for a token that it knows: `hf auth login`"),
+        (["--hub_token", "hf_nobodyHasThis"], "the Hub asks for a token that it knows"),
+        (["--hub_token", READS], "the token may not write there"),
+        (["--hub_token", READS, "--hub_model_id", "anna/free"], "the token may not write there"),
+        (["--hub_token", BERT], "the token may not write there"),
+        (["--hub_token", WRITES, "--hub_model_id", "anna/ti ny"], "anna/ti ny"),
+    ]
+    flags = ("recipe.yaml", *TEXT, "--output_dir", "new", "--push_to_hub", "--hub_model_id", "anna/old")
+    process = machine.succeed(
+        REFUSED, json.dumps([case for case, _ in cases]), *flags, packages=(ROOT, ROOT / "scripts", *ELSEWHERE)
+    )
+    messages = json.loads(process.stdout.splitlines()[-1])
+    for message, (flags, expected) in zip(messages, cases, strict=True):
+        name = flags[-1] if "--hub_model_id" in flags else "anna/old"
+        assert message.startswith(f"--push_to_hub can't push to --hub_model_id {name}: ") and expected in message
+    assert {path.name for path in (machine.folder / "new").iterdir()} == {"training_run.json"}
+
+
+def test_no_token_is_left_anywhere(trained, hub):
+    """In what was said, written, or pushed so far."""
+    texts = [said.encode() for said in Machine.said]
+    texts += [path.read_bytes() for path in trained.parent.parent.rglob("*") if path.is_file()]
+    for repository in hub.repositories.values():
+        texts += [content for files in repository.commits.values() for content in files.values()]
+    assert any(b"--hub_token $HF_TOKEN" in text for text in texts)
+    for token in (WRITES, READS, BERT):
+        assert not any(token.encode() in text for text in texts)

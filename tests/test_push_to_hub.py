@@ -1,0 +1,159 @@
+"""scripts/push_to_hub.py and a Hub: what it uploads opens elsewhere, and what it can't upload it says in words."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hub_server import ELSEWHERE, Fault, Hub
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from test_hub import BERT, READS, ROOT, WRITES, Machine
+from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction
+
+CARDS = ROOT / "model_cards"
+
+# Each push of the list, as (arguments, token): its output and what it ends with. The Hub's answers are those of its
+# faults in their turn. One process does them all, as each costs an import of torch.
+PUSHES = """
+import contextlib, io, json, os, sys
+import push_to_hub
+
+results = []
+for arguments, token in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            push_to_hub.main(arguments)
+    except SystemExit as stop:
+        results.append((output.getvalue(), stop.code))
+    else:
+        results.append((output.getvalue(), None))
+print(json.dumps(results))
+"""
+
+LOAD = """
+import importlib.util
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction, AutoTokenizer
+
+assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
+tokenizer = AutoTokenizer.from_pretrained("anna/text", trust_remote_code=True)
+inputs = tokenizer("the market", return_tensors="pt")
+text = AutoModelForCausalLM.from_pretrained("anna/text", revision="draft", trust_remote_code=True)
+tune = AutoModelForTimeSeriesPrediction.from_pretrained("anna/tune", trust_remote_code=True)
+frames = torch.eye(88)[None, :9]
+outputs = {"text": text(**inputs).logits, "tune": tune(input_values=frames).logits}
+torch.save({**inputs, "frames": frames, **outputs}, "outputs.pt")
+"""
+
+# What is wrong: with the arguments, the token, a changed copy of a folder, or the Hub. Then part of what is said.
+REFUSED = {
+    "name": (["card", "anna/te xt"], WRITES, "repository 'anna/te xt' is no name that the Hub accepts"),
+    "namespace": (["card", "text"], WRITES, "repository 'text' lacks whose it is; user/name is accepted"),
+    "folder": (["nowhere", "anna/new"], WRITES, "folder 'nowhere' does not exist"),
+    "no model": (["empty", "anna/new"], WRITES, "folder 'empty' has no config.json"),
+    "no card": (["cardless", "anna/new"], WRITES, "folder 'cardless' has no README.md"),
+    "pickle": (["pickled", "anna/new"], WRITES, "folder 'pickled' has no model*.safetensors"),
+    "code": (["codeless", "anna/new"], WRITES, "holds FooForCausalLM without its code"),
+    "configuration": (
+        ["misconfigured", "anna/new"],
+        WRITES,
+        "folder 'misconfigured' can't be used: JSONDecodeError: ",
+    ),
+    "weights": (["partial", "anna/new"], WRITES, "the weights are not those of config.json"),
+    "numbers": (["diverged", "anna/new"], WRITES, "the model gives numbers that are not finite"),
+    "metadata": (["badly_described", "anna/new"], WRITES, "folder 'badly_described' can't be used: ValueError: "),
+    "no token": (["card", "anna/new"], "", "the Hub asks for a token that it knows: `hf auth login`"),
+    "unknown token": (["card", "anna/new"], "hf_nobodyHasThis", "the Hub asks for a token that it knows"),
+    "token to read": (["card", "anna/new"], READS, "the token may not write there"),
+    "another's": (["card", "anna/new"], BERT, "the token may not write there"),
+    "token to read, a repository that is there": (["card", "anna/text"], READS, "the token may not write there"),
+    "public": (["card", "anna/text", "--private"], WRITES, "repository 'anna/text' is public already"),
+    "fault": (["card", "anna/text"], WRITES, "429 Too Many Requests for url: "),
+}
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """The Hub after all pushes, the machine that made them, and their results."""
+    with Hub({WRITES: ("anna", "write"), READS: ("anna", "read"), BERT: ("bert", "write")}) as hub:
+        machine = Machine(tmp_path_factory.mktemp("machine"), hub)
+        folder = machine.folder
+        shutil.copytree(CARDS / "ptb_char_small", folder / "card")
+        for name in ("training_args.bin", "trainer_state.json", "notes.pkl"):
+            (folder / "card" / name).write_text("to be left behind")
+        shutil.copytree(folder / "card", folder / "card" / "checkpoint-1")
+        for name in ("cardless", "pickled", "codeless", "partial", "diverged", "badly_described", "misconfigured"):
+            shutil.copytree(CARDS / "ptb_char_small", folder / name)
+        (folder / "empty").mkdir()
+        (folder / "cardless" / "README.md").unlink()
+        (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+        config = folder / "codeless" / "config.json"
+        config.write_text(config.read_text().replace("RTransformerForCausalLM", "FooForCausalLM"))
+        (folder / "misconfigured" / "config.json").write_text("{")
+        weights = load_file(folder / "card" / "model.safetensors")
+        ruined = {**weights, "lm_head.bias": torch.full_like(weights["lm_head.bias"], torch.nan)}
+        save_file(ruined, folder / "diverged" / "model.safetensors", metadata={"format": "pt"})
+        del weights["lm_head.bias"]
+        save_file(weights, folder / "partial" / "model.safetensors", metadata={"format": "pt"})
+        (folder / "badly_described" / "README.md").write_text("---\n- a list\n---\n")
+
+        pushes = {
+            "dry": (["card", "anna/dry", "--dry_run"], WRITES),
+            "text": (["card", "anna/text", "--revision", "draft"], WRITES),
+            "tune": ([str(CARDS / "nottingham_joint"), "anna/tune", "--private"], WRITES),
+            **{name: (arguments, token) for name, (arguments, token, _) in REFUSED.items()},
+            "again": (["card", "anna/text"], WRITES),
+        }
+        hub.faults.append(Fault("POST", "/anna/text/commit/main", 429))
+        packages = (ROOT, ROOT / "scripts", *ELSEWHERE)
+        process = machine.succeed(PUSHES, json.dumps(list(pushes.values())), packages=packages)
+        yield hub, machine, dict(zip(pushes, json.loads(process.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(pushed, name):
+    _, _, results = pushed
+    _, said = results[name]
+    assert said.startswith("push_to_hub.py: error: ") and REFUSED[name][-1] in said and "\n" not in said
+
+
+def test_nothing_is_made_for_what_is_refused(pushed):
+    hub, _, results = pushed
+    assert set(hub.repositories) == {"anna/text", "anna/tune"}
+    listed, stopped = results["dry"]
+    assert stopped is None and "model.safetensors" in listed and listed.endswith(" MB  to anna/dry\n")
+    assert results["again"] == [results["text"][0].replace("/tree/draft", ""), None]
+
+
+def test_what_is_pushed(pushed):
+    hub, _, results = pushed
+    text, tune = hub.repositories["anna/text"], hub.repositories["anna/tune"]
+    listed, _ = results["text"]
+    assert listed.endswith(f"{hub.url}/anna/text/tree/draft\n")
+    files = text.commits[text.branches["draft"]]
+    kept = {path.name for path in (CARDS / "ptb_char_small").iterdir()}
+    code = {path for path in files if path.endswith(".py")}
+    assert set(files) == {".gitattributes", "generation_config.json", *kept, *code}
+    assert code >= {"modeling_rtransformer.py", "configuration_rtransformer.py", "local_rnn.py"}
+    for path in set(files) - {".gitattributes"}:
+        assert f"{len(files[path]) / 1e6:.3f} MB  {path}\n" in listed
+    for path in kept - {"README.md", "config.json"}:
+        assert files[path] == (CARDS / "ptb_char_small" / path).read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert 'from_pretrained("anna/text", ' in card.text and "model_cards/" not in card.text
+    assert tune.private and not text.private and text.files == files
+    assert len(text.commits) == 3 and len(tune.commits) == 2  # with the initial ones: a push is one commit
+
+
+def test_it_opens_elsewhere(pushed):
+    hub, machine, _ = pushed
+    elsewhere = Machine(machine.folder / "elsewhere", hub)
+    elsewhere.succeed(LOAD, token=READS)
+    outputs = torch.load(elsewhere.folder / "outputs.pt")
+    text = AutoModelForCausalLM.from_pretrained(CARDS / "ptb_char_small")
+    torch.testing.assert_close(outputs["text"], text(outputs["input_ids"]).logits)
+    tune = AutoModelForTimeSeriesPrediction.from_pretrained(CARDS / "nottingham_joint")
+    torch.testing.assert_close(outputs["tune"], tune(input_values=outputs["frames"]).logits)
