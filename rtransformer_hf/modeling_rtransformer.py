@@ -752,12 +752,16 @@ class RTransformerChordHead(nn.Module):
         Returns:
             (batch, time, keys), to be added to the logits of independent keys.
         """
-        keys = torch.arange(frames.shape[-1], device=frames.device)
-        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.frame_proj.out_features)
-        frame_weight = self.frame_proj.weight * (keys < unit_keys[:, None])  # a key's units see the keys below it
-        out_weight = self.out_proj.weight * (unit_keys <= keys[:, None])  # and serve this key and those above
+        frame_weight, out_weight = self.masked_weights()
         units = self.state_proj(hidden_states) + F.linear(frames, frame_weight, self.frame_proj.bias)
         return F.linear(self.dropout(self.activation(units)), out_weight, self.out_proj.bias)
+
+    def masked_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(units, keys), a key's units see the keys below it; and (keys, units), they serve it and those above."""
+        num_keys, num_units = self.out_proj.weight.shape
+        keys = torch.arange(num_keys, device=self.out_proj.weight.device)
+        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=num_units)
+        return self.frame_proj.weight * (keys < unit_keys[:, None]), self.out_proj.weight * (unit_keys <= keys[:, None])
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
@@ -932,10 +936,15 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         if self.config.key_head_type == "independent":
             probabilities = torch.sigmoid(self.key_logits(hidden_states).float() / temperature)
             return torch.bernoulli(probabilities, generator=generator).to(self.dtype)
-        frame = hidden_states.new_zeros(hidden_states.shape[0], 1, self.num_keys)
+        # A key that sounds adds to the units of those above it, so that each key costs a product of its own alone.
+        frame_weight, out_weight = self.chord_head.masked_weights()
+        units = self.chord_head.state_proj(hidden_states) + self.chord_head.frame_proj.bias
+        logits = self.key_head(hidden_states) + self.chord_head.out_proj.bias
+        frame = torch.empty_like(logits)
         for key in range(self.num_keys):
-            probabilities = torch.sigmoid(self.key_logits(hidden_states, frame)[..., key].float() / temperature)
-            frame[..., key] = torch.bernoulli(probabilities, generator=generator)
+            logit = logits[..., key] + self.chord_head.activation(units) @ out_weight[key]
+            frame[..., key] = torch.bernoulli(torch.sigmoid(logit.float() / temperature), generator=generator)
+            units = units + frame[..., key, None] * frame_weight[:, key]
         return frame.to(self.dtype)
 
 
