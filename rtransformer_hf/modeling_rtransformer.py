@@ -761,7 +761,9 @@ class RTransformerChordHead(nn.Module):
         num_keys, num_units = self.out_proj.weight.shape
         keys = torch.arange(num_keys, device=self.out_proj.weight.device)
         unit_keys = keys.repeat_interleave(self.units_per_key, output_size=num_units)
-        return self.frame_proj.weight * (keys < unit_keys[:, None]), self.out_proj.weight * (unit_keys <= keys[:, None])
+        return self.frame_proj.weight * (keys < unit_keys[:, None]), self.out_proj.weight * (
+            unit_keys <= keys[:, None]
+        )
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):

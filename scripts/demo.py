@@ -429,7 +429,7 @@ def text_tab(checkpoint: str):
             prompt = gr.Textbox("the company said ", label="Beginning", lines=3)
             temperature = gr.Slider(0.1, 2, 0.7, step=0.05, label="Temperature")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Draw from the likeliest tokens")
-            num_tokens = gr.Slider(1, 1000, 300, step=1, label="Length, in tokens")
+            num_tokens = gr.Slider(1, 1000, 300, step=1, precision=0, label="Length, in tokens")
             with gr.Row():
                 start, stop = gr.Button("Write", variant="primary"), gr.Button("Stop")
         with gr.Column():
@@ -471,8 +471,8 @@ def music_tab(checkpoint: str):
         with gr.Column(scale=1):
             start = gr.Radio(["Example tune", "MIDI file", "Silence"], value="Example tune", label="Start from")
             midi_file = gr.File(label="MIDI file", file_types=[".mid", ".midi"], height=120)
-            num_given = gr.Slider(1, 256, 48, step=1, label="Frames given, two a beat")
-            num_frames = gr.Slider(1, 512, 128, step=1, label="Frames to add")
+            num_given = gr.Slider(1, 256, 48, step=1, precision=0, label="Frames given, two a beat")
+            num_frames = gr.Slider(1, 512, 128, step=1, precision=0, label="Frames to add")
             temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
             with gr.Row():
                 play, stop = gr.Button("Play on", variant="primary"), gr.Button("Stop")
@@ -529,7 +529,7 @@ def digit_tab(checkpoint: str):
 
 # Gradio's own Sketchpad waits for a choice of tools, knows no keyboard and needs WebGL.
 DRAWING_AREA = f"""<p>Draw a digit, or move the pen with the arrow keys; space puts it down and lifts it.</p>
-<svg viewBox="0 0 {CANVAS} {CANVAS}">{{{{#each value}}}}<polyline points="{{{{this}}}}" stroke-width="{PEN}"/>{{{{/each}}}}
+<svg viewBox="0 0 {CANVAS} {CANVAS}" stroke-width="{PEN}">{{{{#each value}}}}<polyline points="{{{{this}}}}"/>{{{{/each}}}}
 <circle cx="${{x}}" cy="${{y}}" r="{PEN // 2}"/></svg>"""
 DRAWING_SCRIPT = """
 const step = 10, arrows = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step]};
@@ -581,15 +581,19 @@ def main(argv: list[str] | None = None):
         except InputError as error:
             sys.exit(f"demo.py: error: {error}")
         return
-    make_page(args).launch(
-        server_name=args.host,
-        server_port=args.port,
-        share=args.share,
-        ssr_mode=False,
-        max_file_size="1mb",
-        css=CSS,
-        footer_links=["gradio", "settings"],
-    )
+    page = make_page(args)
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=args.share,
+            ssr_mode=False,
+            max_file_size="1mb",
+            css=CSS,
+            footer_links=["gradio", "settings"],
+        )
+    except OSError as error:
+        sys.exit(f"demo.py: error: --host {args.host} and --port {args.port} can't be served at: {error}")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -198,7 +198,7 @@ def test_a_digit_is_read_causally(digit_checkpoint):
 
 
 @pytest.mark.parametrize(
-    "points", [[(60, 40), (200, 40), (60, 240), (200, 240)], [(140, 10), (140, 270)], [(3, 5), (9, 8)]]
+    "points", [[(60, 40), (200, 40), (60, 240), (200, 240)], [(140, 20), (140, 250)], [(30, 35), (36, 38)]]
 )
 def test_a_drawing_becomes_what_mnist_has(points):
     image = demo.prepare_drawing([" ".join(f"{x},{y}" for x, y in points)])
@@ -249,6 +249,14 @@ def test_bad_flags(tmp_path, capsys):
         with pytest.raises(SystemExit, match=f"--make_space '{taken}' is not empty"):
             demo.main(["--make_space", str(taken)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_port_that_is_taken(tmp_path):
+    missing = [flag for name in demo.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"--port {port} can't be served at"):
+            demo.main([*missing, "--host", "127.0.0.1", "--port", port])
 
 
 # The page in a browser
@@ -368,13 +376,13 @@ def test_text_is_written_token_by_token(open_page):
         }"""
     )
     page.get_by_label("Beginning").fill("The stock ")
-    set_slider(page, "Length", 60)
+    set_slider(page, "Length", 40)
     button(page, "Write").click()
     page.get_by_text("The model does not know T: read in lower case, or left out.").wait_for()
-    wait_until(page, lambda: len(text_of(page)) == 70)
+    wait_until(page, lambda: len(text_of(page)) == 50)
     assert text_of(page).startswith("the stock ")
     assert page.locator(".bars tr").count() == 10
-    assert page.evaluate("window.captions.size") > 20  # bars have moved
+    assert page.evaluate("window.captions.size") > 10  # bars have moved
     drawn = page.locator(".bars caption").inner_text().split(",")[0].removeprefix("Drawn: ")
     assert drawn.replace("space", " ") == text_of(page)[-1]
 
@@ -427,13 +435,13 @@ def test_two_visitors_at_once(open_page):
     pages = [open_page() for _ in prompts]
     for page, prompt in zip(pages, prompts, strict=True):
         page.get_by_label("Beginning").fill(prompt)
-        set_slider(page, "Length", 150)
+        set_slider(page, "Length", 60)
     for page in pages:
         button(page, "Write").click()
     for page, prompt in zip(pages, prompts, strict=True):
-        wait_until(page, lambda page=page, prompt=prompt: len(text_of(page)) == len(prompt) + 150)
+        wait_until(page, lambda page=page, prompt=prompt: len(text_of(page)) == len(prompt) + 60)
         assert text_of(page).startswith(prompt)
-    assert text_of(pages[0])[-150:] != text_of(pages[1])[-150:]
+    assert text_of(pages[0])[-60:] != text_of(pages[1])[-60:]
 
 
 @pytest.mark.parametrize("tab", ["Text", "Music"])
@@ -468,12 +476,12 @@ def keep_midi(page, tmp_path: Path) -> np.ndarray:
 def test_music(open_page, tmp_path):
     page = open_page()
     page.get_by_role("tab", name="Music").click()
-    set_slider(page, "Frames to add", 12)
+    set_slider(page, "Frames to add", 8)
     button(page, "Play on").click()
-    page.get_by_text("Frames: 48 given, 12 of 12 new ones").wait_for()
+    page.get_by_text("Frames: 48 given, 8 of 8 new ones").wait_for()
     tune = keep_midi(page, tmp_path)
     np.testing.assert_array_equal(tune[:48], demo.example_tune())
-    assert 48 < len(tune) <= 60
+    assert 48 < len(tune) <= 56
     assert page.locator(".notes").get_attribute("d").count("M") == tune.sum()
     assert page.get_by_role("button", name="Play", exact=True).is_visible()
 
@@ -487,7 +495,7 @@ def test_music(open_page, tmp_path):
     set_slider(page, "Frames given", 10)
     button(page, "Play on").click()
     page.get_by_text("The tune was cut to the first 10 of its 20 frames.").wait_for()
-    page.get_by_text("Frames: 10 given, 12 of 12 new ones").wait_for()
+    page.get_by_text("Frames: 10 given, 8 of 8 new ones").wait_for()
     tune = keep_midi(page, tmp_path)
     np.testing.assert_array_equal(tune[:10], uploaded[:10])
 
@@ -513,7 +521,7 @@ def read_drawing(page, digit_checkpoint: str):
     percentages = page.locator(".bars tr td:last-child").filter(visible=True).all_inner_texts()
     np.testing.assert_allclose([float(text.rstrip(" %")) for text in percentages], 100 * expected[-1], atol=0.11)
     lines = page.locator("polyline.line").evaluate_all("lines => lines.map(line => line.getAttribute('points'))")
-    shown = np.array([[[float(value) for value in point.split(",")] for point in line.split(" ")] for line in lines])
+    shown = np.array([[float(value) for value in line.split()] for line in lines]).reshape(10, 784, 2)
     np.testing.assert_array_equal(shown[..., 0], np.tile(np.arange(1, 785), (10, 1)))
     np.testing.assert_allclose(1 - shown[..., 1], expected.T, atol=0.001)
 
@@ -547,8 +555,6 @@ def test_a_digit_drawn_with_the_mouse(open_page, digit_checkpoint):
     assert page.evaluate("window.captions.size") > 5  # it has been seen reading
     button(page, "Clear").click()
     wait_until(page, lambda: drawn_strokes(page) == [])
-    button(page, "Read").click()
-    page.get_by_text("Nothing is drawn yet").nth(1).wait_for()
 
 
 def test_a_digit_drawn_by_keyboard_alone(open_page, digit_checkpoint):
