@@ -529,7 +529,8 @@ def digit_tab(checkpoint: str):
 
 # Gradio's own Sketchpad waits for a choice of tools, knows no keyboard and needs WebGL.
 DRAWING_AREA = f"""<p>Draw a digit, or move the pen with the arrow keys; space puts it down and lifts it.</p>
-<svg viewBox="0 0 {CANVAS} {CANVAS}" stroke-width="{PEN}">{{{{#each value}}}}<polyline points="{{{{this}}}}"/>{{{{/each}}}}
+<svg viewBox="0 0 {CANVAS} {CANVAS}" stroke-width="{PEN}">
+{{{{#each value}}}}<polyline points="{{{{this}}}}"/>{{{{/each}}}}
 <circle cx="${{x}}" cy="${{y}}" r="{PEN // 2}"/></svg>"""
 DRAWING_SCRIPT = """
 const step = 10, arrows = {ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step]};

@@ -576,6 +576,11 @@ def test_phone(open_page):
 
     def assert_fits():
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        cut_off = page.locator("button, input, textarea, table, svg, figcaption").evaluate_all(
+            """elements => elements.filter(element => element.checkVisibility())
+                .filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML)"""
+        )
+        assert cut_off == []
 
     assert_fits()
     set_slider(page, "Length", 5)
