@@ -769,7 +769,7 @@ class RTransformerMaskedLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
-        self.in_features = in_features
+        self.in_features = in_features  # its initial weights depend on it
         linear = nn.Linear(in_features, out_features)
         self.weight, self.bias = linear.weight, linear.bias
 
@@ -802,11 +802,16 @@ class RTransformerChordHead(nn.Module):
         Returns:
             (batch, time, keys), to be added to the logits of independent keys.
         """
-        keys = torch.arange(frames.shape[-1], device=frames.device)
-        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=self.out_proj.in_features)
-        # A key's units see the keys below it, and serve this key and those above.
-        units = self.state_proj(hidden_states) + self.frame_proj(frames, keys < unit_keys[:, None])
-        return self.out_proj(self.dropout(self.activation(units)), unit_keys <= keys[:, None])
+        frame_mask, out_mask = self.masks()
+        units = self.state_proj(hidden_states) + self.frame_proj(frames, frame_mask)
+        return self.out_proj(self.dropout(self.activation(units)), out_mask)
+
+    def masks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(units, keys): a key's units see the keys below it; (keys, units): they serve this key and those above."""
+        num_keys, num_units = self.out_proj.weight.shape
+        keys = torch.arange(num_keys, device=self.out_proj.weight.device)
+        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=num_units)
+        return keys < unit_keys[:, None], unit_keys <= keys[:, None]
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
@@ -981,10 +986,17 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         if self.config.key_head_type == "independent":
             probabilities = torch.sigmoid(self.key_logits(hidden_states).float() / temperature)
             return torch.bernoulli(probabilities, generator=generator).to(self.dtype)
-        frame = hidden_states.new_zeros(hidden_states.shape[0], 1, self.num_keys)
+        # A key that sounds adds to the units of those above it, so that each key costs a product of its own alone.
+        head = self.chord_head
+        frame_mask, out_mask = head.masks()
+        frame_weight, out_weight = head.frame_proj.weight * frame_mask, head.out_proj.weight * out_mask
+        units = head.state_proj(hidden_states) + head.frame_proj.bias
+        logits = self.key_head(hidden_states) + head.out_proj.bias
+        frame = torch.empty_like(logits)
         for key in range(self.num_keys):
-            probabilities = torch.sigmoid(self.key_logits(hidden_states, frame)[..., key].float() / temperature)
-            frame[..., key] = torch.bernoulli(probabilities, generator=generator)
+            logit = logits[..., key] + head.activation(units) @ out_weight[key]
+            frame[..., key] = torch.bernoulli(torch.sigmoid(logit.float() / temperature), generator=generator)
+            units = units + frame[..., key, None] * frame_weight[:, key]
         return frame.to(self.dtype)
 
 

@@ -23,6 +23,7 @@ import sys
 
 import torch
 from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+from script_arguments import InputError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -37,7 +38,10 @@ import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    model, tokenizer = load_causal_lm(args.checkpoint)
+    try:
+        model, tokenizer = load_causal_lm(args.checkpoint)
+    except InputError as error:
+        sys.exit(f"generate.py: error: {error}")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
     prompt_ids = inputs["input_ids"]
@@ -101,7 +105,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer. The Auto class alone would open other models with a new, untrained output layer."""
+    """
+    The model and its tokenizer.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is none of a causal language model. The Auto class alone would
+            open other models with a new, untrained output layer.
+    """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     accepted = "a folder or Hub id of a causal language model with its tokenizer is accepted"
     try:
@@ -109,7 +119,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         return model.to(device), AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        sys.exit(f"generate.py: error: checkpoint {checkpoint!r} can't be used; {accepted}: {error}")
+        raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 
 
 if __name__ == "__main__":

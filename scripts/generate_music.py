@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None):
     try:
         prompt = load_prompt(args)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        model = load_music_model(args.checkpoint)
     except InputError as error:
         sys.exit(f"generate_music.py: error: {error}")
     except OSError as error:
@@ -56,7 +57,6 @@ def main(argv: list[str] | None = None):
             f"generate_music.py: error: --output {args.output!r} can't be written; the beginning of file names in a "
             f"folder that is there or can be made is accepted: {error}"
         )
-    model = load_music_model(args.checkpoint)
 
     given = np.zeros((1, NUM_KEYS), dtype=np.uint8) if prompt is None else prompt  # a silent frame starts a new tune
     frames = model.sample(
@@ -159,7 +159,13 @@ def load_prompt(args: argparse.Namespace) -> np.ndarray | None:
 
 
 def load_music_model(checkpoint: str) -> PreTrainedModel:
-    """The model of piano rolls. The Auto class alone would open other models with a new, untrained output layer."""
+    """
+    The model of piano rolls.
+
+    Raises:
+        InputError: there is no such checkpoint, or it is none of piano rolls with 88 keys. The Auto class alone would
+            open other models with a new, untrained output layer.
+    """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     accepted = f"a folder or Hub id of a model of piano rolls with {NUM_KEYS} keys is accepted"
     try:
@@ -168,7 +174,7 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
             raise ValueError(f"its input_size is {input_size}")
         return AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(device)
     except (OSError, ValueError) as error:
-        sys.exit(f"generate_music.py: error: checkpoint {checkpoint!r} can't be used; {accepted}: {error}")
+        raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 
 
 class ProgressBar(BaseStreamer):

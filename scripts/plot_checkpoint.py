@@ -82,7 +82,8 @@ def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tupl
     _, settings = load_settings(checkpoint, args.architecture)
     block_size = settings["block_size"]
     settings |= {"block_size": factor * block_size, "eval_stride": factor * block_size}
-    evaluation = language_model(argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split), settings)
+    source = argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split, quantization=None)
+    evaluation = language_model(source, settings)
     windows: TokenWindows = evaluation.dataset
     if len(windows.tokens) <= factor * block_size:
         raise InputError(

@@ -1,0 +1,612 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The demo: what its models do, and its page in a browser, used as a person would."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import demo
+from piano_rolls import read_midi, write_midi
+from script_arguments import InputError
+
+from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
+
+pytestmark = pytest.mark.xdist_group("demo")  # one server and one browser for all
+
+MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+# The written Space's own app, with a journal of its generators: a line as each is given up or comes to its end.
+SERVER = """
+import json, runpy, sys
+
+space, journal = sys.argv[1:]
+sys.path[:0] = [space, f"{space}/scripts"]
+import demo, rtransformer_hf
+
+def note(*entry):
+    with open(journal, "a") as file:
+        print(json.dumps(entry), file=file, flush=True)
+
+def journaled(generate):
+    def wrapper(*args):
+        count, how = 0, "closed"
+        try:
+            for item in generate(*args):
+                count += 1
+                yield item
+            how = "finished"
+        finally:
+            note(generate.__name__, count, how)
+    return wrapper
+
+note("files", demo.__file__, rtransformer_hf.__file__)
+for name in ("write_text", "continue_tune"):
+    setattr(demo, name, journaled(getattr(demo, name)))
+runpy.run_path(f"{space}/app.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def digit_checkpoint(tmp_path_factory):
+    from rtransformer_hf import RTransformerConfig
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("digit") / "random_digits"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
+    RTransformerForSequenceClassification(RTransformerConfig(input_size=1, num_labels=10, **sizes)).save_pretrained(
+        folder
+    )
+    RTransformerImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def text_model():
+    return demo.load_causal_lm(str(MODEL_CARDS / "ptb_char_small"))
+
+
+@pytest.fixture(scope="module")
+def music_model():
+    return demo.load_music_model(str(MODEL_CARDS / "nottingham_joint"))
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# What the models do
+
+
+def test_text_is_drawn_from_the_distributions_shown(text_model):
+    model, tokenizer = text_model
+    input_ids, notes = demo.read_prompt(tokenizer, "the company ")
+    assert notes == []
+    steps = list(demo.write_text(model, tokenizer, input_ids, 12, 0.8, 0.5, generator(0)))
+    text = "the company "
+    for written, probabilities, token in steps:
+        with torch.no_grad():
+            logits = model(tokenizer(text, return_tensors="pt").input_ids).logits[0, -1] / 0.8
+        full = logits.softmax(dim=-1).sort(descending=True)
+        kept = full.indices[: int((full.values.cumsum(dim=-1) < 0.5).sum()) + 1]
+        assert set(probabilities.nonzero()[:, 0].tolist()) == set(kept.tolist()) and token in kept
+        torch.testing.assert_close(probabilities[kept], logits[kept].softmax(dim=-1), atol=1e-5, rtol=1e-4)
+        text += tokenizer.decode([token])
+        assert written == text
+
+
+def test_runs_at_the_same_time_do_not_mix(text_model):
+    model, tokenizer = text_model
+
+    def run(prompt: str, seed: int):
+        input_ids, _ = demo.read_prompt(tokenizer, prompt)
+        return demo.write_text(model, tokenizer, input_ids, 10, 1.0, 1.0, generator(seed))
+
+    alone = [[text for text, *_ in run(prompt, seed)] for prompt, seed in (("the ", 1), ("a bank ", 2))]
+    together = [(one, other) for (one, *_), (other, *_) in zip(run("the ", 1), run("a bank ", 2), strict=True)]
+    assert together == list(zip(*alone, strict=True))
+
+
+def test_prompts(text_model):
+    _, tokenizer = text_model
+    input_ids, notes = demo.read_prompt(tokenizer, "b" * 10 + "a" * demo.MAX_PROMPT)
+    assert tokenizer.decode(input_ids[0]) == "a" * demo.MAX_PROMPT
+    assert len(notes) == 1 and "cut to its last 2,000 characters" in notes[0]
+    input_ids, notes = demo.read_prompt(tokenizer, "The Ünion ☃ is <unk>")
+    assert tokenizer.decode(input_ids[0]) == "the nion  is <unk>"
+    assert len(notes) == 1 and "does not know T Ü ☃:" in notes[0]
+    for nothing in ("", "☃雪"):
+        with pytest.raises(InputError, match="is needed"):
+            demo.read_prompt(tokenizer, nothing)
+
+
+def test_a_tune_goes_on_as_the_model_samples_it(music_model):
+    tune = demo.example_tune()
+    frames = list(demo.continue_tune(music_model, tune, 6, 0.9, generator(0)))
+    sampled = music_model.sample(torch.from_numpy(tune)[None], 6, temperature=0.9, generator=generator(0))
+    np.testing.assert_array_equal(np.stack(frames), sampled[0, len(tune) :].numpy())
+    silence, _ = demo.read_tune("Silence", None, 48)
+    frames = list(demo.continue_tune(music_model, silence, 6, 0.9, generator(0)))
+    sampled = music_model.sample(torch.zeros(1, 1, 88), 6, temperature=0.9, generator=generator(0))
+    np.testing.assert_array_equal(np.stack(frames), sampled[0, 1:].numpy())
+
+
+@torch.no_grad()
+def test_the_example_tune_is_of_the_models_kind(music_model):
+    frames = torch.from_numpy(demo.example_tune())[None].float()
+    assert music_model(input_values=frames, labels=frames).loss < 3  # nats a frame; music of other kinds has 10
+
+
+def test_bad_midi_files(tmp_path):
+    (tmp_path / "damaged.mid").write_bytes(b"MThd and no more")
+    write_midi(tmp_path / "silent.mid", np.zeros((4, 88), dtype=np.uint8), 2, 120)
+    for file, named in (
+        (None, "is needed"),
+        ("damaged.mid", "'damaged.mid' can't be read"),
+        ("silent.mid", "no notes"),
+    ):
+        with pytest.raises(InputError, match=named) as error:
+            demo.read_tune("MIDI file", file and str(tmp_path / file), 48)
+        assert str(tmp_path) not in str(error.value)
+
+
+@torch.no_grad()
+def test_a_digit_is_read_causally(digit_checkpoint):
+    model, processor = demo.load_digit_model(digit_checkpoint)
+    image = demo.prepare_drawing(demo.EXAMPLE_DRAWING)
+    probabilities = demo.read_digit(model, processor, image)
+    assert probabilities.shape == (784, 10)
+    pixels = (image.reshape(1, -1, 1) / 255 - 0.1307) / 0.3081
+    for num_read in (1, 300, 784):
+        logits = model(input_values=torch.from_numpy(pixels[:, :num_read]).float()).logits
+        torch.testing.assert_close(probabilities[num_read - 1], logits[0].softmax(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "points", [[(60, 40), (200, 40), (60, 240), (200, 240)], [(140, 20), (140, 250)], [(30, 35), (36, 38)]]
+)
+def test_a_drawing_becomes_what_mnist_has(points):
+    image = demo.prepare_drawing([" ".join(f"{x},{y}" for x, y in points)])
+    assert image.shape == (28, 28) and image.dtype == np.uint8 and image.max() > 200
+    rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
+    sides = (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
+    assert max(sides) == 20
+    centre = [np.average(np.arange(28), weights=image.sum(axis=axis, dtype=int)) for axis in (1, 0)]
+    np.testing.assert_allclose(centre, 14, atol=0.5)
+    moved = demo.prepare_drawing([" ".join(f"{x + 4},{y + 2}" for x, y in points)])
+    np.testing.assert_array_equal(moved, image)
+
+
+def test_an_empty_drawing():
+    with pytest.raises(InputError, match="Nothing is drawn"):
+        demo.prepare_drawing([])
+
+
+# The page without its server
+
+
+def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
+    missing = [flag for name in demo.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
+    page = demo.make_page(demo.parse_arguments(missing))
+    shown = "\n".join(str(block.value) for block in page.blocks.values() if isinstance(block, demo.gr.Markdown))
+    for name, command in demo.TRAINED_BY.items():
+        assert f"`{tmp_path / name}` can't be opened" in shown and f"python {command}" in shown
+        recipe = command.split()[1]
+        assert (Path(__file__).parent.parent / recipe).exists()
+    assert capsys.readouterr().err.count("has no model") == 3
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path, digit_checkpoint, tiny_config):
+    with pytest.raises(InputError, match="RTransformerForCausalLM"):
+        demo.load_digit_model(str(MODEL_CARDS / "ptb_char_small"))
+    shutil.copytree(digit_checkpoint, tmp_path / "permuted")
+    RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
+    with pytest.raises(InputError, match=r"permutation_seed are \(1, 10, 3\)"):
+        demo.load_digit_model(str(tmp_path / "permuted"))
+
+
+def test_bad_flags(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--port", "0"])
+    assert stop.value.code == 2 and "--port 0" in capsys.readouterr().err
+    (tmp_path / "mine").write_text("")
+    for taken in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(SystemExit, match=f"--make_space '{taken}' is not empty"):
+            demo.main(["--make_space", str(taken)])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_port_that_is_taken(tmp_path):
+    missing = [flag for name in demo.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"--port {port} can't be served at"):
+            demo.main([*missing, "--host", "127.0.0.1", "--port", port])
+
+
+# The page in a browser
+
+
+class Server:
+    def __init__(self, url: str, journal: Path):
+        self.url = url
+        self.journal = journal
+
+    def entries(self, name: str) -> list[list]:
+        """What the journal says of one generator or file: [number of items, how it ended] for each run."""
+        lines = self.journal.read_text().splitlines() if self.journal.exists() else []
+        return [entry for first, *entry in map(json.loads, lines) if first == name]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, digit_checkpoint):
+    """The Space that the script writes, as it runs by itself: one server for all tests."""
+    folder = tmp_path_factory.mktemp("demo")
+    space, journal = folder / "space", folder / "journal"
+    models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint"}
+    flags = [flag for name, path in models.items() for flag in (f"--{name}_model", str(path))]
+    demo.main([*flags, "--digit_model", digit_checkpoint, "--make_space", str(space)])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    (folder / "serve.py").write_text(SERVER)
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "serve.py", space, journal], cwd=folder, env=environment, stdout=log, stderr=log
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while f"http://127.0.0.1:{port}" not in (folder / "log").read_text():
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        server = Server(f"http://127.0.0.1:{port}", journal)
+        assert all(file.startswith(str(space)) for file in server.entries("files")[0])
+        yield server
+        assert "Traceback" not in (folder / "log").read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as session:
+        try:
+            browser = session.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium; `apt install chromium` or `playwright install chromium` brings one: {error}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(server, browser):
+    """Opens the page as a new visitor. At the end of the test, none must have had an error or reached elsewhere."""
+    problems, contexts = [], []
+
+    def visit(width: int = 1280):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 800}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: message.type == "error" and problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("response", lambda response: response.status >= 400 and problems.append(response.url))
+        page.on(
+            "request",
+            lambda request: request.url.startswith((server.url, "data:", "blob:")) or problems.append(request.url),
+        )
+        page.goto(server.url)
+        page.get_by_role("button", name="Write").wait_for()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def button(page, name: str):
+    """A button of the tab that is open."""
+    return page.get_by_role("button", name=name, exact=True).filter(visible=True)
+
+
+def set_slider(page, name: str, value: int):
+    page.get_by_role("spinbutton", name=name).filter(visible=True).fill(str(value))
+    page.keyboard.press("Tab")
+
+
+def text_of(page) -> str:
+    return page.get_by_label("Text", exact=True).and_(page.get_by_role("textbox")).input_value()
+
+
+def wait_until(page, is_so):
+    """For what a page's own locators can't wait for; 60 seconds at most."""
+    for _ in range(600):
+        if is_so():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("waited in vain")
+
+
+def test_text_is_written_token_by_token(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.captions = new Set();
+            new MutationObserver(() => document.querySelectorAll(".bars caption").forEach(
+                caption => window.captions.add(caption.innerText)
+            )).observe(document.body, {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    page.get_by_label("Beginning").fill("The stock ")
+    set_slider(page, "Length", 40)
+    button(page, "Write").click()
+    page.get_by_text("The model does not know T: read in lower case, or left out.").wait_for()
+    wait_until(page, lambda: len(text_of(page)) == 50)
+    assert text_of(page).startswith("the stock ")
+    assert page.locator(".bars tr").count() == 10
+    assert page.evaluate("window.captions.size") > 10  # bars have moved
+    drawn = page.locator(".bars caption").inner_text().split(",")[0].removeprefix("Drawn: ")
+    assert drawn.replace("space", " ") == text_of(page)[-1]
+
+
+def test_bad_text_is_met_with_a_message(open_page):
+    page = open_page()
+    page.get_by_label("Beginning").fill("")
+    button(page, "Write").click()
+    page.get_by_text("A beginning is needed").wait_for()
+    assert text_of(page) == "" and page.locator(".bars").count() == 0
+    page.get_by_label("Beginning").fill("a b " * 1000)
+    set_slider(page, "Length", 1)
+    button(page, "Write").click()
+    page.get_by_text("cut to its last 2,000 characters").wait_for()
+    wait_until(page, lambda: len(text_of(page)) == 2001)
+
+
+def test_text_by_keyboard_alone(open_page):
+    page = open_page()
+    page.get_by_role("tab", name="Text").focus()
+    page.evaluate("document.addEventListener('focusin', event => (window.last = event.target))")
+    visited = []
+    while not visited or visited[-1] != "Stop":
+        page.keyboard.press("Tab")
+        visited.append(
+            page.evaluate(
+                "() => (window.last.getAttribute('aria-label') || window.last.labels?.[0]?.innerText"
+                " || window.last.innerText).trim()"
+            )
+        )
+        assert visited[-1] and len(visited) < 30, visited
+        if visited[-1] == "Beginning":
+            page.keyboard.press("Control+A")
+            page.keyboard.type("a market ")
+        if visited[-1] == "number input for Length, in tokens":
+            page.keyboard.type("1000")
+        if visited[-1] == "Write":
+            page.keyboard.press("Enter")
+            wait_until(page, lambda: len(text_of(page)) > 20)
+    page.keyboard.press("Space")
+    page.wait_for_timeout(1000)
+    stopped = text_of(page)
+    assert stopped.startswith("a market ") and len(stopped) < 1009
+    page.wait_for_timeout(1000)
+    assert text_of(page) == stopped
+
+
+def test_two_visitors_at_once(open_page):
+    prompts = ["the ", "new york stock "]
+    pages = [open_page() for _ in prompts]
+    for page, prompt in zip(pages, prompts, strict=True):
+        page.get_by_label("Beginning").fill(prompt)
+        set_slider(page, "Length", 60)
+    for page in pages:
+        button(page, "Write").click()
+    for page, prompt in zip(pages, prompts, strict=True):
+        wait_until(page, lambda page=page, prompt=prompt: len(text_of(page)) == len(prompt) + 60)
+        assert text_of(page).startswith(prompt)
+    assert text_of(pages[0])[-60:] != text_of(pages[1])[-60:]
+
+
+@pytest.mark.parametrize("tab", ["Text", "Music"])
+def test_a_closed_page_ends_its_generation(open_page, server, tab):
+    name, start, length, whole = {
+        "Text": ("write_text", "Write", "Length", 1000),
+        "Music": ("continue_tune", "Play on", "Frames to add", 512),
+    }[tab]
+    before = server.entries(name)
+    page = open_page()
+    page.get_by_role("tab", name=tab).click()
+    set_slider(page, length, whole)
+    button(page, start).click()
+    page.locator(".bars, .chart").first.wait_for()
+    page.wait_for_timeout(500)
+    page.context.close()
+    deadline = time.monotonic() + 60
+    while len(server.entries(name)) == len(before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ((count, how),) = server.entries(name)[len(before) :]
+    assert how == "closed" and 0 < count < whole
+
+
+def keep_midi(page, tmp_path: Path) -> np.ndarray:
+    link = page.locator("a[download='tune.mid']")
+    with page.expect_download() as download:
+        link.click()
+    download.value.save_as(tmp_path / "kept.mid")
+    return read_midi(tmp_path / "kept.mid", demo.FRAMES_PER_BEAT)  # by pretty_midi
+
+
+def test_music(open_page, tmp_path):
+    page = open_page()
+    page.get_by_role("tab", name="Music").click()
+    set_slider(page, "Frames to add", 8)
+    button(page, "Play on").click()
+    page.get_by_text("Frames: 48 given, 8 of 8 new ones").wait_for()
+    tune = keep_midi(page, tmp_path)
+    np.testing.assert_array_equal(tune[:48], demo.example_tune())
+    assert 48 < len(tune) <= 56
+    assert page.locator(".notes").get_attribute("d").count("M") == tune.sum()
+    assert page.get_by_role("button", name="Play", exact=True).is_visible()
+
+    uploaded = np.eye(20, 88, k=40, dtype=np.uint8)
+    write_midi(tmp_path / "mine.mid", uploaded, demo.FRAMES_PER_BEAT, 100)
+    page.get_by_role("radio", name="MIDI file").check()
+    button(page, "Play on").click()
+    page.get_by_text("A MIDI file is needed, or another start.").wait_for()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "mine.mid")
+    page.get_by_text("mine.mid").first.wait_for()
+    set_slider(page, "Frames given", 10)
+    button(page, "Play on").click()
+    page.get_by_text("The tune was cut to the first 10 of its 20 frames.").wait_for()
+    page.get_by_text("Frames: 10 given, 8 of 8 new ones").wait_for()
+    tune = keep_midi(page, tmp_path)
+    np.testing.assert_array_equal(tune[:10], uploaded[:10])
+
+    # What there is at a stop can be kept as well.
+    page.get_by_role("radio", name="Silence").check()
+    set_slider(page, "Frames to add", 512)
+    button(page, "Play on").click()
+    page.get_by_text("Frames: 0 given, 3").first.wait_for()
+    button(page, "Stop").click()
+    assert 0 < len(keep_midi(page, tmp_path)) < 512
+
+
+def drawn_strokes(page) -> list[str]:
+    return page.locator(".drawing polyline").evaluate_all("lines => lines.map(line => line.getAttribute('points'))")
+
+
+def read_drawing(page, digit_checkpoint: str):
+    """Clicks Read, and asserts that the page shows what the model says of what is drawn."""
+    expected = demo.read_digit(*demo.load_digit_model(digit_checkpoint), demo.prepare_drawing(drawn_strokes(page)))
+    button(page, "Read").click()
+    page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
+    page.get_by_text(f"Read as {int(expected[-1].argmax())}, with").wait_for()
+    percentages = page.locator(".bars tr td:last-child").filter(visible=True).all_inner_texts()
+    np.testing.assert_allclose([float(text.rstrip(" %")) for text in percentages], 100 * expected[-1], atol=0.11)
+    lines = page.locator("polyline.line").evaluate_all("lines => lines.map(line => line.getAttribute('points'))")
+    shown = np.array([[float(value) for value in line.split()] for line in lines]).reshape(10, 784, 2)
+    np.testing.assert_array_equal(shown[..., 0], np.tile(np.arange(1, 785), (10, 1)))
+    np.testing.assert_allclose(1 - shown[..., 1], expected.T, atol=0.001)
+
+
+def test_a_digit_drawn_with_the_mouse(open_page, digit_checkpoint):
+    page = open_page()
+    page.get_by_role("tab", name="Digit").click()
+    button(page, "Read").click()
+    page.get_by_text("Nothing is drawn yet").wait_for()
+    page.evaluate(
+        """() => {
+            window.captions = new Set();
+            new MutationObserver(() => window.captions.add(document.querySelector(".digit figcaption")?.innerText))
+                .observe(document.body, {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    area = page.locator(".drawing svg")
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    for stroke in ([(100, 60), (100, 150), (190, 150)], [(170, 100), (170, 230)]):  # a four
+        page.mouse.move(box["x"] + stroke[0][0], box["y"] + stroke[0][1])
+        page.mouse.down()
+        for x, y in stroke[1:]:
+            page.mouse.move(box["x"] + x, box["y"] + y, steps=5)
+        page.mouse.up()
+    page.mouse.move(box["x"] + 20, box["y"] + 20)  # draws nothing
+    strokes = drawn_strokes(page)
+    assert len(strokes) == 2
+    np.testing.assert_allclose([float(value) for value in strokes[1].split()[-1].split(",")], (170, 230), atol=1.5)
+    read_drawing(page, digit_checkpoint)
+    assert page.evaluate("window.captions.size") > 5  # it has been seen reading
+    button(page, "Clear").click()
+    wait_until(page, lambda: drawn_strokes(page) == [])
+
+
+def test_a_digit_drawn_by_keyboard_alone(open_page, digit_checkpoint):
+    page = open_page()
+    page.get_by_role("tab", name="Digit").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    for key in ["Space"] + 6 * ["ArrowDown"] + ["Space"] + 3 * ["ArrowUp"] + ["Space"] + 4 * ["ArrowRight"]:
+        page.keyboard.press(key)
+    assert drawn_strokes(page) == [
+        "140,140 140,140 140,150 140,160 140,170 140,180 140,190 140,200",
+        "140,170 140,170 150,170 160,170 170,170 180,170",
+    ]
+    read_drawing(page, digit_checkpoint)
+
+
+def test_phone(open_page):
+    page = open_page(width=375)
+
+    def assert_fits():
+        assert page.evaluate("document.documentElement.scrollWidth") <= 375
+        cut_off = page.locator("button, input, textarea, table, svg, figcaption").evaluate_all(
+            """elements => elements.filter(element => element.checkVisibility())
+                .filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML)"""
+        )
+        assert cut_off == []
+
+    assert_fits()
+    set_slider(page, "Length", 5)
+    button(page, "Write").click()
+    page.locator(".bars").wait_for()
+    assert_fits()
+    page.get_by_role("tab", name="Music").click()
+    set_slider(page, "Frames to add", 5)
+    button(page, "Play on").click()
+    page.locator("a[download='tune.mid']").wait_for()
+    assert_fits()
+    page.get_by_role("tab", name="Digit").click()
+    button(page, "Draw an example").click()
+    wait_until(page, lambda: drawn_strokes(page) == demo.EXAMPLE_DRAWING)
+    button(page, "Read").click()
+    page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
+    assert_fits()
+
+
+def test_every_control_has_a_name(open_page):
+    page = open_page()
+    for tab in ("Text", "Music", "Digit"):
+        page.get_by_role("tab", name=tab).click()
+        nameless = page.locator("input, textarea, button, a").evaluate_all(
+            """controls => controls.filter(control => control.checkVisibility() && !(
+                control.getAttribute("aria-label") || control.title || control.innerText || control.labels?.length
+            )).map(control => control.outerHTML)"""
+        )
+        assert nameless == []
