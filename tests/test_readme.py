@@ -35,8 +35,10 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (REPOSITORY / "README.md").read_te
 # What sets up an environment is run with a stand-in for Python by test_shell_scripts.py, the demo by test_demo.py.
 ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "python scripts/demo.py", "hf auth")
 HUB_USER, TOKEN = "someone", "hf_someoneWrites"
-TRAINING = "--max_steps 2 --save_steps 2 --eval_strategy no --load_best_model_at_end False --use_cpu"
-SIZES = "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2"
+SMALL = (
+    "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 "
+    "--max_steps 2 --save_steps 2 --eval_strategy no --load_best_model_at_end False --use_cpu"
+)
 
 
 @pytest.fixture
@@ -130,4 +132,4 @@ def small(words: list[str]) -> list[str]:
         return words
     if "--fsdp" in words:
         words = words[: words.index("--fsdp")]
-    return [*words, *TRAINING.split(), *(SIZES.split() if "--model_name_or_path" not in words else [])]
+    return [*words, *SMALL.split()]
