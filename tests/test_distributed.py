@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from sharded_models import MODEL_CLASSES, TRAINED, make_batches, train
+from sharded_models import MODEL_CLASSES, TRAINED, make_batches, make_optimizer, train
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
 from transformers.distributed import DistributedConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
@@ -20,9 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import train_causal_lm
 import train_sequence_classification
 from script_arguments import InputError
+from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
 from training_run import train_and_evaluate
 
 from rtransformer_hf import RTransformerConfig, RTransformerModel
+
+pytestmark = pytest.mark.xdist_group("distributed")  # one launch for all
 
 TINY = {
     "vocab_size": 23,
@@ -98,6 +101,8 @@ def folder(tmp_path_factory):
             Path(f"{name}.txt").write_text("".join(f"{i * i} {text}\n" for i, text in enumerate(texts)))
             rows = [f"{text},{'long' if len(text) > 17 else 'short'}" for text in texts]
             Path(f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+        write_mat("tunes.mat", {"traindata": 10, "validdata": 5, "testdata": 4})
+        torch.manual_seed(0)
         for name, model_class in MODEL_CLASSES.items():
             settings = {"local_rnn_implementation": "shared_projection" if name == "classifier" else "blocked"}
             config = RTransformerConfig(**TINY, **settings, tie_word_embeddings=name != "untied_causal_lm")
@@ -109,6 +114,15 @@ def folder(tmp_path_factory):
         launch(
             ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
             [
+                (
+                    "train_polyphonic_music",
+                    "recipe.yaml",
+                    "--data",
+                    "tunes.mat",
+                    *to("music_ddp", 4),
+                    "--max_steps",
+                    "2",
+                ),
                 ("train_causal_lm", *TEXT, *to("causal_lm_ddp", 6), *half),
                 (
                     "train_sequence_classification",
@@ -157,6 +171,16 @@ def test_ddp(folder):
     assert_same_run("causal_lm_ddp", "causal_lm", AutoModelForCausalLM)
 
 
+def test_ddp_counts_every_frame_once(folder):
+    results = json.loads(Path("music_ddp/all_results.json").read_text())
+    model = AutoModelForTimeSeriesPrediction.from_pretrained("music_ddp").eval()
+    for prefix, array in (("eval", "validdata"), ("test", "testdata")):
+        rolls = read_rolls(array)
+        assert results[f"{prefix}_predicted_frames"] == sum(len(roll) - 1 for roll in rolls)
+        assert results[f"{prefix}_nll_per_frame"] == pytest.approx(nats_tune_by_tune(model, rolls), rel=1e-5)
+    assert "torchrun --nproc_per_node 2 scripts/" in Path("music_ddp/README.md").read_text()
+
+
 def test_fsdp(folder):
     assert_same_run("classifier_fsdp", "classifier", AutoModelForSequenceClassification)
     checkpoint = {path.name for path in Path("causal_lm_fsdp/checkpoint-10").iterdir()}
@@ -182,7 +206,7 @@ def test_fsdp_without_accelerators():
 def test_sharded_models(folder, name, layout):
     """Gradients and losses, on every rank; and one process goes on from what all of them have saved."""
     model = MODEL_CLASSES[name].from_pretrained(f"tiny/{name}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = make_optimizer(model)
     expected_losses, expected_gradients = train(model, optimizer, make_batches(name, 20))
 
     output_dir = f"tiny/{name}_{layout}"
@@ -194,7 +218,7 @@ def test_sharded_models(folder, name, layout):
         torch.testing.assert_close(gradients[key], gradient.expand_as(gradients[key]), rtol=0, atol=1e-6)
 
     model = MODEL_CLASSES[name].from_pretrained(output_dir)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = make_optimizer(model)
     set_optimizer_state_dict(model, optimizer, optimizer_state, options=StateDictOptions(full_state_dict=True))
     losses, _ = train(model, optimizer, make_batches(name, 20)[10:])
     assert losses == pytest.approx(expected_losses[10:], abs=1e-4, rel=0)

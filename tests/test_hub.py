@@ -22,6 +22,8 @@ from transformers import (
     GenerationConfig,
 )
 
+pytestmark = pytest.mark.xdist_group("hub")  # one Hub and one training for all
+
 ROOT = Path(__file__).parent.parent
 WRITES, READS, BERT = "hf_thatOfAnnaWrites", "hf_thatOfAnnaReads", "hf_thatOfBert"
 TEXT = ("--train_file", "train.txt", "--validation_file", "train.txt")
@@ -122,7 +124,7 @@ HfApi().create_tag("anna/tiny", tag="fourth", revision=sys.argv[1])
 LOAD = """
 import importlib.util, sys
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
 logits = {}
@@ -137,6 +139,8 @@ tokenizer = AutoTokenizer.from_pretrained("anna/tiny", trust_remote_code=True)
 assert tokenizer.decode(tokenizer("line 16 of")["input_ids"]) == "line 16 of"
 generator = pipeline("text-generation", model="anna/tiny", trust_remote_code=True)
 assert generator("line", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("line")
+for auto_class in (AutoModel, AutoModelForSequenceClassification):  # the code serves every task
+    auto_class.from_pretrained("anna/tiny", trust_remote_code=True)
 
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 model.train()(torch.arange(12).view(2, 6), labels=torch.arange(12).view(2, 6)).loss.backward()

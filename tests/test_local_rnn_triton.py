@@ -102,13 +102,17 @@ def check(inputs, dtype, on_chip, **arguments):
         (33, 3, 2, 70, False),
         (130, 3, 1, 18, False),
         (160, 2, 1, 6, False),
-        (500, 2, 1, 3, False),
     ],
 )
 def test_equals_textbook_form(cell, dtype, hidden, window_size, batch, time, on_chip):
     if on_chip and not kernels.fits_on_chip(hidden, dtype):
         pytest.skip("too wide for the window kernels")
     check(make_inputs(cell, batch, time, hidden), dtype, on_chip, cell=cell, window_size=window_size)
+
+
+@every_cell
+def test_a_width_of_many_blocks(cell):
+    check(make_inputs(cell, batch=1, time=2, hidden=500), torch.float32, on_chip=False, cell=cell, window_size=2)
 
 
 @every_cell

@@ -14,9 +14,7 @@
 """Training on piano rolls end to end, with models of a few thousand parameters."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -131,21 +129,6 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
     train("--transpose", "3")
     assert steps[6:] == [4, 5]  # the second epoch begins with the fourth step
     assert log_history() == expected
-
-
-def test_two_processes_count_every_frame_once(folder):
-    script = Path(train_polyphonic_music.__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    flags = ["recipe.yaml", "--data", "tunes.mat", "--output_dir", "out", "--max_steps", "2", "--use_cpu"]
-    environment = os.environ | {"PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *flags], check=True, env=environment, timeout=120)
-    assert "torchrun --nproc_per_node 2 scripts/train_polyphonic_music.py" in Path("out/README.md").read_text()
-    results = json.loads(Path("out/all_results.json").read_text())
-    for prefix, array in (("eval", "validdata"), ("test", "testdata")):
-        rolls = read_rolls(array)
-        assert results[f"{prefix}_predicted_frames"] == sum(len(roll) - 1 for roll in rolls)
-        model = AutoModelForTimeSeriesPrediction.from_pretrained("out").eval()
-        assert results[f"{prefix}_nll_per_frame"] == pytest.approx(nats_tune_by_tune(model, rolls), rel=1e-5)
 
 
 def test_summed_loss(folder):
