@@ -78,7 +78,7 @@ TRAINED_BY = {
     "--validation_file ptb.valid.txt --output_dir outputs/ptb_char_small",
     "music": "scripts/train_polyphonic_music.py scripts/recipes/nottingham.yaml --data Nottingham.mat "
     "--output_dir outputs/nottingham",
-    "digit": "scripts/train_sequence_classification.py scripts/recipes/smnist.yaml --dataset_name ylecun/mnist "
+    "digit": "scripts/train_sequence_classification.py scripts/recipes/smnist_small.yaml --dataset_name ylecun/mnist "
     "--test_split test --output_dir outputs/smnist",
 }
 
