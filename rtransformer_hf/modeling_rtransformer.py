@@ -19,7 +19,8 @@ LocalRNN tells what is near and in which order, so there are no position embeddi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -962,22 +963,33 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         frames = input_values.to(self.device, self.dtype)
         if streamer is not None:
             streamer.put(frames)
-        pieces, past_key_values = [frames], DynamicCache(config=self.config)
-        for _ in range(max_new_frames):
-            outputs = self.model(
-                input_values=pieces[-1],
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                use_cache=True,
-            )
-            pieces.append(self.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator))
-            if attention_mask is not None:
-                attention_mask = F.pad(attention_mask, (0, 1), value=1)
+        pieces = [frames]
+        for frame in islice(self.sample_frames(frames, attention_mask, temperature, generator), max_new_frames):
+            pieces.append(frame)
             if streamer is not None:
-                streamer.put(pieces[-1][:, 0])
+                streamer.put(frame[:, 0])
         if streamer is not None:
             streamer.end()
         return torch.cat(pieces, dim=1)
+
+    @torch.no_grad()
+    def sample_frames(
+        self,
+        frames: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        temperature: float,
+        generator: torch.Generator | None,
+    ) -> Iterator[torch.Tensor]:
+        """The frames that follow, (batch, 1, keys) each, without end. Arguments as in `sample`, and not checked."""
+        past_key_values = DynamicCache(config=self.config)
+        while True:
+            outputs = self.model(
+                input_values=frames, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=True
+            )
+            frames = self.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator)
+            yield frames
+            if attention_mask is not None:
+                attention_mask = F.pad(attention_mask, (0, 1), value=1)
 
     def sample_frame(
         self, hidden_states: torch.Tensor, temperature: float, generator: torch.Generator | None

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import gradio as gr
@@ -176,18 +177,14 @@ def read_tune(start: str, midi_file: str | None, num_frames: int) -> tuple[np.nd
     return tune[:num_frames], [f"The tune was cut to the first {num_frames} of its {len(tune):,} frames."]
 
 
-@torch.no_grad()
 def continue_tune(
     model: PreTrainedModel, tune: np.ndarray, num_frames: int, temperature: float, generator: torch.Generator
 ) -> Iterator[np.ndarray]:
     """The (88,) frames that follow (frames, 88), one by one as they are drawn. Nothing given starts a new tune."""
     given = tune if len(tune) else np.zeros((1, NUM_KEYS), dtype=np.uint8)
     frames = torch.from_numpy(given)[None].to(model.device, model.dtype)
-    cache = DynamicCache(config=model.config)
-    for _ in range(num_frames):
-        outputs = model.model(input_values=frames, past_key_values=cache, use_cache=True)
-        frames = model.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator)
-        yield frames[0, 0].to("cpu", torch.uint8).numpy()
+    for frame in islice(model.sample_frames(frames, None, temperature, generator), num_frames):
+        yield frame[0, 0].to("cpu", torch.uint8).numpy()
 
 
 def load_digit_model(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcessor]:

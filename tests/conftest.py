@@ -59,3 +59,9 @@ def recipes(word: str) -> list:
     """Parameters of a test: the recipes that hold a word which those of one script have in common."""
     folder = Path(__file__).parent.parent / "scripts" / "recipes"
     return [pytest.param(path, id=path.name) for path in sorted(folder.glob("*.yaml")) if word in path.read_text()]
+
+
+def write_texts(**num_lines: int):
+    """Writes NAME.txt for each name, of so many lines, no two alike."""
+    for name, lines in num_lines.items():
+        Path(f"{name}.txt").write_text("".join(f"line {i * i + len(name)} of a text\n" for i in range(lines)))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import output_folder
 import train_causal_lm
-from conftest import recipes
+from conftest import recipes, write_texts
 from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
 from model_arguments import make_model
@@ -65,8 +65,7 @@ def folder(tmp_path, monkeypatch):
     """A folder to run in, with a recipe and three texts."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
-    for name, lines in (("train", 60), ("validation", 21), ("test", 9)):
-        Path(f"{name}.txt").write_text("".join(f"line {i * i + len(name)} of a text\n" for i in range(lines)))
+    write_texts(train=60, validation=21, test=9)
     return tmp_path
 
 

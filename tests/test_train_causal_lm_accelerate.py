@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import evaluate_checkpoint
 import train_causal_lm
 import train_causal_lm_accelerate
-from conftest import recipes
+from conftest import recipes, write_texts
 from script_arguments import InputError
 
 RECIPE = """
@@ -57,8 +57,7 @@ def folder(tmp_path, monkeypatch):
     """A folder to run in, with a recipe and three texts."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(RECIPE)
-    for name, lines in (("train", 31), ("validation", 21), ("test", 9)):
-        Path(f"{name}.txt").write_text("".join(f"line {i * i + len(name)} of a text\n" for i in range(lines)))
+    write_texts(train=31, validation=21, test=9)
     return tmp_path
 
 
