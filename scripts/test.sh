@@ -6,6 +6,6 @@ bash scripts/setup_environment.sh
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-# Two processes of one thread each: the models of the tests are too small for threads to pay. Tests of a group share what
-# is costly to set up.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"
+# Two processes of one thread each: the models of the tests are too small for threads to pay. The tests of a file share
+# what is costly to set up.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -36,7 +36,6 @@ from rtransformer_hf import RTransformerForSequenceClassification, RTransformerI
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 
-pytestmark = pytest.mark.xdist_group("demo")  # one server and one browser for all
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -25,8 +25,6 @@ from training_run import train_and_evaluate
 
 from rtransformer_hf import RTransformerConfig, RTransformerModel
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one launch for all
-
 TINY = {
     "vocab_size": 23,
     "hidden_size": 16,

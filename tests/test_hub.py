@@ -22,8 +22,6 @@ from transformers import (
     GenerationConfig,
 )
 
-pytestmark = pytest.mark.xdist_group("hub")  # one Hub and one training for all
-
 ROOT = Path(__file__).parent.parent
 WRITES, READS, BERT = "hf_thatOfAnnaWrites", "hf_thatOfAnnaReads", "hf_thatOfBert"
 TEXT = ("--train_file", "train.txt", "--validation_file", "train.txt")

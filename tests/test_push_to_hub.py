@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from test_hub import BERT, READS, ROOT, WRITES, Machine
 from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction
 
-pytestmark = pytest.mark.xdist_group("push")  # one process does all pushes
-
 CARDS = ROOT / "model_cards"
 
 # Each push of the list, as (arguments, token): its output and what it ends with. The Hub's answers are those of its

@@ -136,7 +136,11 @@ def test_ci_runs_the_linter_and_the_tests(repository, tmp_path):
     result = run(repository, ".ci/run", LOG=str(tmp_path / "log"))
     assert result.returncode == 0, result.stderr
     commands = (tmp_path / "log").read_text().splitlines()
-    assert commands[-3:] == ["-m ruff check .", "-m ruff format --check .", "-m pytest -n 2 --dist loadgroup"]
+    assert commands[-3:] == [
+        "-m ruff check .",
+        "-m ruff format --check .",
+        "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
+    ]
 
 
 def test_test_sh_passes_arguments_and_failures_on(repository, tmp_path):
@@ -145,4 +149,4 @@ def test_test_sh_passes_arguments_and_failures_on(repository, tmp_path):
     interpreter.write_text('#!/usr/bin/env bash\n[[ "$*" != *pytest* ]] || { echo "$*"; exit 3; }\n')
     result = run(repository, "scripts/test.sh", "-k", "some name")
     assert result.returncode == 3
-    assert result.stdout.splitlines()[-1] == "-m pytest -n 2 --dist loadgroup -k some name"
+    assert result.stdout.splitlines()[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k some name"
