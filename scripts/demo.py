@@ -444,6 +444,7 @@ def music_tab(checkpoint: str):
             tune, notes = read_tune(start, midi_file, num_given)
         except InputError as error:
             gr.Warning(str(error))
+            yield gr.skip(), None, gr.skip(), gr.skip()  # nothing new to keep
             return
         for note in notes:
             gr.Warning(note)
