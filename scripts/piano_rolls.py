@@ -35,6 +35,7 @@ PITCHES = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
 MAT_ARRAYS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
 MIDI_SUFFIXES = (".mid", ".midi")
 MAX_FRAMES_PER_BEAT = 96
+MAX_FRAMES = 1_000_000  # of a MIDI file, where a few bytes can claim silence of years
 TICKS_PER_FRAME = 120  # of the MIDI files written here
 SAMPLE_RATE = 44100  # Hz
 ACCEPTED_DATA = (
@@ -225,7 +226,7 @@ def read_midi(path: str | Path, frames_per_beat: int) -> np.ndarray:
     out. The last frame is the last one with a key set: a file without notes has none.
 
     Raises:
-        InputError: the file can't be read, or holds a pitch that a piano does not have.
+        InputError: the file can't be read, holds a pitch that a piano does not have, or more than `MAX_FRAMES` frames.
     """
     try:
         midi = pretty_midi.PrettyMIDI(str(path))
@@ -247,7 +248,10 @@ def read_midi(path: str | Path, frames_per_beat: int) -> np.ndarray:
                 "keys of a piano, are accepted."
             )
         spans.append((note.pitch - LOWEST_PITCH, first_frame_from(note.start), first_frame_from(note.end)))
-    roll = np.zeros((max((end for _, start, end in spans if end > start), default=0), NUM_KEYS), dtype=np.uint8)
+    num_frames = max((end for _, start, end in spans if end > start), default=0)
+    if num_frames > MAX_FRAMES:
+        raise InputError(f"'{path}' holds {num_frames:,} frames; at most {MAX_FRAMES:,} are accepted.")
+    roll = np.zeros((num_frames, NUM_KEYS), dtype=np.uint8)
     for key, start, end in spans:
         roll[start:end, key] = 1
     return roll

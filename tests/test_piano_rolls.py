@@ -287,6 +287,8 @@ def test_midi_files_that_are_no_tunes(tmp_path):
     for pitch in (20, 109):
         save_midi(path, note(pitch, 192, 96))
         assert_refused(tmp_path, [str(path), f"pitch {pitch} at 1.00 s", "21 to 108"])
+    save_midi(path, note(60, 5_000_000, 96), ticks_per_beat=4)
+    assert_refused(tmp_path, [str(path), "2,500,048 frames", "at most 1,000,000"])
     for messages in ([], note(60, 0, 48), note(40, 0, 960, channel=9)):
         save_midi(path, messages)
         assert_refused(tmp_path, [str(path), "frames", "at least 2"])
