@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file
-from training_report import name_model
+from training_report import name_dataset, name_model
 from training_run import EVALUATION_FILE
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -66,7 +66,10 @@ def main(argv: list[str] | None = None):
             shutil.copy(file, unfinished / file.name)
         copy_weights(source, unfinished, args.dtype)
         card = (unfinished / "README.md").read_text(encoding="utf-8")
-        (unfinished / "README.md").write_text(name_model(card, args.hub_folder), encoding="utf-8")
+        card = name_model(card, args.hub_folder)
+        if args.dataset_name is not None:
+            card = name_dataset(card, args.dataset_name, args.dataset_id)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
         unfinished.replace(target)
     megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{args.hub_folder}: {megabytes:.1f} MB")
@@ -95,7 +98,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the weights kept. (default: as they are)"
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--dataset_name", help="What the card calls the data. (default: as the training did, by its id or files)"
+    )
+    parser.add_argument("--dataset_id", help="The data's id on the Hub, where the training read local files.")
+    args = parser.parse_args(argv)
+    if args.dataset_id is not None and args.dataset_name is None:
+        parser.error("--dataset_id is accepted along with --dataset_name.")
+    return args
 
 
 if __name__ == "__main__":

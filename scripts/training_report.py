@@ -183,6 +183,19 @@ def name_model(card: str, name: str) -> str:
     return card if usage is None else card.replace(usage[1], f'"{name}"')
 
 
+def name_dataset(card: str, name: str, dataset_id: str | None) -> str:
+    """The card with the name of the data, and its id if it is on the Hub, in place of the local files' name."""
+    named = ModelCard(card)
+    local_name = re.search(r"parameters, trained on (.+)\.\n", named.text)
+    if local_name is not None:
+        named.text = named.text.replace(local_name[0], f"parameters, trained on {name}.\n", 1)
+    if dataset_id is not None:
+        named.data.datasets = [dataset_id]
+    for result in named.data.eval_results or []:
+        result.dataset_name, result.dataset_type = name, dataset_id or result.dataset_type
+    return str(named)
+
+
 def command_line(args: TrainingArguments) -> str:
     """The command that runs, with the names alone of files that it gives by their whole path, and no token."""
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]

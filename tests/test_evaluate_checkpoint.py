@@ -25,6 +25,7 @@ import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
@@ -173,7 +174,14 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
         make_hub_folder.main(["cards/music", "cards/other"])
     assert [path.name for path in Path("cards").iterdir()] == ["music"]
 
-    make_hub_folder.main(["language", "cards/language"])
+    with pytest.raises(SystemExit) as stop:
+        make_hub_folder.main(["language", "cards/language", "--dataset_id", "anna/lines"])
+    assert stop.value.code == 2
+    make_hub_folder.main(["language", "cards/language", "--dataset_name", "Lines", "--dataset_id", "anna/lines"])
+    card = ModelCard.load("cards/language/README.md")
+    assert "million parameters, trained on Lines.\n" in card.text
+    assert card.data.datasets == ["anna/lines"]
+    assert {(found.dataset_name, found.dataset_type) for found in card.data.eval_results} == {("Lines", "anna/lines")}
     result = evaluate(capsys, "cards/language", "--data", "test.txt")
     reported = json.loads(Path("language/all_results.json").read_text())
     assert result["perplexity"] == pytest.approx(reported["test_perplexity"], rel=1e-6)
