@@ -38,7 +38,7 @@ from generate import load_causal_lm
 from generate_music import load_music_model
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from model_arguments import check_architecture
+from model_arguments import check_architecture, default_device
 from piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi, write_audio, write_midi, write_piano_roll_picture
 from PIL import Image, ImageDraw
 from script_arguments import InputError
@@ -194,10 +194,9 @@ def load_digit_model(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcess
     Raises:
         InputError: there is no such checkpoint, or it is none that reads the pixels of a digit row by row.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     try:
         check_architecture(checkpoint, "RTransformerForSequenceClassification")
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(device)
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(default_device())
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         found = (model.config.input_size, model.config.num_labels, getattr(processor, "permutation_seed", None))
         if found != (1, DIGITS, None):

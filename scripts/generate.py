@@ -21,8 +21,7 @@ Writes text with a causal language model, as it is made.
 import argparse
 import sys
 
-import torch
-from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from script_arguments import InputError
 from transformers import (
     AutoModelForCausalLM,
@@ -112,12 +111,11 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
         InputError: there is no such checkpoint, or it is none of a causal language model. The Auto class alone would
             open other models with a new, untrained output layer.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     accepted = "a folder or Hub id of a causal language model with its tokenizer is accepted"
     try:
         check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
-        return model.to(device), AutoTokenizer.from_pretrained(checkpoint)
+        return model.to(default_device()), AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_arguments import check_architecture
+from model_arguments import check_architecture, default_device
 from piano_rolls import (
     MAX_FRAMES_PER_BEAT,
     NUM_KEYS,
@@ -166,13 +166,12 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
         InputError: there is no such checkpoint, or it is none of piano rolls with 88 keys. The Auto class alone would
             open other models with a new, untrained output layer.
     """
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     accepted = f"a folder or Hub id of a model of piano rolls with {NUM_KEYS} keys is accepted"
     try:
         check_architecture(checkpoint, "RTransformerForPolyphonicMusic")
         if (input_size := AutoConfig.from_pretrained(checkpoint).input_size) != NUM_KEYS:
             raise ValueError(f"its input_size is {input_size}")
-        return AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(device)
+        return AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
     except (OSError, ValueError) as error:
         raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 

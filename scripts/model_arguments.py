@@ -15,6 +15,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+import torch
 from script_arguments import InputError
 from transformers import AutoConfig, PreTrainedModel
 
@@ -103,3 +104,8 @@ def check_architecture(checkpoint: str, *accepted: str) -> str:
     if not architectures[0].endswith(accepted):
         raise ValueError(f"it holds {architectures[0]}; accepted: a class that ends with {' or '.join(accepted)}.")
     return architectures[0]
+
+
+def default_device() -> torch.device:
+    """The accelerator, or the CPU where there is none."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

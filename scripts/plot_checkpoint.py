@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from evaluate_checkpoint import language_model, load_settings
 from language_modeling import TokenWindows
 from matplotlib.figure import Figure
+from model_arguments import default_device
 from output_folder import write_figure, write_whole
 from script_arguments import InputError
 from torch.utils.data import DataLoader, Subset
@@ -97,7 +98,7 @@ def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tupl
 @torch.no_grad()
 def nats_by_position(model: PreTrainedModel, windows: Subset, args: argparse.Namespace) -> torch.Tensor:
     """(time,) the mean loss of the labels at each position of the windows."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     model = model.to(device).eval()
     sums, counts = 0, 0
     for batch in tqdm(DataLoader(windows, batch_size=args.batch_size, collate_fn=default_data_collator)):
