@@ -79,11 +79,16 @@ def assert_equal_in_pieces(model, onnx_model):
     assert_equal_steps(model, onnx_model, lengths=[2, 2, 5, 1], batch_size=2, padding=1)
 
 
-@pytest.mark.parametrize("cell, num_local_rnn_layers", [("rnn", 2), ("lstm", 1)])
-def test_with_cache(tiny_config, tmp_path, cell, num_local_rnn_layers):
+@pytest.mark.parametrize(
+    "model_class, sizes",
+    [
+        (RTransformerForCausalLM, {"local_rnn_type": "rnn", "num_local_rnn_layers": 2}),
+        (RTransformerForPolyphonicMusic, {"local_rnn_type": "lstm", "input_size": 5}),
+    ],
+)
+def test_with_cache(tiny_config, tmp_path, model_class, sizes):
     """In onnxruntime, and the program of `torch.export` that the graph is made of in PyTorch."""
-    sizes = {"num_hidden_layers": 1, "local_window_size": 3, "num_local_rnn_layers": num_local_rnn_layers}
-    model = make_model(RTransformerForCausalLM, tiny_config(local_rnn_type=cell, **sizes))
+    model = make_model(model_class, tiny_config(num_hidden_layers=1, local_window_size=3, **sizes))
     program = export(model, with_cache=True)
     program.save(tmp_path / "model.onnx")
     assert_equal_in_pieces(model, OnnxModel(tmp_path / "model.onnx"))
