@@ -21,6 +21,9 @@ Pictures of trained language models, with their numbers as JSON beside them.
 model makes use of what lies further back than it ever saw, or fails there.
 `layers`: where a model attends to in a piece of text, and how much the loss rises when a sub-layer is taken out: what
 the LocalRNN adds, and where.
+`results`: the test figures that cards give, beside published ones.
+
+    python scripts/plot_checkpoint.py results model_cards/*/README.md --output results.png
 """
 
 import argparse
@@ -31,6 +34,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from evaluate_checkpoint import language_model, load_settings
+from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
 from matplotlib.figure import Figure
 from model_arguments import default_device
@@ -41,6 +45,13 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
 
 BINS_PER_TRAINING_LENGTH = 8
+PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271
+    ("JSB chorales", "nll_per_frame"): {"TCN": 8.10},
+    ("Nottingham", "nll_per_frame"): {"R-Transformer, paper": 2.37, "Transformer, paper": 3.34, "TCN": 3.07},
+    ("Penn Treebank, characters", "bits_per_character"): {"R-Transformer, paper": 1.24, "Transformer, paper": 1.45},
+    ("Penn Treebank, words", "perplexity"): {"R-Transformer, paper": 84.38, "Transformer, paper": 122.37},
+    ("Sequential MNIST", "accuracy"): {"R-Transformer, paper": 0.991, "Transformer, paper": 0.982},
+}
 
 
 def main(argv: list[str] | None = None):
@@ -146,6 +157,42 @@ def draw_layers(args: argparse.Namespace) -> tuple[Figure, dict]:
     return figure, {"loss": whole, "rise_without": losses}
 
 
+# What cards say
+
+
+def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
+    """Bars for each data set: of the metric that is published for it, or else of the first one in its cards."""
+    bars: dict[tuple[str, str], dict[str, float]] = {}
+    own_names = set()
+    for card in args.cards:
+        results = ModelCard.load(Path(card)).data.eval_results or []
+        tested = {
+            (result.dataset_name, result.metric_type): result.metric_value
+            for result in results
+            if result.dataset_split == "test"
+        }
+        if not tested:
+            raise InputError(f"{card} gives no test figure; the card of a run with test data is accepted.")
+        kind = next(iter(tested.keys() & PUBLISHED.keys()), next(iter(tested)))
+        name = Path(card).resolve().parent.name
+        bars.setdefault(kind, {})[name] = tested[kind]
+        own_names.add(name)
+    bars = {kind: bars[kind] | PUBLISHED.get(kind, {}) for kind in sorted(bars)}
+
+    figure = Figure(figsize=(7, 0.5 * len(bars) + 0.28 * sum(map(len, bars.values()))), layout="constrained")
+    panels = figure.subplots(len(bars), squeeze=False, height_ratios=[1.5 + len(values) for values in bars.values()])
+    for ((data, metric), values), axes in zip(bars.items(), panels[:, 0], strict=True):
+        colours = ["tab:blue" if name in own_names else "tab:grey" for name in values]
+        drawn = axes.barh(list(values), list(values.values()), color=colours)
+        axes.bar_label(drawn, fmt="{:.4g}", padding=3, fontsize=8)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        better = "higher" if metric == "accuracy" else "lower"
+        axes.set_title(f"{data}: {metric.replace('_', ' ')} on test, {better} is better", fontsize=9, loc="left")
+    return figure, {f"{data}: {metric}": values for (data, metric), values in bars.items()}
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -159,11 +206,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     layers.add_argument("checkpoint", help="Folder or Hub id of an R-Transformer language model.")
     layers.add_argument("--tokens", type=int, default=48, help="Length of the text in the picture. (default: 48)")
     layers.set_defaults(draw=draw_layers, architecture="RTransformerForCausalLM")
+    results = commands.add_parser("results", help="Test figures of cards, beside published ones.")
+    results.add_argument("cards", nargs="+", help="Files README.md in folders of make_hub_folder.py.")
+    results.set_defaults(draw=draw_results)
     for command in (context, layers):
         command.add_argument("--data", required=True, help="Text: a file, a folder, or a data set on the Hub.")
         command.add_argument("--split", default="test", help="Split of a data set. (default: test)")
         command.add_argument("--max_tokens", type=int, default=100_000, help="How much of it. (default: 100000)")
         command.add_argument("--batch_size", type=int, default=4, help="Contexts at a time. (default: 4)")
+    for command in (context, layers, results):
         command.add_argument("--output", required=True, help="The picture, a .png file; the numbers lie beside it.")
     args = parser.parse_args(argv)
     for name in ("factor", "tokens", "max_tokens", "batch_size"):

@@ -252,3 +252,28 @@ def test_bad_input_is_named(trained, monkeypatch, capsys, arguments, named):
     with pytest.raises(SystemExit) as stop:
         evaluate_checkpoint.main(arguments)
     assert named in f"{stop.value.code} {capsys.readouterr().err}"
+
+
+def test_results_beside_published_ones(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    make_hub_folder.main(["music", "shared/tunes", "--dataset_name", "Nottingham"])
+    make_hub_folder.main(["language", "shared/text", "--dataset_name", "Lines"])
+    cards = ["shared/text/README.md", "shared/tunes/README.md"]
+    plot_checkpoint.main(["results", *cards, "--output", "results.png"])
+    assert Path("results.png").stat().st_size > 0
+    music, language = (json.loads(Path(name, "all_results.json").read_text()) for name in ("music", "language"))
+    assert json.loads(Path("results.json").read_text()) == {
+        "Lines: perplexity": {"text": language["test_perplexity"]},
+        "Nottingham: nll_per_frame": {
+            "tunes": music["test_nll_per_frame"],
+            "R-Transformer, paper": 2.37,
+            "Transformer, paper": 3.34,
+            "TCN": 3.07,
+        },
+    }
+    Path("README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    with pytest.raises(SystemExit, match="gives no test figure"):
+        plot_checkpoint.main(["results", "README.md", "--output", "other.png"])
+    with pytest.raises(SystemExit, match="missing"):
+        plot_checkpoint.main(["results", "missing/README.md", "--output", "other.png"])
+    assert not Path("other.png").exists()
