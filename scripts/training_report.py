@@ -178,9 +178,18 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
 
 
 def name_model(card: str, name: str) -> str:
-    """The card with another name in the lines that load its model: the first name that they give is the model's."""
-    usage = re.search(r'(?:from_pretrained\(|model=)("[^"]+")', card)
-    return card if usage is None else card.replace(usage[1], f'"{name}"')
+    """
+    The card of a model under another name, a folder or an id on the Hub, in the lines that load it, in its heading and
+    its metadata. The first name that the card's code gives is the model's.
+    """
+    if usage := re.search(r'(?:from_pretrained\(|model=)("[^"]+")', card):
+        card = card.replace(usage[1], f'"{name}"')
+    named = ModelCard(card)
+    if named.data.model_name is not None:
+        short_name = Path(name).name
+        named.text = named.text.replace(f"\n# {named.data.model_name}\n", f"\n# {short_name}\n", 1)
+        named.data.model_name = short_name
+    return str(named)
 
 
 def name_dataset(card: str, name: str, dataset_id: str | None) -> str:

@@ -177,12 +177,13 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         make_hub_folder.main(["language", "cards/language", "--dataset_id", "anna/lines"])
     assert stop.value.code == 2
-    make_hub_folder.main(["language", "cards/language", "--dataset_name", "Lines", "--dataset_id", "anna/lines"])
-    card = ModelCard.load("cards/language/README.md")
+    make_hub_folder.main(["language", "cards/lines", "--dataset_name", "Lines", "--dataset_id", "anna/lines"])
+    card = ModelCard.load("cards/lines/README.md")
+    assert card.data.model_name == "lines" and "\n# lines\n" in card.text
     assert "million parameters, trained on Lines.\n" in card.text
     assert card.data.datasets == ["anna/lines"]
     assert {(found.dataset_name, found.dataset_type) for found in card.data.eval_results} == {("Lines", "anna/lines")}
-    result = evaluate(capsys, "cards/language", "--data", "test.txt")
+    result = evaluate(capsys, "cards/lines", "--data", "test.txt")
     reported = json.loads(Path("language/all_results.json").read_text())
     assert result["perplexity"] == pytest.approx(reported["test_perplexity"], rel=1e-6)
 

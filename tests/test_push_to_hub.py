@@ -144,6 +144,7 @@ def test_what_is_pushed(pushed):
         assert files[path] == (CARDS / "ptb_char_small" / path).read_bytes()
     card = ModelCard(files["README.md"].decode())
     assert 'from_pretrained("anna/text", ' in card.text and "model_cards/" not in card.text
+    assert card.data.model_name == "text" and "\n# text\n" in card.text
     assert tune.private and not text.private and text.files == files
     assert len(text.commits) == 3 and len(tune.commits) == 2  # with the initial ones: a push is one commit
 
