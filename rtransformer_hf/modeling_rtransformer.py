@@ -826,9 +826,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
     """
 
     main_input_name = "input_values"
-    accepts_loss_kwargs = (
-        False  # the loss is a mean over frames, not over the entries of `labels` that a Trainer counts
-    )
+    accepts_loss_kwargs = False  # the loss is a mean over frames; a Trainer would count the entries of `labels`
 
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
