@@ -11,14 +11,17 @@ import torch
 if not torch.cuda.is_available():  # before Triton is imported: without a GPU its kernels run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from accelerate.state import AcceleratorState
 from transformers import Trainer
 
 from rtransformer_hf import RTransformerConfig
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def fresh_process():
+    """What a process begins with: its random numbers, and no precision or device that Accelerate has settled on."""
     torch.manual_seed(0)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
