@@ -32,12 +32,13 @@ import demo
 from piano_rolls import read_midi, write_midi
 from script_arguments import InputError
 
-from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
+from rtransformer_hf import RTransformerImageProcessor
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
+DIGIT_MODEL = str(MODEL_CARDS / "smnist_small")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_FLAGS = [
     "--headless",
@@ -79,20 +80,6 @@ for name in ("write_text", "continue_tune"):
     setattr(demo, name, journaled(getattr(demo, name)))
 runpy.run_path(f"{space}/app.py", run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def digit_checkpoint(tmp_path_factory):
-    from rtransformer_hf import RTransformerConfig
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("digit") / "random_digits"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.3}
-    RTransformerForSequenceClassification(RTransformerConfig(input_size=1, num_labels=10, **sizes)).save_pretrained(
-        folder
-    )
-    RTransformerImageProcessor(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +172,11 @@ def test_bad_midi_files(tmp_path):
 
 
 @torch.no_grad()
-def test_a_digit_is_read_causally(digit_checkpoint):
-    model, processor = demo.load_digit_model(digit_checkpoint)
+def test_a_digit_is_read_causally():
+    model, processor = demo.load_digit_model(DIGIT_MODEL)
     image = demo.prepare_drawing(demo.EXAMPLE_DRAWING)
     probabilities = demo.read_digit(model, processor, image)
-    assert probabilities.shape == (784, 10)
+    assert probabilities.shape == (784, 10) and probabilities[-1].argmax() == 2
     pixels = (image.reshape(1, -1, 1) / 255 - 0.1307) / 0.3081
     for num_read in (1, 300, 784):
         logits = model(input_values=torch.from_numpy(pixels[:, :num_read]).float()).logits
@@ -230,10 +217,10 @@ def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
     assert capsys.readouterr().err.count("has no model") == 3
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path, digit_checkpoint, tiny_config):
+def test_a_model_of_another_kind_is_refused(tmp_path):
     with pytest.raises(InputError, match="RTransformerForCausalLM"):
         demo.load_digit_model(str(MODEL_CARDS / "ptb_char_small"))
-    shutil.copytree(digit_checkpoint, tmp_path / "permuted")
+    shutil.copytree(DIGIT_MODEL, tmp_path / "permuted")
     RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
     with pytest.raises(InputError, match=r"permutation_seed are \(1, 10, 3\)"):
         demo.load_digit_model(str(tmp_path / "permuted"))
@@ -273,13 +260,13 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, digit_checkpoint):
+def server(tmp_path_factory):
     """The Space that the script writes, as it runs by itself: one server for all tests."""
     folder = tmp_path_factory.mktemp("demo")
     space, journal = folder / "space", folder / "journal"
-    models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint"}
+    models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint", "digit": DIGIT_MODEL}
     flags = [flag for name, path in models.items() for flag in (f"--{name}_model", str(path))]
-    demo.main([*flags, "--digit_model", digit_checkpoint, "--make_space", str(space)])
+    demo.main([*flags, "--make_space", str(space)])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -516,9 +503,9 @@ def drawn_strokes(page) -> list[str]:
     return page.locator(".drawing polyline").evaluate_all("lines => lines.map(line => line.getAttribute('points'))")
 
 
-def read_drawing(page, digit_checkpoint: str):
+def read_drawing(page):
     """Clicks Read, and asserts that the page shows what the model says of what is drawn."""
-    expected = demo.read_digit(*demo.load_digit_model(digit_checkpoint), demo.prepare_drawing(drawn_strokes(page)))
+    expected = demo.read_digit(*demo.load_digit_model(DIGIT_MODEL), demo.prepare_drawing(drawn_strokes(page)))
     button(page, "Read").click()
     page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
     page.get_by_text(f"Read as {int(expected[-1].argmax())}, with").wait_for()
@@ -530,7 +517,7 @@ def read_drawing(page, digit_checkpoint: str):
     np.testing.assert_allclose(1 - shown[..., 1], expected.T, atol=0.001)
 
 
-def test_a_digit_drawn_with_the_mouse(open_page, digit_checkpoint):
+def test_a_digit_drawn_with_the_mouse(open_page):
     page = open_page()
     page.get_by_role("tab", name="Digit").click()
     button(page, "Read").click()
@@ -555,13 +542,13 @@ def test_a_digit_drawn_with_the_mouse(open_page, digit_checkpoint):
     strokes = drawn_strokes(page)
     assert len(strokes) == 2
     np.testing.assert_allclose([float(value) for value in strokes[1].split()[-1].split(",")], (170, 230), atol=1.5)
-    read_drawing(page, digit_checkpoint)
+    read_drawing(page)
     assert page.evaluate("window.captions.size") > 5  # it has been seen reading
     button(page, "Clear").click()
     wait_until(page, lambda: drawn_strokes(page) == [])
 
 
-def test_a_digit_drawn_by_keyboard_alone(open_page, digit_checkpoint):
+def test_a_digit_drawn_by_keyboard_alone(open_page):
     page = open_page()
     page.get_by_role("tab", name="Digit").focus()
     page.keyboard.press("Enter")
@@ -572,7 +559,7 @@ def test_a_digit_drawn_by_keyboard_alone(open_page, digit_checkpoint):
         "140,140 140,140 140,150 140,160 140,170 140,180 140,190 140,200",
         "140,170 140,170 150,170 160,170 170,170 180,170",
     ]
-    read_drawing(page, digit_checkpoint)
+    read_drawing(page)
 
 
 def test_phone(open_page):
