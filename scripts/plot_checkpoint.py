@@ -173,7 +173,7 @@ def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
         }
         if not tested:
             raise InputError(f"{card} gives no test figure; the card of a run with test data is accepted.")
-        kind = next(iter(tested.keys() & PUBLISHED.keys()), next(iter(tested)))
+        kind = next((kind for kind in tested if kind in PUBLISHED), next(iter(tested)))
         name = Path(card).resolve().parent.name
         bars.setdefault(kind, {})[name] = tested[kind]
         own_names.add(name)
