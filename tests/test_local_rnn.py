@@ -65,8 +65,9 @@ def test_gradients(cell, implementation):
 @pytest.mark.parametrize("window_size, time", [(1, 1), (1, 6), (4, 1), (4, 3), (7, 7), (3, 20)])
 @pytest.mark.parametrize("has_past", [False, True])
 def test_implementations_agree(cell, window_size, time, has_past):
-    inputs = make_inputs(cell, batch=3, time=time, width=8, hidden=8, dtype=torch.float32)
-    inputs = [tensor.requires_grad_() for tensor in inputs]
+    hidden_states, *weights = make_inputs(cell, batch=3, time=time, width=8, hidden=8, dtype=torch.float32)
+    weights = [weight / 8**0.5 for weight in weights]  # larger ones make an RNN chaotic: each step adds to the errors
+    inputs = [tensor.requires_grad_() for tensor in (hidden_states, *weights)]
     past = torch.randn(3, window_size - 1, 8, generator=torch.Generator().manual_seed(1)) if has_past else None
     results = []
     for implementation in IMPLEMENTATIONS:
@@ -97,9 +98,9 @@ def test_error_of_16_bits_is_that_of_the_textbook_form(cell, implementation, hal
 
 
 @every_cell
-@pytest.mark.parametrize("block_size", [1, 24, 100, 10**6])
-def test_blocks_change_nothing(cell, block_size, monkeypatch):
-    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_SIZE", block_size)
+@pytest.mark.parametrize("block_bytes", [1, 192, 800, 10**7])
+def test_blocks_change_nothing(cell, block_bytes, monkeypatch):
+    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_BYTES", block_bytes)
     monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_POSITIONS", 1)
     inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
     results = []
@@ -113,7 +114,7 @@ def test_blocks_change_nothing(cell, block_size, monkeypatch):
 @pytest.mark.parametrize("batch, time, hidden", [(1, 1, 1), (5, 13, 4), (3, 1000, 512), (1, 7, 10**6)])
 def test_blocks_cover_every_position_once(batch, time, hidden):
     count = torch.zeros(batch, time)
-    for rows, times in blocks(batch, time, hidden):
+    for rows, times in blocks(torch.empty(batch, time, hidden, device="meta")):
         count[rows, times] += 1
     assert (count == 1).all()
 
