@@ -28,6 +28,7 @@ from rtransformer_hf import (
     RTransformerModel,
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
+from rtransformer_hf.modeling_rtransformer import FEW_ROWS, project
 
 KEYS = 5
 EVERY_CLASS = [
@@ -188,6 +189,22 @@ def test_windows_in_flight_take_one_product_a_token(tiny_config):
             assert_equal(model(input_ids[:, start:end], past_key_values=cache).logits, full[:, start:end])
             if start in (4, 9, 10):  # decoding goes on
                 assert calls == [(1, model.config.local_window_size, model.config.hidden_size)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (FEW_ROWS, 1), (FEW_ROWS + 1, 1), (2, 3)])
+@pytest.mark.parametrize("num_threads", [1, 2, 4])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("out_features", [6, 8])  # no multiple of the threads, and a multiple
+@torch.no_grad()
+def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out_features, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    linear = torch.nn.Linear(5, out_features, bias=has_bias)
+    hidden_states = torch.randn(*shape, 10)[..., ::2]  # not contiguous
+    assert_equal(project(linear, hidden_states), linear(hidden_states))
+    assert project(linear.double(), hidden_states.double()).dtype == torch.float64
+
+    linear.float().register_forward_hook(lambda module, args, output: output + 1)
+    assert_equal(project(linear, hidden_states), linear(hidden_states))
 
 
 def test_cache_without_config_is_refused(tiny_config):
