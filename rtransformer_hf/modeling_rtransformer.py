@@ -113,7 +113,7 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
 
 
-FEW_ROWS = 32
+FEW_ROWS = 32  # with more, rows are as fast as columns, or nearly
 
 
 def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
