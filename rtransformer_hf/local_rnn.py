@@ -388,9 +388,10 @@ class BlockedLocalRNN(torch.autograd.Function):
             grad_gates = grad_step[:, : cell.gates_size]
             grad_projected_of_step = grad_step[:, cell.own_size :]
             grad_projected = inputs.new_zeros(len(block), cell.gates_size)
+            grad_windows = positions_of_steps(grad_projected, num_rows, num_positions).unbind()
             for step in reversed(range(window_size)):
                 cell.steps.backward(gates[step], derived[step], states[step], grad_states, grad_inputs_of_step)
-                grad_projected[step * num_rows :][:num_positions].add_(grad_projected_of_step)
+                grad_windows[step].add_(grad_projected_of_step)
                 if cell.own_size > 0:
                     grad_own_bias += grad_own.sum(0)
                 if step > 0:
@@ -450,8 +451,7 @@ class BlockedCell:
         projected = block.new_empty(len(block), self.num_columns("inputs"))
         projected[:, : self.own_size] = self.own_bias
         torch.addmm(self.input_bias, block, self.input_weight.t(), out=projected[:, self.own_size :])
-        num_positions = len(states[0][0])
-        inputs = self.views("inputs", projected.unfold(0, num_positions, num_rows).transpose(1, 2))
+        inputs = self.views("inputs", positions_of_steps(projected, num_rows, num_positions=len(states[0][0])))
 
         for state in states[0]:
             state.zero_()
@@ -460,6 +460,11 @@ class BlockedCell:
                 recurrent_weight = self.recurrent_weight if step > 0 else None
                 self.steps.activate(inputs[step], recurrent_weight, states[step], gates[step])
             self.steps.advance(inputs[step], gates[step], states[step], derived[step], states[step + 1])
+
+
+def positions_of_steps(positions: torch.Tensor, num_rows: int, num_positions: int) -> torch.Tensor:
+    """((window - 1 + time) * rows, features) -> (steps, time * rows, features), a view."""
+    return positions.unfold(0, num_positions, num_rows).transpose(1, 2)
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):

@@ -64,11 +64,14 @@ def test_gradients(cell, implementation):
 @every_cell
 @pytest.mark.parametrize("window_size, time", [(1, 1), (1, 6), (4, 1), (4, 3), (7, 7), (3, 20)])
 @pytest.mark.parametrize("has_past", [False, True])
-def test_implementations_agree(cell, window_size, time, has_past):
-    hidden_states, *weights = make_inputs(cell, batch=3, time=time, width=8, hidden=8, dtype=torch.float32)
-    weights = [weight / 8**0.5 for weight in weights]  # larger ones make an RNN chaotic: each step adds to the errors
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_implementations_agree(cell, window_size, time, has_past, dtype, tolerance):
+    hidden_states, *weights = make_inputs(cell, batch=3, time=time, width=8, hidden=8, dtype=dtype)
+    if dtype == torch.float32:  # larger weights make an RNN chaotic: each step multiplies the rounding errors
+        weights = [weight / 8**0.5 for weight in weights]
     inputs = [tensor.requires_grad_() for tensor in (hidden_states, *weights)]
-    past = torch.randn(3, window_size - 1, 8, generator=torch.Generator().manual_seed(1)) if has_past else None
+    generator = torch.Generator().manual_seed(1)
+    past = torch.randn(3, window_size - 1, 8, generator=generator, dtype=dtype) if has_past else None
     results = []
     for implementation in IMPLEMENTATIONS:
         output = local_rnn(*inputs, cell=cell, window_size=window_size, past=past, implementation=implementation)
@@ -76,7 +79,7 @@ def test_implementations_agree(cell, window_size, time, has_past):
         results.append([output, *gradients])
     for reference, *others in zip(*results, strict=True):
         for other in others:
-            torch.testing.assert_close(reference, other, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(reference, other, atol=tolerance, rtol=tolerance)
 
 
 @every_cell
