@@ -476,11 +476,10 @@ def test_music(open_page, tmp_path):
     page.get_by_role("radio", name="MIDI file").check()
     button(page, "Play on").click()
     page.get_by_text("A MIDI file is needed, or another start.").wait_for()
-    page.wait_for_timeout(500)  # nobody is faster
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Click to Upload").click()
     chooser.value.set_files(tmp_path / "mine.mid")
-    page.get_by_text("mine.mid").first.wait_for()
+    page.get_by_label("mine.mid").wait_for()  # as it is listed, not as it is on its way
     set_slider(page, "Frames given", 10)
     button(page, "Play on").click()
     page.get_by_text("The tune was cut to the first 10 of its 20 frames.").wait_for()
