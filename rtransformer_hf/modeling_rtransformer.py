@@ -226,6 +226,25 @@ def eager_attention_forward(
     return attention_output, attention_weights
 
 
+SHORT_SEQUENCE = 256  # with more positions, 16 bits take no longer than float32
+
+
+def in_float32(attention_interface: Callable) -> Callable:
+    """
+    The same attention, computed in float32 at least. In PyTorch's for CPUs, 16 bits are no gain, and the backward pass
+    of short sequences takes up to three times as long in them.
+    """
+
+    def attend(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs):
+        dtype = query.dtype
+        query, key, value = (x.to(torch.promote_types(dtype, torch.float32)) for x in (query, key, value))
+        with torch.autocast(query.device.type, enabled=False):
+            attention_output, attention_weights = attention_interface(module, query, key, value, *args, **kwargs)
+        return attention_output.to(dtype), attention_weights
+
+    return attend
+
+
 class RTransformerAttention(nn.Module):
     """Causal multi-head self-attention (section 3.2), without position information of its own."""
 
@@ -262,6 +281,9 @@ class RTransformerAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        is_on_cpu = query.device.type == "cpu" and self.config._attn_implementation == "sdpa"
+        if is_on_cpu and query.requires_grad and query.shape[2] <= SHORT_SEQUENCE:
+            attention_interface = in_float32(attention_interface)
         attention_output, attention_weights = attention_interface(
             self,
             query,

@@ -28,7 +28,7 @@ from rtransformer_hf import (
     RTransformerModel,
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
-from rtransformer_hf.modeling_rtransformer import FEW_ROWS, project
+from rtransformer_hf.modeling_rtransformer import FEW_ROWS, SHORT_SEQUENCE, project
 
 KEYS = 5
 EVERY_CLASS = [
@@ -205,6 +205,26 @@ def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out
 
     linear.float().register_forward_hook(lambda module, args, output: output + 1)
     assert_equal(project(linear, hidden_states), linear(hidden_states))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("is_short", [False, True])
+def test_short_sequences_attend_in_float32(tiny_config, autocast, is_short):
+    attention = RTransformerForCausalLM(tiny_config()).model.layers[0].self_attn
+    hidden_states = torch.randn(2, SHORT_SEQUENCE + (0 if is_short else 1), attention.q_proj.in_features)
+    attention, hidden_states = attention.bfloat16(), hidden_states.bfloat16()
+    heads = [
+        projection(hidden_states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    ]
+    attended = F.scaled_dot_product_attention(*(x.float() if is_short else x for x in heads), is_causal=True)
+    expected = attention.o_proj(attended.bfloat16().transpose(1, 2).flatten(2))
+    if autocast:
+        attention, hidden_states = attention.float(), hidden_states.float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output, _ = attention(hidden_states)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
 def test_cache_without_config_is_refused(tiny_config):
