@@ -235,12 +235,14 @@ def in_float32(attention_interface: Callable) -> Callable:
     of short sequences takes up to three times as long in them.
     """
 
-    def attend(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs):
-        dtype = query.dtype
-        query, key, value = (x.to(torch.promote_types(dtype, torch.float32)) for x in (query, key, value))
+    def attend(module: nn.Module, query, key, value, attention_mask: torch.Tensor | None, **kwargs):
+        dtype, float_dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
+        query, key, value = (x.to(float_dtype) for x in (query, key, value))
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask.to(float_dtype)
         with torch.autocast(query.device.type, enabled=False):
-            attention_output, attention_weights = attention_interface(module, query, key, value, *args, **kwargs)
-        return attention_output.to(dtype), attention_weights
+            attention_output, weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
+        return attention_output.to(dtype), weights
 
     return attend
 

@@ -209,20 +209,23 @@ def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("is_short", [False, True])
-def test_short_sequences_attend_in_float32(tiny_config, autocast, is_short):
-    attention = RTransformerForCausalLM(tiny_config()).model.layers[0].self_attn
-    hidden_states = torch.randn(2, SHORT_SEQUENCE + (0 if is_short else 1), attention.q_proj.in_features)
-    attention, hidden_states = attention.bfloat16(), hidden_states.bfloat16()
-    heads = [
+@pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.bfloat16])
+def test_short_sequences_attend_in_float32(tiny_config, autocast, is_short, mask_dtype):
+    attention = RTransformerForCausalLM(tiny_config()).model.layers[0].self_attn.bfloat16()
+    length = SHORT_SEQUENCE + (0 if is_short else 1)
+    hidden_states = torch.randn(2, length, attention.q_proj.in_features).bfloat16()
+    mask = None if mask_dtype is None else torch.rand(2, 1, length, length).log().to(mask_dtype)
+    states = [
         projection(hidden_states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     ]
-    attended = F.scaled_dot_product_attention(*(x.float() if is_short else x for x in heads), is_causal=True)
+    exact = [x.float() if is_short and x is not None and x.dtype != torch.bool else x for x in (*states, mask)]
+    attended = F.scaled_dot_product_attention(*exact, is_causal=mask is None)
     expected = attention.o_proj(attended.bfloat16().transpose(1, 2).flatten(2))
     if autocast:
         attention, hidden_states = attention.float(), hidden_states.float()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output, _ = attention(hidden_states)
+        output, _ = attention(hidden_states, mask)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
