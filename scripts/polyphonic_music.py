@@ -81,7 +81,10 @@ class TuneSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         lengths = [len(roll) for roll in self.tunes.rolls]
-        order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
+        if self.batch_size > 1:
+            order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
+        else:  # nothing to pad, and no reason to begin with the longest tunes
+            order = torch.randperm(len(lengths), generator=generator).tolist()
         shifts = torch.randint(self.tunes.num_shifts, (len(order),), generator=generator)
         return iter((torch.tensor(order) * self.tunes.num_shifts + shifts).tolist())
 
