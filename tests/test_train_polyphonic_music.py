@@ -175,6 +175,13 @@ def test_epochs_have_every_tune_once_in_an_order_and_key_of_their_own():
     assert sum(max(batch) - min(batch) for batch in batches) / 50 < 8  # batches at random: 24 on average
 
 
+def test_tunes_one_at_a_time_come_in_any_order():
+    rolls = [np.ones((length, 88), dtype=np.uint8) for length in range(2, 202)]
+    order = list(TuneSampler(Tunes(rolls), batch_size=1, seed=3))
+    assert sorted(order) == list(range(200))
+    assert 70 < (np.diff(order) < 0).sum() < 130  # a tune shorter than the one before
+
+
 def test_padding_carries_no_loss():
     batch = pad_tunes([Tunes([np.ones((length, 88), dtype=np.uint8)])[0] for length in (2, 5)])
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
