@@ -55,7 +55,7 @@ from output_folder import (
 from script_arguments import InputError, parse_arguments
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from training_run import EVALUATION_FILE
+from training_run import EVALUATION_FILE, refuse_divergence
 from transformers import (
     AutoModelForCausalLM,
     EvalPrediction,
@@ -254,7 +254,9 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, windows: TokenWin
     for batch in accelerator.prepare_data_loader(loader):
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits
         losses.append(accelerator.gather_for_metrics(window_losses(logits, batch["labels"])))
-    return exact_metrics(windows)(EvalPrediction(torch.cat(losses).cpu().numpy(), label_ids=None))
+    metrics = exact_metrics(windows)(EvalPrediction(torch.cat(losses).cpu().numpy(), label_ids=None))
+    refuse_divergence(metrics["loss"], args.learning_rate)
+    return metrics
 
 
 def save_checkpoint(accelerator: Accelerator, args: LoopArguments, step: int, best_loss: float):

@@ -15,6 +15,7 @@
 
 import json
 import logging
+import math
 import shlex
 import shutil
 from collections.abc import Callable
@@ -47,6 +48,11 @@ class ReportingTrainer(Trainer):
         # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        refuse_divergence(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
+        return metrics
 
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
@@ -87,6 +93,18 @@ class ReportingTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
         for job in self.push_in_progress.jobs:
             job.add_done_callback(warn_of_failure)
+
+
+def refuse_divergence(loss: float, learning_rate: float):
+    """
+    Raises:
+        InputError: the loss of an evaluation is no number, from which no training comes back.
+    """
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the training has diverged: the loss of an evaluation is {loss}. A --learning_rate below "
+            f"{learning_rate:g} is accepted, or more --warmup_steps; the checkpoints up to now are kept."
+        )
 
 
 def warn_of_failure(push: Future):

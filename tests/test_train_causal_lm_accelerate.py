@@ -145,6 +145,12 @@ def test_the_best_model_is_kept(folder, capsys):
     assert last["eval_loss"] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_a_training_that_diverges_ends(folder):
+    with pytest.raises(InputError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 is accepted"):
+        train("--learning_rate", "1e20", "--lr_scheduler_type", "constant")
+    assert not Path("out/model.safetensors").exists()
+
+
 def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
     first = train("--max_steps", "2")
     monkeypatch.setattr(Accelerator, "backward", lambda *args, **kwargs: pytest.fail("trains again"))

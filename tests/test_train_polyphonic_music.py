@@ -131,6 +131,12 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
     assert log_history() == expected
 
 
+def test_a_training_that_diverges_ends(folder):
+    with pytest.raises(InputError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 is accepted"):
+        train("--optim", "sgd", "--learning_rate", "1e20", "--max_grad_norm", "0")
+    assert not Path("out/model.safetensors").exists()
+
+
 def test_summed_loss(folder):
     """The gradient of a batch is that of its mean loss, times its number of predicted frames."""
     sgd = ("--optim", "sgd", "--max_steps", "1", "--hidden_dropout", "0", "--max_grad_norm", "0")
