@@ -57,8 +57,7 @@ CARD = """\
 # {model_name}
 
 {description}: {architecture} with {millions:.2f} million parameters, trained on {data_name}.
-An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block, and needs no
-position embeddings.
+{architecture_note}
 
 ## Use
 
@@ -96,6 +95,13 @@ On {hardware}, {duration}, finished on {date}. Loss on the training set is with 
 {citation}
 ```
 """
+
+R_TRANSFORMER_NOTE = """\
+An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block, and needs no
+position embeddings."""
+
+TRANSFORMER_NOTE = """\
+It is a Transformer, to compare with: the blocks of an R-Transformer (arXiv 1907.05572) without their small RNNs."""
 
 CITATION = """\
 @article{wang2019rtransformer,
@@ -163,6 +169,7 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
             architecture=type(trainer.model).__name__.removeprefix("FSDP"),
             millions=trainer.model.num_parameters() / 1e6,
             data_name=report.data_name,
+            architecture_note=R_TRANSFORMER_NOTE if config.num_local_rnn_layers > 0 else TRANSFORMER_NOTE,
             usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),
             results="\n".join(table),
             metrics_note=report.metrics_note,
