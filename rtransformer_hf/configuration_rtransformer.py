@@ -103,7 +103,7 @@ class RTransformerConfig(PreTrainedConfig):
     """
 
     model_type = "rtransformer"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     # The LocalRNN layers are not split: each of their steps needs the whole state, so every rank runs them in full.
     base_model_tp_plan = {

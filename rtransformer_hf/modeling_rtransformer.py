@@ -20,7 +20,7 @@ LocalRNN tells what is near and in which order, so there are no position embeddi
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 
 import torch
@@ -52,6 +52,28 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_rtransformer import RTransformerConfig
 from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
+
+# What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+def takes_past_key_values(forward: Callable) -> Callable:
+    """
+    Lets a `forward` with the argument `cache` take it as `past_key_values` too.
+
+    Raises:
+        ValueError: both are given.
+    """
+
+    @wraps(forward)
+    def forward_with_either_name(self, *args, past_key_values: Cache | None = None, **kwargs):
+        if past_key_values is None:
+            return forward(self, *args, **kwargs)
+        if kwargs.get("cache") is not None:
+            raise ValueError("`cache` and `past_key_values` are one argument, by its new and its old name: give one.")
+        return forward(self, *args, **{**kwargs, "cache": past_key_values})
+
+    return forward_with_either_name
 
 
 class RTransformerLocalRNNCell(nn.Module):
@@ -157,41 +179,41 @@ class RTransformerLocalRNN(nn.Module):
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
         sequence_positions: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
         if padding_mask is not None:
             hidden_states = hidden_states * padding_mask[..., None].to(hidden_states.dtype)
-        if past_key_values is None or self.cell.window_size == 1:
+        if cache is None or self.cell.window_size == 1:
             return self.cell(hidden_states, sequence_positions=sequence_positions)
         if hidden_states.shape[1] == 1 and not torch.is_grad_enabled() and not is_tracing(hidden_states):
-            return self.decode(hidden_states, past_key_values)
-        past = self.update_cache(hidden_states, past_key_values)
+            return self.decode(hidden_states, cache)
+        past = self.update_cache(hidden_states, cache)
         return self.cell(hidden_states, past, sequence_positions)
 
-    def update_cache(self, hidden_states: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
+    def update_cache(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Stores the inputs in the cache and returns the window - 1 before them, with zeros where there were none."""
         window_size, length = self.cell.window_size, hidden_states.shape[1]
         if length > 1:
-            past_key_values.layers[self.layer_idx].__dict__.pop("windows_in_flight", None)
-        states = past_key_values.update_conv_state(
+            cache.layers[self.layer_idx].__dict__.pop("windows_in_flight", None)
+        states = cache.update_conv_state(
             hidden_states.transpose(1, 2), self.layer_idx, state_idx=self.state_idx, conv_kernel_size=window_size
         )
         # The cache returns what it kept and the new inputs. Of the former, window - 1 count: pad or crop in front.
         states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0))
         return states[..., : window_size - 1].transpose(1, 2)
 
-    def decode(self, hidden_states: torch.Tensor, past_key_values: Cache) -> torch.Tensor:
+    def decode(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """
         One position: a single recurrent product advances all windows in flight. They stay with the cache beside the
         inputs, which remain what counts: where these changed otherwise (a rollback, new beams), windows open anew.
         """
-        cache_layer = past_key_values.layers[self.layer_idx]
+        cache_layer = cache.layers[self.layer_idx]
         kept = cache_layer.__dict__.setdefault("windows_in_flight", {})
         windows, inputs, version = kept.get(self.state_idx, (None, None, None))
         is_current = inputs is cache_layer.conv_states[self.state_idx] and version == self.version_of(cache_layer)
 
-        past = self.update_cache(hidden_states, past_key_values)
+        past = self.update_cache(hidden_states, cache)
         if not is_current:
             windows = None
             for position in past.split(1, dim=1):
@@ -267,7 +289,7 @@ class RTransformerAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]
@@ -277,8 +299,8 @@ class RTransformerAttention(nn.Module):
         key = project(self.k_proj, hidden_states).view(heads_shape).transpose(1, 2)
         value = project(self.v_proj, hidden_states).view(heads_shape).transpose(1, 2)
 
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -329,22 +351,23 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         self.mlp = RTransformerMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
+    @takes_past_key_values
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         sequence_positions: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         for local_rnn_layer in self.local_rnns:
-            local_states = local_rnn_layer(hidden_states, padding_mask, sequence_positions, past_key_values)
+            local_states = local_rnn_layer(hidden_states, padding_mask, sequence_positions, cache)
             hidden_states = hidden_states + self.dropout(local_states)
         attention_output, _ = self.self_attn(
             self.self_attn_norm(hidden_states),
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attention_output)
@@ -357,7 +380,7 @@ class RTransformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["RTransformerDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -438,12 +461,13 @@ class RTransformerModel(RTransformerPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
+    @takes_past_key_values
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -456,7 +480,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
             position_ids: (batch, time). Where these restart within a row, and neither mask nor cache is given, a new
                 sequence begins, which sees nothing of the one before. The model itself has no positions, the
                 sinusoidal ones of the baseline aside.
-            past_key_values: a cache made from the model's config, `DynamicCache(config=model.config)` for example.
+            cache: a cache made from the model's config, `DynamicCache(config=model.config)` for example. It can be
+                given as `past_key_values` as well, its name before Transformers 5.24.
             inputs_embeds: (batch, time, hidden_size), in place of the embedded or projected inputs.
             input_values: (batch, time, input_size) vectors, for a model with `input_size`.
             use_cache: whether to return a cache; `config.use_cache` when None.
@@ -470,11 +495,11 @@ class RTransformerModel(RTransformerPreTrainedModel):
         inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
 
         # Packed rows are told by their position ids, but Transformers looks for them only where there is no past.
-        mask_cache = past_key_values
-        if past_key_values is not None:
-            self.check_cache(past_key_values)
+        mask_cache = cache
+        if cache is not None:
+            self.check_cache(cache)
         elif use_cache:
-            past_key_values = DynamicCache(config=self.config)
+            cache = DynamicCache(config=self.config)
 
         sequence_positions = None
         if position_ids is not None and attention_mask is None and mask_cache is None:
@@ -482,16 +507,11 @@ class RTransformerModel(RTransformerPreTrainedModel):
             sequence_positions = positions_in_packed_sequences(position_ids)
 
         if not isinstance(masks := attention_mask, dict):
-            mask_kwargs = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "past_key_values": mask_cache,
-                "position_ids": position_ids,
-            }
             masks = {
-                "full_attention": create_causal_mask(**mask_kwargs),
-                "linear_attention": create_padding_mask(**mask_kwargs),
+                "full_attention": create_causal_mask(
+                    self.config, inputs_embeds, attention_mask, mask_cache, position_ids=position_ids
+                ),
+                "linear_attention": create_padding_mask(self.config, inputs_embeds, attention_mask, mask_cache),
             }
 
         if self.config.position_embedding_type == "sinusoidal":
@@ -509,10 +529,10 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 padding_mask=masks.get("linear_attention"),
                 sequence_positions=sequence_positions,
                 position_ids=position_ids,  # flash attention finds packed sequences by them
-                past_key_values=past_key_values,
+                **{CACHE_NAME: cache},  # by this name, gradient checkpointing takes it away
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
 
     def embed(
         self,
@@ -549,15 +569,13 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 f"{tp_size}."
             )
 
-    def check_cache(self, past_key_values: Cache):
+    def check_cache(self, cache: Cache):
         """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
         has_local_state = "hybrid" in self.config.layer_types
-        if has_local_state and not all(
-            hasattr(layer, "update_conv_state") for layer in past_key_values.layers or [None]
-        ):
+        if has_local_state and not all(hasattr(layer, "update_conv_state") for layer in cache.layers or [None]):
             raise ValueError(
-                "`past_key_values` must be made from the model's config, so that it keeps the inputs of the LocalRNN "
-                f"layers: `DynamicCache(config=model.config)`, for example; got {past_key_values}."
+                "`cache` must be made from the model's config, so that it keeps the inputs of the LocalRNN "
+                f"layers: `DynamicCache(config=model.config)`, for example; got {cache}."
             )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -568,13 +586,13 @@ class RTransformerModel(RTransformerPreTrainedModel):
 
 
 def positions_of_inputs(
-    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
 ) -> torch.Tensor:
     """(batch or 1, time) positions in each row, which are counted from its first real input."""
     length = inputs_embeds.shape[1]
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-    past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    past_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(length, device=inputs_embeds.device)[None] + past_length
 
 
@@ -595,12 +613,14 @@ def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | 
     return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
 
 
-def create_padding_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs):
+def create_padding_mask(
+    config: RTransformerConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
+) -> torch.Tensor | None:
     """(batch, time), 0 at padding, or None where nothing is known to be padded."""
     # Transformers takes a single step for a generated token; a prompt that is fed step by step has its padding there.
     if inputs_embeds.shape[1] == 1 and attention_mask is not None and attention_mask.ndim == 2:
         return attention_mask[:, -1:]
-    return create_recurrent_attention_mask(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+    return create_recurrent_attention_mask(config, inputs_embeds, attention_mask, cache)
 
 
 class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
@@ -624,12 +644,13 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @can_return_tuple
+    @takes_past_key_values
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -652,7 +673,7 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             input_values=input_values,
             use_cache=use_cache,
@@ -667,7 +688,7 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -692,12 +713,13 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @takes_past_key_values
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -720,7 +742,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             input_values=input_values,
             use_cache=use_cache,
@@ -737,7 +759,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -777,12 +799,13 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @takes_past_key_values
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -802,7 +825,7 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             input_values=input_values,
             use_cache=use_cache,
@@ -894,12 +917,13 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @takes_past_key_values
     def forward(
         self,
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_ids: torch.LongTensor | None = None,
         labels: torch.Tensor | None = None,
@@ -926,7 +950,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             input_values=input_values,
             use_cache=use_cache,
@@ -939,7 +963,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         return CausalLMOutputWithPast(
             loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask),
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -1035,11 +1059,9 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         generator: torch.Generator | None,
     ) -> Iterator[torch.Tensor]:
         """The frames that follow, (batch, 1, keys) each, without end. Arguments as in `sample`, and not checked."""
-        past_key_values = DynamicCache(config=self.config)
+        cache = DynamicCache(config=self.config)
         while True:
-            outputs = self.model(
-                input_values=frames, attention_mask=attention_mask, past_key_values=past_key_values, use_cache=True
-            )
+            outputs = self.model(input_values=frames, attention_mask=attention_mask, cache=cache, use_cache=True)
             frames = self.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator)
             yield frames
             if attention_mask is not None:

@@ -86,7 +86,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS, num_gates
-from rtransformer_hf.modeling_rtransformer import RTransformerLocalRNNCell
+from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNNCell
 
 PEERS = ("gpt2", "llama", "mamba")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -238,7 +238,7 @@ def generate_phases(args: argparse.Namespace, setting: Setting, name: str, model
     del prompt["labels"]
     last = {name: values[:, -1:] for name, values in prompt.items()}
     kwargs = last_logits_only(setting)
-    cache_name = "cache_params" if name == "mamba" else "past_key_values"
+    cache_name = "cache_params" if name == "mamba" and CACHE_NAME != "cache" else CACHE_NAME
     cache = {}
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def write_text(
     tokens = input_ids = input_ids.to(model.device)
     cache = DynamicCache(config=model.config)
     for _ in range(num_tokens):
-        logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+        logits = model(tokens, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
         probabilities = warpers(input_ids, logits).softmax(dim=-1)
         tokens = torch.multinomial(probabilities, 1, generator=generator)
         input_ids = torch.cat([input_ids, tokens], dim=-1)

@@ -48,6 +48,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 import rtransformer_hf
 from rtransformer_hf import RTransformerConfig
+from rtransformer_hf.modeling_rtransformer import CACHE_NAME
 
 TASKS = (
     "RTransformerForCausalLM",
@@ -79,7 +80,7 @@ class FunctionalModel(nn.Module):
             layer.update(next(states), next(states))
             for state_idx in getattr(layer, "conv_states", ()):
                 layer.update_conv_state(next(states), state_idx)
-        logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
+        logits = self.model(**inputs, cache=cache, use_cache=True).logits
         return logits, *(
             state
             for layer in cache.layers
@@ -171,7 +172,7 @@ def largest_difference(model: PreTrainedModel, onnx_model: OnnxModel, with_cache
         differences.append(difference[is_real] if difference.ndim == 3 else difference)
         for past_length in range(length, length + 3 if with_cache else length):
             inputs = make_inputs(config, batch_size, 1, past_length, padding)
-            expected = model(**inputs, past_key_values=expected.past_key_values, use_cache=True)
+            expected = model(**inputs, cache=expected.get(CACHE_NAME), use_cache=True)
             logits, *present = onnx_model(inputs, dict(zip(past, present, strict=True)))
             differences.append((logits - expected.logits).abs())
     return max(difference.max().item() for difference in differences)
@@ -188,11 +189,11 @@ def tokens_per_second(model: PreTrainedModel, onnx_model: OnnxModel, with_cache:
     state = {}
 
     def pytorch_prefill():
-        state["pytorch"] = model(**prompt, use_cache=with_cache).get("past_key_values")
+        state["pytorch"] = model(**prompt, use_cache=with_cache).get(CACHE_NAME)
 
     def pytorch_tokens():
         for inputs in new:
-            model(**inputs, past_key_values=state["pytorch"], use_cache=True)
+            model(**inputs, cache=state["pytorch"], use_cache=True)
 
     def onnx_prefill():
         _, *state["onnxruntime"] = onnx_model(prompt, past)

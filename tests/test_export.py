@@ -23,6 +23,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerForTokenClassification,
 )
+from rtransformer_hf.modeling_rtransformer import CACHE_NAME
 
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 2, 7, 1, 8, 2]])
 ATTENTION_MASK = np.array([[1] * 8, [0] * 3 + [1] * 5])
@@ -64,12 +65,12 @@ def assert_equal_steps(model, onnx_model, lengths: list[int], batch_size: int, p
     past, cache, past_length = make_past(model.config, batch_size), None, 0
     for length in lengths:
         inputs = make_inputs(model.config, batch_size, length, past_length, padding)
-        expected = model(**inputs, past_key_values=cache, use_cache=True)
+        expected = model(**inputs, cache=cache, use_cache=True)
         logits, *present = onnx_model(inputs, past)
         is_real = inputs["attention_mask"][:, -length:].bool()
         torch.testing.assert_close(logits[is_real], expected.logits[is_real], atol=1e-5, rtol=0)
         past = dict(zip(past, present, strict=True))
-        cache, past_length = expected.past_key_values, past_length + length
+        cache, past_length = expected.get(CACHE_NAME), past_length + length
 
 
 def assert_equal_in_pieces(model, onnx_model):

@@ -110,7 +110,7 @@ def test_cached_equals_uncached(tiny_config, cell, sizes, padding):
             for length in lengths:
                 piece = slice(start, start + length)
                 start += length
-                outputs = model(input_ids[:, piece], attention_mask=mask[:, :start], past_key_values=cache)
+                outputs = model(input_ids[:, piece], attention_mask=mask[:, :start], cache=cache)
                 logits.append(outputs.logits)
             return torch.cat(logits, dim=1)
 
@@ -128,9 +128,7 @@ def test_cached_equals_uncached(tiny_config, cell, sizes, padding):
             beams = torch.tensor([2, 0, 0])
             cache.reorder_cache(beams)
             for t in range(8, 12):
-                logits = model(
-                    input_ids[beams, t, None], attention_mask=mask[beams, : t + 1], past_key_values=cache
-                ).logits
+                logits = model(input_ids[beams, t, None], attention_mask=mask[beams, : t + 1], cache=cache).logits
                 is_real = mask[beams, t].bool()
                 assert_equal(logits[is_real, 0], full[beams, t][is_real])
 
@@ -146,13 +144,13 @@ def test_rolled_back_cache_equals_uncached(tiny_config, cell, prompt_length):
     cache.activate_past_recording()
     with torch.no_grad():
         full = model(input_ids, use_cache=False).logits
-        model(input_ids[:, :prompt_length], past_key_values=cache)
+        model(input_ids[:, :prompt_length], cache=cache)
         start = prompt_length
         for length in (2, 1, 1, 2, 1):
             for rejected_id in rejected_ids.split(length, dim=1):  # drafted one by one, or several at once
-                model(rejected_id, past_key_values=cache)
+                model(rejected_id, cache=cache)
             cache.crop(-5)
-            logits = model(input_ids[:, start : start + length], past_key_values=cache).logits
+            logits = model(input_ids[:, start : start + length], cache=cache).logits
             cache.crop(0)
             assert_equal(logits, full[:, start : start + length])
             start += length
@@ -186,7 +184,7 @@ def test_windows_in_flight_take_one_product_a_token(tiny_config):
         cache = DynamicCache(config=model.config)
         for start, end in [(0, 3), (3, 4), (4, 5), (5, 8), (8, 9), (9, 10), (10, 11)]:
             calls.clear()
-            assert_equal(model(input_ids[:, start:end], past_key_values=cache).logits, full[:, start:end])
+            assert_equal(model(input_ids[:, start:end], cache=cache).logits, full[:, start:end])
             if start in (4, 9, 10):  # decoding goes on
                 assert calls == [(1, model.config.local_window_size, model.config.hidden_size)]
 
@@ -232,8 +230,26 @@ def test_short_sequences_attend_in_float32(tiny_config, autocast, is_short, mask
 
 def test_cache_without_config_is_refused(tiny_config):
     model = make_model(RTransformerForCausalLM, tiny_config())
-    with pytest.raises(ValueError, match=r"`past_key_values` must be made from the model's config"):
-        model(torch.ones(1, 3, dtype=torch.long), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match=r"`cache` must be made from the model's config"):
+        model(torch.ones(1, 3, dtype=torch.long), cache=DynamicCache())
+
+
+@every_class
+def test_cache_by_either_name(tiny_config, model_class):
+    """Transformers calls it `past_key_values` before 5.24, and so does code written for that."""
+    sizes = {"input_size": KEYS} if model_class is RTransformerForPolyphonicMusic else {}
+    model = make_model(model_class, tiny_config(num_labels=3, **sizes))
+    inputs = make_input(model.config)
+    pieces = [{name: values[:, piece] for name, values in inputs.items()} for piece in (slice(5), slice(5, None))]
+    outputs = {}
+    with torch.no_grad():
+        for name in ("cache", "past_key_values"):
+            cache = {name: DynamicCache(config=model.config)}
+            outputs[name] = [main_output(model(**piece, **cache)) for piece in pieces]
+            assert cache[name].get_seq_length() == 9
+    assert_equal(outputs["past_key_values"], outputs["cache"])
+    with pytest.raises(ValueError, match="`cache` and `past_key_values` are one argument"):
+        model(**inputs, cache=DynamicCache(config=model.config), past_key_values=DynamicCache(config=model.config))
 
 
 # --- padding ---
@@ -419,6 +435,16 @@ def test_gradient_checkpointing_changes_nothing(tiny_config, checkpointing):
     assert_equal(gradient, reference.model.layers[0].local_rnns[0].cell.input_proj.weight.grad.norm())
 
 
+def test_gradient_checkpointing_takes_no_cache(tiny_config):
+    """A block that runs twice would add to it twice."""
+    model = RTransformerForCausalLM(tiny_config())
+    model.gradient_checkpointing_enable()
+    cache = DynamicCache(config=model.config)
+    input_ids = make_input(model.config)["input_ids"]
+    model(input_ids, labels=input_ids, cache=cache).loss.backward()
+    assert cache.get_seq_length() == 0
+
+
 def test_losses_of_parts_of_a_batch(tiny_config):
     """Trainer tells a part, that of a process or an accumulated step, how many labels the whole batch has."""
     model = make_model(RTransformerForTokenClassification, tiny_config(num_labels=3))
@@ -496,7 +522,7 @@ def test_every_form_of_the_operator_is_exact(tiny_config, cell, implementation):
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         whole = model(input_ids).last_hidden_state
-        pieces = [model(piece, past_key_values=cache).last_hidden_state for piece in input_ids.split([4, 1, 4], dim=1)]
+        pieces = [model(piece, cache=cache).last_hidden_state for piece in input_ids.split([4, 1, 4], dim=1)]
     assert_equal(torch.cat(pieces, dim=1), whole)
 
 
@@ -705,10 +731,10 @@ def test_sinusoidal_positions_count_from_the_first_real_input(tiny_config, side)
     assert_equal(model(padded, attention_mask=mask).logits[:, real], alone)
 
     cache = DynamicCache(config=config)
-    pieces = [model(piece, past_key_values=cache).logits for piece in input_ids.split([4, 1, 4], dim=1)]
+    pieces = [model(piece, cache=cache).logits for piece in input_ids.split([4, 1, 4], dim=1)]
     assert_equal(torch.cat(pieces, dim=1), alone)
-    with_mask = [model(input_ids[:, :4], attention_mask=torch.ones(1, 4), past_key_values=(cache := DynamicCache()))]
-    with_mask.append(model(input_ids[:, 4:], attention_mask=torch.ones(1, 9), past_key_values=cache))
+    with_mask = [model(input_ids[:, :4], attention_mask=torch.ones(1, 4), cache=(cache := DynamicCache()))]
+    with_mask.append(model(input_ids[:, 4:], attention_mask=torch.ones(1, 9), cache=cache))
     assert_equal(torch.cat([outputs.logits for outputs in with_mask], dim=1), alone)
 
     generated = model.generate(input_ids, max_new_tokens=5, do_sample=False)
