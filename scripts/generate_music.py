@@ -108,7 +108,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         default="outputs/music/tune",
-        help="Beginning of the file names: .mid, .png and .wav follow. (default: %(default)s)",
+        type=lambda name: name.removesuffix(".mid"),
+        help="The MIDI file, with or without .mid; .png and .wav stand beside it. (default: %(default)s)",
     )
     parser.add_argument("--no_audio", dest="audio", action="store_false", help="Write no .wav file.")
     args = parser.parse_args(argv)

@@ -69,7 +69,8 @@ def prompt_data(tmp_path, prompt):
 
 def test_a_new_tune_is_written_in_three_forms(checkpoint, tmp_path, capsys):
     output = tmp_path / "new" / "folder" / "tune.v1"
-    generate_music.main([checkpoint, "--num_frames", str(NUM_FRAMES), "--output", str(output), "--tempo", "240"])
+    flags = ["--output", f"{output}.mid", "--tempo", "240"]
+    generate_music.main([checkpoint, "--num_frames", str(NUM_FRAMES), *flags])
     printed = capsys.readouterr()
     paths = [f"{output}.mid", f"{output}.png", f"{output}.wav"]
     assert [line.split(" (")[0] for line in printed.out.splitlines()] == paths
