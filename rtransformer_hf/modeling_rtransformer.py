@@ -20,7 +20,7 @@ LocalRNN tells what is near and in which order, so there are no position embeddi
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from functools import partial
 from itertools import islice
 
 import torch
@@ -46,6 +46,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
@@ -55,25 +56,11 @@ from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_proj
 
 # What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-
-
-def takes_past_key_values(forward: Callable) -> Callable:
-    """
-    Lets a `forward` with the argument `cache` take it as `past_key_values` too.
-
-    Raises:
-        ValueError: both are given.
-    """
-
-    @wraps(forward)
-    def forward_with_either_name(self, *args, past_key_values: Cache | None = None, **kwargs):
-        if past_key_values is None:
-            return forward(self, *args, **kwargs)
-        if kwargs.get("cache") is not None:
-            raise ValueError("`cache` and `past_key_values` are one argument, by its new and its old name: give one.")
-        return forward(self, *args, **{**kwargs, "cache": past_key_values})
-
-    return forward_with_either_name
+# A forward with the argument `cache` takes it by the older name too; like the models of Transformers, it warns of that
+# from 5.24 on.
+takes_past_key_values = deprecate_kwarg(
+    "past_key_values", new_name="cache", version="5.40.0" if CACHE_NAME == "cache" else "5.0.0"
+)
 
 
 class RTransformerLocalRNNCell(nn.Module):
