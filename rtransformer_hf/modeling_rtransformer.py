@@ -477,9 +477,13 @@ class RTransformerModel(RTransformerPreTrainedModel):
             `BaseModelOutputWithPast` with `last_hidden_state` (batch, time, hidden_size).
 
         Raises:
-            ValueError: not exactly one input is given, or it does not fit the model.
+            ValueError: not exactly one input is given, it does not fit the model, or a cache comes by a wrong name.
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
+
+        for name, value in kwargs.items():  # what nothing reads is ignored, which a cache must not be
+            if isinstance(value, Cache):
+                raise ValueError(f"`{name}` holds a cache; this model accepts one as `cache`.")
 
         # Packed rows are told by their position ids, but Transformers looks for them only where there is no past.
         mask_cache = cache

@@ -237,6 +237,13 @@ def test_cache_without_config_is_refused(tiny_config):
         model(torch.ones(1, 3, dtype=torch.long), cache=DynamicCache())
 
 
+def test_cache_by_another_name_is_refused(tiny_config):
+    """Ignored, it would make a model generate from the last token alone."""
+    model = make_model(RTransformerForCausalLM, tiny_config())
+    with pytest.raises(ValueError, match="`kv_cache` holds a cache; this model accepts one as `cache`"):
+        model(torch.ones(1, 3, dtype=torch.long), kv_cache=DynamicCache(config=model.config))
+
+
 @every_class
 def test_cache_by_either_name(tiny_config, model_class):
     """Transformers calls it `past_key_values` before 5.24, and so does code written for that."""
