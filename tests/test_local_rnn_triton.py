@@ -1,7 +1,11 @@
 """The GPU kernels against the textbook form: output and every gradient. Without a GPU, in Triton's interpreter."""
 
+import json
 import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,3 +253,23 @@ def test_bad_arguments(hidden, dtype, on_chip, message):
     projected, weight = torch.zeros(1, 4, hidden, dtype=dtype), torch.zeros(hidden, hidden, dtype=dtype)
     with pytest.raises(ValueError, match=message):
         kernels.triton_local_rnn(projected, weight, None, None, cell="rnn", window_size=3, on_chip=on_chip)
+
+
+@every_cell
+def test_kernels_compile_for_a_gpu(cell, tmp_path):
+    script = Path(__file__).parent / "compiled_kernels.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    output = subprocess.run(
+        [sys.executable, script, cell], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    compiled = json.loads(output.splitlines()[-1])
+    assert {kernel["name"] for kernel in compiled} == {
+        "forward_window_kernel",
+        "backward_window_kernel",
+        "forward_step_kernel",
+        "backward_step_kernel",
+        "sum_over_windows_kernel",
+    }
+    for kernel in compiled:
+        assert kernel["shared"] <= 227 * 1024  # what a block of threads may have on an H100 or H200
+        assert kernel["spilled"] <= 256  # bytes a thread; what little there is lies after the product, run once
