@@ -292,8 +292,8 @@ class RTransformerAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        is_on_cpu = query.device.type == "cpu" and self.config._attn_implementation == "sdpa"
-        if is_on_cpu and query.requires_grad and query.shape[2] <= SHORT_SEQUENCE:
+        is_sdpa_on_cpu = query.device.type == "cpu" and self.config._attn_implementation == "sdpa"
+        if is_sdpa_on_cpu and query.requires_grad and query.shape[2] <= SHORT_SEQUENCE:
             attention_interface = in_float32(attention_interface)
         attention_output, attention_weights = attention_interface(
             self,
