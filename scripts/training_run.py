@@ -13,6 +13,7 @@
 # limitations under the License.
 """What every training script does once model and data are there: train, or go on, evaluate, report and save."""
 
+import atexit
 import json
 import logging
 import math
@@ -27,6 +28,7 @@ from hub_errors import reason
 from huggingface_hub import HfApi
 from output_folder import TRAINER_STATE_FILE, planned_steps, write_whole
 from script_arguments import InputError
+from torch import distributed
 from torch.utils.data import Dataset
 from training_report import TaskReport, model_card, plot_learning_curves
 from transformers import EvalPrediction, Trainer, TrainerState
@@ -130,6 +132,7 @@ def train_and_evaluate(
     Raises:
         InputError: --fsdp is given where nothing would be sharded.
     """
+    atexit.register(leave_process_group)
     if trainer.args.fsdp and not trainer.is_fsdp_enabled:
         raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
@@ -158,6 +161,12 @@ def train_and_evaluate(
     trainer.create_model_card()
     if trainer.args.push_to_hub:
         push(trainer)
+
+
+def leave_process_group():
+    """A process that ends while threads of its group still run may be aborted, and its launcher reports a failure."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def push(trainer: ReportingTrainer):
