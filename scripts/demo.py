@@ -600,7 +600,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--text_model",
-        default="model_cards/ptb_char_small",
+        default="model_cards/ptb_char_medium",
         help="Folder or Hub id of a causal language model with its tokenizer. (default: %(default)s)",
     )
     parser.add_argument(
