@@ -565,6 +565,7 @@ element.addEventListener("keydown", event => {
     } else return;
     event.preventDefault();
 });
+watch("value", () => { isDown = false; });  // drawn or cleared by a button: the stroke that was begun is no more
 """.replace("SIZE", str(CANVAS))
 
 

@@ -333,6 +333,17 @@ def button(page, name: str):
     return page.get_by_role("button", name=name, exact=True).filter(visible=True)
 
 
+def wait_for_tab(page):
+    """Gradio gives a tab's components their first values once more in the frame after the one that shows them."""
+    page.get_by_role("tabpanel").get_by_role("button").filter(visible=True).first.wait_for()
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def open_tab(page, name: str):
+    page.get_by_role("tab", name=name).click()
+    wait_for_tab(page)
+
+
 def set_slider(page, name: str, value: int):
     page.get_by_role("spinbutton", name=name).filter(visible=True).fill(str(value))
     page.keyboard.press("Tab")
@@ -438,7 +449,7 @@ def test_a_closed_page_ends_its_generation(open_page, server, tab):
     }[tab]
     before = server.entries(name)
     page = open_page()
-    page.get_by_role("tab", name=tab).click()
+    open_tab(page, tab)
     set_slider(page, length, whole)
     button(page, start).click()
     page.locator(".bars, .chart").first.wait_for()
@@ -461,7 +472,7 @@ def keep_midi(page, tmp_path: Path) -> np.ndarray:
 
 def test_music(open_page, tmp_path):
     page = open_page()
-    page.get_by_role("tab", name="Music").click()
+    open_tab(page, "Music")
     set_slider(page, "Frames to add", 8)
     button(page, "Play on").click()
     page.get_by_text("Frames: 48 given, 8 of 8 new ones").wait_for()
@@ -518,7 +529,7 @@ def read_drawing(page):
 
 def test_a_digit_drawn_with_the_mouse(open_page):
     page = open_page()
-    page.get_by_role("tab", name="Digit").click()
+    open_tab(page, "Digit")
     button(page, "Read").click()
     page.get_by_text("Nothing is drawn yet").wait_for()
     page.evaluate(
@@ -551,6 +562,7 @@ def test_a_digit_drawn_by_keyboard_alone(open_page):
     page = open_page()
     page.get_by_role("tab", name="Digit").focus()
     page.keyboard.press("Enter")
+    wait_for_tab(page)
     page.keyboard.press("Tab")
     for key in ["Space"] + 6 * ["ArrowDown"] + ["Space"] + 3 * ["ArrowUp"] + ["Space"] + 4 * ["ArrowRight"]:
         page.keyboard.press(key)
@@ -559,6 +571,15 @@ def test_a_digit_drawn_by_keyboard_alone(open_page):
         "140,170 140,170 150,170 160,170 170,170 180,170",
     ]
     read_drawing(page)
+
+    # A button lifts a pen that was down: there is no stroke to go on with.
+    button(page, "Clear").press("Enter")
+    wait_until(page, lambda: drawn_strokes(page) == [])
+    page.get_by_role("application").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowLeft")
+    assert [len(stroke.split()) for stroke in drawn_strokes(page)] == [3]
 
 
 def test_phone(open_page):
@@ -577,12 +598,12 @@ def test_phone(open_page):
     button(page, "Write").click()
     page.locator(".bars").wait_for()
     assert_fits()
-    page.get_by_role("tab", name="Music").click()
+    open_tab(page, "Music")
     set_slider(page, "Frames to add", 5)
     button(page, "Play on").click()
     page.locator("a[download='tune.mid']").wait_for()
     assert_fits()
-    page.get_by_role("tab", name="Digit").click()
+    open_tab(page, "Digit")
     button(page, "Draw an example").click()
     wait_until(page, lambda: drawn_strokes(page) == demo.EXAMPLE_DRAWING)
     button(page, "Read").click()
@@ -593,7 +614,7 @@ def test_phone(open_page):
 def test_every_control_has_a_name(open_page):
     page = open_page()
     for tab in ("Text", "Music", "Digit"):
-        page.get_by_role("tab", name=tab).click()
+        open_tab(page, tab)
         nameless = page.locator("input, textarea, button, a").evaluate_all(
             """controls => controls.filter(control => control.checkVisibility() && !(
                 control.getAttribute("aria-label") || control.title || control.innerText || control.labels?.length
