@@ -81,7 +81,7 @@ CARD = """\
 {command}
 ```
 
-On {hardware}, {duration}, finished on {date}. Loss on the training set is with dropout.
+On {hardware}, {duration}, finished on {date}.{dropout_note}
 
 {hyperparameters}
 
@@ -160,6 +160,7 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
         eval_results=metrics,
     )
     table = [f"| {metric.dataset_split} | {metric.metric_name} | {metric.metric_value:.4f} |" for metric in metrics]
+    dropout = [value for name, value in config.to_dict().items() if name.endswith("_dropout")]
     hyperparameters = extract_hyperparameters_from_trainer(trainer)
     return ModelCard(
         CARD.format(
@@ -175,8 +176,9 @@ def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
             metrics_note=report.metrics_note,
             command=command_line(trainer.args),
             hardware=hardware(trainer.args),
-            duration=f"{results['train_runtime'] / 60:.0f} minutes" if "train_runtime" in results else "unfinished",
+            duration=duration(results),
             date=datetime.date.today().isoformat(),
+            dropout_note=" Loss on the training set is with dropout." if any(dropout) else "",
             hyperparameters="\n".join(f"- {name}: {value}" for name, value in hyperparameters.items()),
             limits=report.limits,
             citation=CITATION,
@@ -218,6 +220,14 @@ def command_line(args: TrainingArguments) -> str:
     launcher = ["python"] if args.world_size == 1 else ["torchrun", "--nproc_per_node", str(args.world_size)]
     command = shlex.join([*launcher, f"scripts/{Path(sys.argv[0]).name}", *words])
     return command.replace(args.hub_token, "$HF_TOKEN") if args.hub_token else command
+
+
+def duration(results: dict) -> str:
+    """Of the training, or of its last part where it was resumed: nobody has timed what was lost in between."""
+    if "train_runtime" not in results:
+        return "unfinished"
+    minutes = f"{results['train_runtime'] / 60:.0f} minutes"
+    return f"{minutes} from step {results['resumed_at_step']:,} on" if results.get("resumed_at_step") else minutes
 
 
 def hardware(args: TrainingArguments) -> str:

@@ -138,6 +138,7 @@ def train_and_evaluate(
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
     if state is None or state.global_step < planned_steps(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
+        result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
