@@ -19,6 +19,7 @@ windows in which every token but the very first is predicted exactly once; and t
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -47,6 +48,7 @@ from rtransformer_hf import RTransformerForCausalLM
 logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass
@@ -80,6 +82,13 @@ class DataArguments(DataFileArguments):
         default=None,
         metadata={
             "help": "The stride of validation and test windows: smaller, predictions have more context. Unset: stride."
+        },
+    )
+    shift_windows: bool = field(
+        default=False,
+        metadata={
+            "help": "Cut the training text elsewhere every epoch, so that a token is not always seen after the same "
+            "context."
         },
     )
 
@@ -130,6 +139,7 @@ def run_identity(
         **asdict(model_args),
         "block_size": data_args.block_size,
         "stride": data_args.stride,
+        "shift_windows": data_args.shift_windows,
         "tokenized training text (sha256)": text.hexdigest(),
     }
 
@@ -283,19 +293,27 @@ class TokenWindows(torch.utils.data.Dataset):
         num_characters: number of characters that the predicted tokens stand for.
         block_size: inputs in a window. A window has one token more: the label of its last input.
         stride: inputs from a window's start to the next one's, 1 to `block_size`.
+        shifts: whether the stream begins elsewhere every epoch, less than `stride` tokens on, with what lies before
+            behind its end: all windows are cut at other places then.
     """
 
-    def __init__(self, tokens: torch.Tensor, num_characters: int, block_size: int, stride: int):
+    def __init__(self, tokens: torch.Tensor, num_characters: int, block_size: int, stride: int, shifts: bool = False):
         self.tokens, self.num_characters, self.window_size = tokens, num_characters, block_size + 1
         last_start = max(0, len(tokens) - self.window_size)
         self.starts = [*range(0, last_start, stride), last_start]
+        self.stride, self.shifts, self.offset = stride, shifts, 0
+
+    def set_epoch(self, epoch: int):
+        if self.shifts:
+            self.offset = round(epoch * GOLDEN_RATIO * self.stride) % self.stride  # far from those before
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         start = self.starts[index]
-        input_ids = self.tokens[start : start + self.window_size].long()
+        positions = torch.arange(start, min(start + self.window_size, len(self.tokens)))
+        input_ids = self.tokens[(positions + self.offset) % len(self.tokens)].long()
         labels = input_ids.clone()
         context = 1 if index == 0 else self.starts[index - 1] + self.window_size - start
         labels[:context] = -100
@@ -320,7 +338,8 @@ def make_windows(
             logger.warning(f"{args.source(split)}: {unknown:,} of {len(tokens):,} tokens are unknown.")
         num_characters = sum(map(len, lines(rows, args.line_ending))) - len(tokenizer.decode(tokens[:1].tolist()))
         stride = args.stride if split == "train" else args.eval_stride
-        windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride)
+        shifts = args.shift_windows and split == "train"
+        windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride, shifts)
     return windows
 
 

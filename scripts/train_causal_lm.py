@@ -26,6 +26,7 @@ from pathlib import Path
 
 from language_modeling import (
     DataArguments,
+    TokenWindows,
     evaluation_settings,
     exact_metrics,
     model_and_windows,
@@ -37,7 +38,7 @@ from output_folder import ResumableTrainingArguments, check_output_dir, claim_ou
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport
 from training_run import ReportingTrainer, train_and_evaluate
-from transformers import default_data_collator, set_seed
+from transformers import TrainerCallback, TrainerState, default_data_collator, set_seed
 
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,12 +49,24 @@ prompt = tokenizer("The ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=200)[0]))"""
 
 
+class EpochCallback(TrainerCallback):
+    """Tells the training windows of every epoch, which Trainer tells samplers alone."""
+
+    def __init__(self, windows: TokenWindows):
+        self.windows = windows
+
+    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
+        self.windows.set_epoch(int(state.epoch))
+
+
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("output_folder").setLevel(logging.INFO)
     model_args, data_args, training_args = parse_arguments(
         (ModelArguments, DataArguments, ResumableTrainingArguments), sys.argv[1:] if argv is None else argv, __doc__
     )
+    if data_args.shift_windows and training_args.dataloader_persistent_workers:
+        raise InputError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -71,6 +84,7 @@ def main(argv: list[str] | None = None):
         compute_metrics=exact_metrics(windows["validation"]),
         preprocess_logits_for_metrics=window_losses,
         report=report(data_args),
+        callbacks=[EpochCallback(windows["train"])],
     )
     train_and_evaluate(trainer, windows, exact_metrics, checkpoint, evaluation_settings(data_args))
 

@@ -196,6 +196,7 @@ def train(
     progress_bar = tqdm(total=num_steps, initial=step, disable=args.disable_tqdm or not accelerator.is_main_process)
     for epoch in count(step // steps_per_epoch):
         loader.set_epoch(epoch)
+        windows["train"].set_epoch(epoch)
         num_done = step % steps_per_epoch * args.gradient_accumulation_steps
         batches = iter(accelerator.skip_first_batches(loader, num_done))
         while step < num_steps and (micro_batches := list(islice(batches, args.gradient_accumulation_steps))):

@@ -61,6 +61,18 @@ def test_every_token_but_the_first_is_predicted_once(length, block_size, stride)
         assert (window["labels"] != -100).nonzero()[0] > block_size - stride
 
 
+def test_windows_that_shift_are_cut_elsewhere_every_epoch():
+    windows = TokenWindows(torch.arange(95), 95, block_size=10, stride=8, shifts=True)
+    firsts = []
+    for epoch in [0, 1, 2, 3, 1]:
+        windows.set_epoch(epoch)
+        labels = torch.cat([window["labels"][1:] for window in windows])
+        labels = labels[labels != -100].tolist()
+        firsts.append(labels[0] - 1)
+        assert labels == [*range(firsts[-1] + 1, 95), *range(firsts[-1])]
+    assert firsts[0] == 0 and len(set(firsts[:4])) == 4 and max(firsts) < 8 and firsts[1] == firsts[4]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [("char", TEXT), ("bpe", TEXT), ("bpe", "unseen: ☃ 日本語 \N{GRINNING FACE}\r\n"), ("char", "unk <unk>")],

@@ -40,6 +40,7 @@ tokenizer: char
 block_size: 16
 stride: 12
 eval_stride: 9
+shift_windows: true
 hidden_size: 8
 num_hidden_layers: 1
 num_attention_heads: 2
@@ -128,7 +129,9 @@ def plain_loop_nats(model, tokens: torch.Tensor, block_size: int, stride: int) -
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
+    write_texts(train=8, validation=21, test=9)
     train()
+    assert log_history()[-1]["epoch"] == 2  # so that step 4, at which it is killed, is within the second
     expected = losses(log_history())
     weights = AutoModelForCausalLM.from_pretrained("out").state_dict()
     Path("out").rename("uninterrupted")

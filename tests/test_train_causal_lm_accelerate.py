@@ -25,6 +25,7 @@ tokenizer: char
 block_size: 16
 stride: 12
 eval_stride: 9
+shift_windows: true
 hidden_size: 8
 num_hidden_layers: 1
 num_attention_heads: 2
@@ -93,6 +94,11 @@ def test_it_trains_as_trainer_does(folder, capsys):
     assert losses == pytest.approx(expected_losses, abs=2e-4)
     for name in ("eval_loss", "eval_perplexity", "eval_bits_per_character", "test_loss", "test_predicted_tokens"):
         assert results[name] == pytest.approx(expected[name], rel=1e-4)
+
+    train("--shift_windows", "false", output_dir="unshifted")
+    unshifted = step_losses(capsys.readouterr().out)
+    per_epoch = next(entry["step"] for entry in history if entry["epoch"] >= 1)
+    assert [step for step in losses if losses[step] != unshifted[step]] == list(range(per_epoch + 1, 13))
 
 
 def test_the_folder_is_ready_to_use(folder, capsys):
