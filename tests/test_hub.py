@@ -25,7 +25,7 @@ from transformers import (
 ROOT = Path(__file__).parent.parent
 WRITES, READS, BERT = "hf_thatOfAnnaWrites", "hf_thatOfAnnaReads", "hf_thatOfBert"
 TEXT = ("--train_file", "train.txt", "--validation_file", "train.txt")
-LM_ONLY = ("tokenizer", "block_size", "stride", "eval_stride")
+LM_ONLY = ("tokenizer", "block_size", "stride", "eval_stride", "shift_windows")
 
 
 class Machine:
