@@ -19,6 +19,7 @@ import logging
 import math
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -165,9 +166,14 @@ def train_and_evaluate(
 
 
 def leave_process_group():
-    """A process that ends while threads of its group still run may be aborted, and its launcher reports a failure."""
+    """
+    Gloo's threads let go of the tensors of their last work when that is done, for which they need the interpreter.
+    Once that ends, asking for it aborts the process, which its launcher takes for a failure. Leaving the group ends
+    the threads, unless FSDP's caches hold the group still: the wait lets them have the interpreter before.
+    """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        time.sleep(0.5)
 
 
 def push(trainer: ReportingTrainer):
