@@ -281,9 +281,10 @@ def test_missing_recipe(folder, capsys):
         (["--local_rnn_type", "transformer"], "local_rnn_type"),
         (["--model_name_or_path", "./no_such_model"], "no_such_model"),
         (["--tokenizer", "./no_such_tokenizer"], "--tokenizer './no_such_tokenizer'"),
+        (["--shift_windows", "--dataloader_persistent_workers"], "--dataloader_persistent_workers does not go with"),
     ],
 )
-def test_bad_models(folder, flags, named):
+def test_models_and_flags_that_do_not_fit(folder, flags, named):
     with pytest.raises(InputError) as error:
         train(*flags)
     assert named in str(error.value)
