@@ -46,7 +46,21 @@ class ResumableTrainingArguments(TrainingArguments):
         },
     )
 
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Train the matrices of the blocks with Muon, everything else with AdamW."},
+    )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of Muon, on AdamW's scale. Unset: --learning_rate."}
+    )
+
     def __post_init__(self):
+        if self.muon_learning_rate is not None and not (self.muon and self.muon_learning_rate > 0):
+            raise InputError(
+                f"--muon_learning_rate {self.muon_learning_rate} must be more than 0, and goes with --muon alone."
+            )
+        if self.muon and self.fsdp:
+            raise InputError("--muon needs whole matrices, which --fsdp splits; one of the two is accepted.")
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()

@@ -17,6 +17,7 @@ to token ids or pixel sequences with class indices; and the metrics over them.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     default_data_collator,
 )
+from transformers.image_utils import PILImageResampling
 
 from rtransformer_hf import RTransformerImageProcessor
 
@@ -79,12 +81,39 @@ class ClassificationArguments(DataFileArguments):
         default=None, metadata={"help": "Put the pixels of all images into one random order, that of this seed."}
     )
 
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Height and width in pixels to which images are resized. Unset: that of --model_name_or_path, or "
+            "else no resizing."
+        },
+    )
+    augment_shift: float = field(
+        default=0.0, metadata={"help": "Shift training images by up to so many pixels, anew every epoch."}
+    )
+    augment_rotation: float = field(
+        default=0.0, metadata={"help": "Rotate training images by up to so many degrees, anew every epoch."}
+    )
+    augment_scale: float = field(
+        default=0.0,
+        metadata={"help": "Scale training images by up to this fraction, anew every epoch; 0.1: 0.9 to 1.1 times."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
-        for name, minimum in (("vocab_size", 2), ("max_length", 1)):
+        for name, below in (("augment_shift", math.inf), ("augment_rotation", 360), ("augment_scale", 1)):
+            if not 0 <= getattr(self, name) < below:
+                raise InputError(f"--{name} {getattr(self, name)} must be at least 0 and less than {below}.")
+        if self.augments and self.image_column is None:
+            raise InputError("--augment_shift, --augment_rotation and --augment_scale go with --image_column alone.")
+        for name, minimum in (("vocab_size", 2), ("max_length", 1), ("image_size", 1)):
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise InputError(f"--{name} {value} must be at least {minimum}.")
+
+    @property
+    def augments(self) -> bool:
+        return max(self.augment_shift, self.augment_rotation, self.augment_scale) > 0
 
     @property
     def input_column(self) -> str:
@@ -308,7 +337,7 @@ def make_image_processor(
     args: ClassificationArguments, rows: datasets.Dataset, checkpoint: str | None
 ) -> RTransformerImageProcessor:
     """
-    An image processor that accepts images of the size of the first one alone.
+    An image processor that accepts images of the size of the first one alone, or resizes all to --image_size.
 
     Args:
         args: flags of the processor, which win over those of a checkpoint.
@@ -320,6 +349,9 @@ def make_image_processor(
     """
     flags = {name: getattr(args, name) for name in ("image_mean", "image_std", "permutation_seed")}
     flags = {name: value for name, value in flags.items() if value is not None}
+    if args.image_size is not None:
+        size = {"height": args.image_size, "width": args.image_size}
+        flags |= {"size": size, "do_resize": True, "resample": PILImageResampling.BOX}
     try:
         if checkpoint is not None:
             try:
@@ -327,7 +359,7 @@ def make_image_processor(
             except OSError:  # it has none
                 pass
         first = rows[0][args.image_column]
-        return RTransformerImageProcessor(size={"height": first.height, "width": first.width}, **flags)
+        return RTransformerImageProcessor(**{"size": {"height": first.height, "width": first.width}, **flags})
     except (OSError, ValueError) as error:
         given = "".join(f", --{name} {value}" for name, value in flags.items())
         raise InputError(

@@ -26,7 +26,6 @@ from pathlib import Path
 
 from language_modeling import (
     DataArguments,
-    TokenWindows,
     evaluation_settings,
     exact_metrics,
     model_and_windows,
@@ -37,8 +36,8 @@ from model_arguments import ModelArguments
 from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport
-from training_run import ReportingTrainer, train_and_evaluate
-from transformers import TrainerCallback, TrainerState, default_data_collator, set_seed
+from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
+from transformers import default_data_collator, set_seed
 
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -47,16 +46,6 @@ tokenizer = AutoTokenizer.from_pretrained("{checkpoint}", trust_remote_code=True
 model = AutoModelForCausalLM.from_pretrained("{checkpoint}", trust_remote_code=True)
 prompt = tokenizer("The ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=200)[0]))"""
-
-
-class EpochCallback(TrainerCallback):
-    """Tells the training windows of every epoch, which Trainer tells samplers alone."""
-
-    def __init__(self, windows: TokenWindows):
-        self.windows = windows
-
-    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
-        self.windows.set_epoch(int(state.epoch))
 
 
 def main(argv: list[str] | None = None):

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import datasets
+from image_augmentation import AugmentedImages
 from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
 from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
@@ -50,7 +51,7 @@ from sequence_classification import (
     trained_label2id,
 )
 from training_report import TaskReport
-from training_run import ReportingTrainer, train_and_evaluate
+from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
@@ -88,6 +89,8 @@ def main(argv: list[str] | None = None):
         sys.argv[1:] if argv is None else argv,
         __doc__,
     )
+    if data_args.augments and training_args.dataloader_persistent_workers:
+        raise InputError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -104,15 +107,26 @@ def main(argv: list[str] | None = None):
         }
     checkpoint = claim_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
 
+    train_dataset = encoded["train"]
+    if data_args.augments:
+        train_dataset = AugmentedImages(
+            train_dataset,
+            processing_class,
+            shift=data_args.augment_shift,
+            rotation=data_args.augment_rotation,
+            scale=data_args.augment_scale,
+            seed=training_args.seed,
+        )
     trainer = ReportingTrainer(
         model=model,
         args=training_args,
-        train_dataset=encoded["train"],
+        train_dataset=train_dataset,
         eval_dataset=encoded["validation"],
         processing_class=processing_class,
         data_collator=make_collator(processing_class),
         compute_metrics=exact_metrics(encoded["validation"]),
         report=report(data_args),
+        callbacks=[EpochCallback(train_dataset)] if data_args.augments else [],
     )
     evaluation = {
         name: getattr(data_args, name) for name in ("text_column", "image_column", "label_column", "max_length")

@@ -24,15 +24,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
+import torch
 from accelerate.utils import load_fsdp_model
 from hub_errors import reason
 from huggingface_hub import HfApi
+from optimization import MuonWithAdamW, block_matrices
 from output_folder import TRAINER_STATE_FILE, planned_steps, write_whole
 from script_arguments import InputError
 from torch import distributed
 from torch.utils.data import Dataset
 from training_report import TaskReport, model_card, plot_learning_curves
-from transformers import EvalPrediction, Trainer, TrainerState
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,29 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         super().__init__(*args, **kwargs)
         self.report = report
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.args.muon and self.optimizer is None:
+            model = self.model if model is None else model
+            weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            matrices = [weights.pop(name) for name in block_matrices(model) if name in weights]
+            decayed = self.get_decay_parameter_names(model)
+            self.optimizer = MuonWithAdamW(
+                matrices,
+                [
+                    {
+                        "params": [weight for name, weight in weights.items() if (name in decayed) == is_decayed],
+                        "weight_decay": self.args.weight_decay if is_decayed else 0.0,
+                    }
+                    for is_decayed in (True, False)
+                ],
+                lr=self.args.learning_rate,
+                muon_lr=self.args.muon_learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return super().create_optimizer(model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
@@ -96,6 +121,16 @@ class ReportingTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
         for job in self.push_in_progress.jobs:
             job.add_done_callback(warn_of_failure)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a training set of every epoch, which Trainer tells samplers alone."""
+
+    def __init__(self, train_dataset: Dataset):
+        self.train_dataset = train_dataset
+
+    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
+        self.train_dataset.set_epoch(int(state.epoch))
 
 
 def refuse_divergence(loss: float, learning_rate: float):

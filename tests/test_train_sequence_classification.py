@@ -205,6 +205,34 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
+def test_a_killed_run_with_muon_and_augmented_images_goes_on_with_the_same_losses(folder, killed_at):
+    write_images("train", [Image.fromarray(pixels) for pixels in random_pixels(12)])
+    flags = (
+        "--muon",
+        "--augment_shift",
+        "1",
+        "--augment_rotation",
+        "20",
+        "--augment_scale",
+        "0.1",
+        "--image_size",
+        "6",
+    )
+    train_on_images(*flags)
+    expected = [entry["loss"] for entry in log_history() if "loss" in entry]
+    assert RTransformerImageProcessor.from_pretrained("out").size == {"height": 6, "width": 6}
+    Path("out").rename("uninterrupted")
+
+    killed_at(3)
+    with pytest.raises(KeyboardInterrupt):
+        train_on_images(*flags)
+    train_on_images(*flags)
+    assert [entry["loss"] for entry in log_history() if "loss" in entry] == expected
+    Path("out").rename("resumed")
+    train_on_images(*flags[1:])  # AdamW alone
+    assert [entry["loss"] for entry in log_history() if "loss" in entry] != expected
+
+
 def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
     first = train("--max_steps", "2")
     monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
@@ -278,6 +306,10 @@ def test_max_length(folder, tokenizer):
         (["--validation_fraction", "1"], "--validation_fraction 1.0 must be"),
         (["--max_length", "0"], "--max_length 0 must be at least 1"),
         (["--vocab_size", "1"], "--vocab_size 1 must be at least 2"),
+        (["--image_size", "0"], "--image_size 0 must be at least 1"),
+        (["--augment_scale", "1"], "--augment_scale 1.0 must be at least 0 and less than 1"),
+        (["--augment_rotation", "-1"], "--augment_rotation -1.0 must be at least 0"),
+        (["--augment_shift", "2"], "go with --image_column alone"),
     ],
 )
 def test_bad_flags(folder, capsys, flags, named):

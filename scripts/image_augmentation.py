@@ -1,0 +1,88 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Random shifts, rotations and scales of training images that are read as sequences of pixels."""
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from rtransformer_hf import RTransformerImageProcessor
+
+
+class AugmentedImages(Dataset):
+    """
+    Encoded images, each randomly changed, with black where nothing was. What an image becomes follows from the seed,
+    the epoch and its index, so that a resumed run sees the same images as an uninterrupted one.
+
+    Args:
+        rows: `input_values` (pixels * channels,) and `labels`, as of `sequence_classification.encode`.
+        processor: the image processor that made them; it fixes the images' size.
+        shift: largest shift in pixels, along each axis.
+        rotation: largest rotation in degrees, either way.
+        scale: largest change of size, as a fraction: 0.1 means 0.9 to 1.1 times as large.
+        seed: that of the run.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        processor: RTransformerImageProcessor,
+        shift: float,
+        rotation: float,
+        scale: float,
+        seed: int,
+    ):
+        self.rows, self.seed, self.epoch = rows, seed, 0
+        self.shift, self.rotation, self.scale = shift, rotation, scale
+        self.height, self.width = processor.size["height"], processor.size["width"]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        self.black = -mean / std
+        self.order = None
+        if processor.permutation_seed is not None:
+            order = np.random.RandomState(processor.permutation_seed).permutation(self.height * self.width)
+            self.order = torch.from_numpy(order)
+
+    def set_epoch(self, epoch: int):
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        row = self.rows[index]
+        pixels = row["input_values"].view(self.height * self.width, -1)  # (pixels, channels)
+        if self.order is not None:
+            pixels = torch.empty_like(pixels).index_copy_(0, self.order, pixels)
+        image = pixels.T.reshape(1, -1, self.height, self.width)
+        image = F.grid_sample(image - self.black, self.random_grid(index, image.shape), align_corners=False)
+        pixels = (image + self.black).flatten(2)[0].T
+        if self.order is not None:
+            pixels = pixels[self.order]
+        return {**row, "input_values": pixels.flatten()}
+
+    def random_grid(self, index: int, shape: torch.Size) -> torch.Tensor:
+        """(1, height, width, 2): for each pixel, where in the old image its value comes from."""
+        (seed,) = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed))
+        turn, size, *shifts = (2 * torch.rand(4, generator=generator) - 1).tolist()
+        angle = torch.deg2rad(torch.tensor(turn * self.rotation))
+        cos, sin = angle.cos() / (1 + size * self.scale), angle.sin() / (1 + size * self.scale)
+        ratio = self.height / self.width  # the grid's axes go from -1 to 1, whatever the image's shape
+        right, down = (
+            2 * part * self.shift / length for part, length in zip(shifts, (self.width, self.height), strict=True)
+        )
+        matrix = torch.tensor([[cos, -sin * ratio, right], [sin / ratio, cos, down]])
+        return F.affine_grid(matrix[None], list(shape), align_corners=False)

@@ -1,0 +1,78 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Muon for the matrices of the blocks, with AdamW for everything else, as one optimizer."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """
+    Two optimizers that Trainer, schedulers and checkpoints see as one.
+
+    Args:
+        matrices: two-dimensional weights, for `torch.optim.Muon`. Its steps are scaled so that AdamW's learning rates
+            and weight decays suit it ("match_rms_adamw", arXiv 2502.16982).
+        others: groups of the other weights, for `torch.optim.AdamW`.
+        lr: learning rate of both.
+        muon_lr: learning rate of the matrices alone; `lr` when None.
+        weight_decay: that of the matrices.
+        betas, eps: AdamW's.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: list[dict],
+        lr: float,
+        muon_lr: float | None = None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        muon = torch.optim.Muon(
+            matrices, lr=lr if muon_lr is None else muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.parts = (muon, torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps))
+        super().__init__([group for part in self.parts for group in part.param_groups], defaults={})
+        self.share_state()
+
+    def share_state(self):
+        """Lets both optimizers work on this one's groups and state, which are what schedulers and checkpoints see."""
+        muon, adamw = self.parts
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        muon.state = adamw.state = self.state
+
+    def __setstate__(self, state: dict):
+        super().__setstate__(state)
+        self.share_state()
+
+    @torch.no_grad()
+    def step(self, closure=None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def block_matrices(model: nn.Module) -> list[str]:
+    """Names of the weights for Muon: those of linear layers inside the blocks, not of embeddings and output layers."""
+    return [
+        f"{name}.weight" for name, module in model.named_modules() if ".layers." in name and type(module) is nn.Linear
+    ]

@@ -1,0 +1,109 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Muon and AdamW as one optimizer."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from optimization import MuonWithAdamW, block_matrices
+from output_folder import ResumableTrainingArguments
+from script_arguments import InputError
+
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+
+
+def make_optimizer(model: torch.nn.Module, **flags) -> MuonWithAdamW:
+    weights = dict(model.named_parameters())
+    matrices = [weights.pop(name) for name in block_matrices(model)]
+    return MuonWithAdamW(matrices, [{"params": list(weights.values())}], lr=1e-2, **flags)
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, num_steps: int):
+    input_ids = torch.arange(12)[None] % 7
+    for _ in range(num_steps):
+        model(input_ids, labels=input_ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_matrices_of_the_blocks_alone_go_to_muon(tiny_config):
+    model = RTransformerForSequenceClassification(tiny_config(num_hidden_layers=1))
+    assert block_matrices(model) == [
+        f"model.layers.0.{name}.weight"
+        for name in (
+            *("local_rnns.0.cell.input_proj", "local_rnns.0.cell.recurrent_proj"),
+            *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+            *("mlp.up_proj", "mlp.down_proj"),
+        )
+    ]
+
+
+def test_each_part_steps_as_it_does_alone(tiny_config):
+    model = RTransformerForCausalLM(tiny_config())
+    twin = RTransformerForCausalLM(tiny_config())
+    twin.load_state_dict(model.state_dict())
+    weights = dict(twin.named_parameters())
+    matrices = [weights.pop(name) for name in block_matrices(twin)]
+    alone = [
+        torch.optim.Muon(matrices, lr=3e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(list(weights.values()), lr=1e-2, weight_decay=0.01),
+    ]
+    optimizer = make_optimizer(model, muon_lr=3e-3, weight_decay=0.1)
+    schedules = [torch.optim.lr_scheduler.LinearLR(part, 0.5, total_iters=4) for part in [optimizer, *alone]]
+    for _ in range(4):
+        train(model, optimizer, 1)
+        input_ids = torch.arange(12)[None] % 7
+        twin(input_ids, labels=input_ids).loss.backward()
+        for part in alone:
+            part.step()
+            part.zero_grad()
+        for schedule in schedules:
+            schedule.step()
+    for weight, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+def test_a_saved_state_goes_on_exactly(tiny_config, tmp_path):
+    model = RTransformerForCausalLM(tiny_config())
+    optimizer = make_optimizer(model)
+    train(model, optimizer, 3)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    train(model, optimizer, 3)
+
+    state = torch.load(tmp_path / "state.pt")
+    resumed = RTransformerForCausalLM(tiny_config())
+    resumed.load_state_dict(state["model"])
+    optimizer = make_optimizer(resumed)
+    optimizer.load_state_dict(state["optimizer"])
+    train(resumed, optimizer, 3)
+    for weight, expected in zip(resumed.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"muon_learning_rate": 1e-3}, "--muon_learning_rate 0.001"),
+        ({"muon": True, "muon_learning_rate": 0.0}, "--muon_learning_rate 0.0"),
+        ({"muon": True, "fsdp": "full_shard"}, "--fsdp"),
+    ],
+)
+def test_bad_flags(tmp_path, flags, named):
+    with pytest.raises(InputError, match=named):
+        ResumableTrainingArguments(str(tmp_path), **flags)
