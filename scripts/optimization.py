@@ -11,12 +11,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Muon for the matrices of the blocks, with AdamW for everything else, as one optimizer."""
+"""Muon for the matrices of the blocks with AdamW for everything else, as one optimizer; and an average of weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -76,3 +78,44 @@ def block_matrices(model: nn.Module) -> list[str]:
     return [
         f"{name}.weight" for name, module in model.named_modules() if ".layers." in name and type(module) is nn.Linear
     ]
+
+
+class WeightAverage:
+    """
+    An exponential moving average of a model's weights.
+
+    Args:
+        model: what is trained.
+        decay: how much of the average a step keeps, less than 1. The first steps keep less, step n (1 + n) / (10 + n),
+            so that the initial weights are soon forgotten.
+        num_steps: number of steps taken before, where the model's weights are an average already.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, num_steps: int = 0):
+        def update(averages: list[torch.Tensor], weights: list[torch.Tensor], num_averaged: torch.Tensor):
+            num_averaged = int(num_averaged)
+            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + num_averaged) / (10 + num_averaged)))
+
+        self.model = model
+        self.averaged = AveragedModel(model, multi_avg_fn=update)
+        self.averaged.n_averaged.fill_(1 + num_steps)  # at 0, the weights would be copied
+
+    def update(self):
+        self.averaged.update_parameters(self.model)
+
+    @torch.no_grad()
+    def swap(self):
+        """Exchanges the model's weights and their average."""
+        for weight, average in zip(self.model.parameters(), self.averaged.module.parameters(), strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands in the model, and the model's weights in `averaged.module`, until the context ends."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()

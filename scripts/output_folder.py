@@ -53,14 +53,24 @@ class ResumableTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of Muon, on AdamW's scale. Unset: --learning_rate."}
     )
+    average_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, of which a step keeps this part: "
+            "0.999, for example."
+        },
+    )
 
     def __post_init__(self):
         if self.muon_learning_rate is not None and not (self.muon and self.muon_learning_rate > 0):
             raise InputError(
                 f"--muon_learning_rate {self.muon_learning_rate} must be more than 0, and goes with --muon alone."
             )
-        if self.muon and self.fsdp:
-            raise InputError("--muon needs whole matrices, which --fsdp splits; one of the two is accepted.")
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise InputError(f"--average_decay {self.average_decay} must be more than 0 and less than 1.")
+        for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
+            if value and self.fsdp:
+                raise InputError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()

@@ -22,13 +22,15 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from accelerate.utils import load_fsdp_model
 from hub_errors import reason
 from huggingface_hub import HfApi
-from optimization import MuonWithAdamW, block_matrices
+from optimization import MuonWithAdamW, WeightAverage, block_matrices
 from output_folder import TRAINER_STATE_FILE, planned_steps, write_whole
 from script_arguments import InputError
 from torch import distributed
@@ -39,6 +41,7 @@ from transformers.trainer_utils import HubStrategy
 
 logger = logging.getLogger(__name__)
 
+LAST_WEIGHTS_FILE = "last_weights.safetensors"  # of a checkpoint whose model is an average of the weights
 EVALUATION_FILE = "evaluation.json"  # how scripts/evaluate_checkpoint.py is to read the data
 
 
@@ -48,6 +51,9 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         super().__init__(*args, **kwargs)
         self.report = report
+        self.average: WeightAverage | None = None
+        if self.args.average_decay is not None:
+            self.add_callback(AverageCallback(self))
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.args.muon and self.optimizer is None:
@@ -77,8 +83,31 @@ class ReportingTrainer(Trainer):
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
+    def _save_checkpoint(self, *args, **kwargs):
+        with nullcontext() if self.average is None else self.average.in_place():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            safetensors.torch.save_model(self.average.averaged.module, str(Path(output_dir, LAST_WEIGHTS_FILE)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        last_weights = Path(resume_from_checkpoint, LAST_WEIGHTS_FILE)
+        if last_weights.exists():
+            if self.args.average_decay is not None:
+                state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_FILE)))
+                self.average = WeightAverage(self.model, self.args.average_decay, state.global_step)
+            safetensors.torch.load_model(self.model, last_weights)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.average = None  # the best model is one
+
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        with nullcontext() if self.average is None else self.average.in_place():
+            metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         refuse_divergence(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
         return metrics
 
@@ -121,6 +150,25 @@ class ReportingTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
         for job in self.push_in_progress.jobs:
             job.add_done_callback(warn_of_failure)
+
+
+class AverageCallback(TrainerCallback):
+    """Keeps the average of the weights while a ReportingTrainer trains, and leaves it in the model."""
+
+    def __init__(self, trainer: ReportingTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs):
+        if self.trainer.average is None:
+            self.trainer.average = WeightAverage(self.trainer.model, args.average_decay)
+
+    def on_step_end(self, args, state: TrainerState, control, **kwargs):
+        self.trainer.average.update()
+
+    def on_train_end(self, args, state: TrainerState, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.swap()
+            self.trainer.average = None
 
 
 class EpochCallback(TrainerCallback):

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from optimization import MuonWithAdamW, block_matrices
+from optimization import MuonWithAdamW, WeightAverage, block_matrices
 from output_folder import ResumableTrainingArguments
 from script_arguments import InputError
 
@@ -96,12 +96,30 @@ def test_a_saved_state_goes_on_exactly(tiny_config, tmp_path):
         torch.testing.assert_close(weight, expected, rtol=0, atol=0)
 
 
+def test_the_average_is_that_of_all_weights_up_to_now():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(5.0)
+    average = WeightAverage(model, decay=0.4)
+    expected = 5.0
+    for step, weight in enumerate((1.0, 2.0, 7.0, 3.0), start=1):
+        model.weight.data.fill_(weight)
+        average.update()
+        decay = min(0.4, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weight
+    with average.in_place():
+        torch.testing.assert_close(model.weight.item(), expected)
+        assert average.averaged.module.weight == 3.0
+    assert model.weight == 3.0
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
         ({"muon_learning_rate": 1e-3}, "--muon_learning_rate 0.001"),
         ({"muon": True, "muon_learning_rate": 0.0}, "--muon_learning_rate 0.0"),
-        ({"muon": True, "fsdp": "full_shard"}, "--fsdp"),
+        ({"muon": True, "fsdp": "full_shard"}, "--muon needs whole weights"),
+        ({"average_decay": 0.9, "fsdp": "full_shard"}, "--average_decay needs whole weights"),
+        ({"average_decay": 1.0}, "--average_decay 1.0"),
     ],
 )
 def test_bad_flags(tmp_path, flags, named):

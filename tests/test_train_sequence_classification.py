@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -231,6 +232,41 @@ def test_a_killed_run_with_muon_and_augmented_images_goes_on_with_the_same_losse
     Path("out").rename("resumed")
     train_on_images(*flags[1:])  # AdamW alone
     assert [entry["loss"] for entry in log_history() if "loss" in entry] != expected
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_averaged_weights_are_evaluated_and_saved_and_a_killed_run_goes_on_with_them(folder, killed_at, best):
+    flags = ("--average_decay", "0.5", "--save_steps", "3")
+    if best:  # the first evaluation is the better one then
+        flags += ("--load_best_model_at_end", "--metric_for_best_model", "loss", "--greater_is_better", "true")
+    train(*flags)
+    expected, weights = log_history(), AutoModelForSequenceClassification.from_pretrained("out").state_dict()
+    Path("out").rename("uninterrupted")
+    train("--save_steps", "3")
+    plain = log_history()
+    assert [entry.get("loss") for entry in plain] == [entry.get("loss") for entry in expected]
+    assert plain[3]["eval_loss"] != expected[3]["eval_loss"]
+
+    # The average is what a checkpoint's model.safetensors and the output folder hold.
+    steps = [load_file(f"uninterrupted/checkpoint-{step}/model.safetensors") for step in (3, 6)]
+    eval_losses = [entry["eval_loss"] for entry in expected if "eval_loss" in entry]
+    for name, weight in steps[eval_losses.index(max(eval_losses)) if best else 1].items():
+        torch.testing.assert_close(weights[name], weight, rtol=0, atol=0)
+    last = load_file("uninterrupted/checkpoint-6/last_weights.safetensors")
+    for name, weight in load_file("out/checkpoint-6/model.safetensors").items():
+        torch.testing.assert_close(last[name], weight, rtol=0, atol=0)
+
+    Path("out").rename("plain")
+    killed_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(*flags)
+    train(*flags)
+    keys = ("step", "loss", "eval_loss", "eval_accuracy")
+    assert [[entry.get(key) for key in keys] for entry in log_history()] == [
+        [entry.get(key) for key in keys] for entry in expected
+    ]
+    for name, weight in AutoModelForSequenceClassification.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
 def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
