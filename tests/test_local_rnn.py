@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from rtransformer_hf.local_rnn import CELLS, blocks, local_rnn, num_gates
+from rtransformer_hf.local_rnn import CELLS, local_rnn, num_gates
+from rtransformer_hf.local_rnn_blocked import blocks
 
 module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
 
@@ -103,8 +104,8 @@ def test_error_of_16_bits_is_that_of_the_textbook_form(cell, implementation, hal
 @every_cell
 @pytest.mark.parametrize("block_bytes", [1, 192, 800, 10**7])
 def test_blocks_change_nothing(cell, block_bytes, monkeypatch):
-    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr("rtransformer_hf.local_rnn.BLOCK_POSITIONS", 1)
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
     inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
     results = []
     for implementation in ("textbook", "blocked"):
