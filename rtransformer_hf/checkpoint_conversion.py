@@ -21,7 +21,6 @@ refuses them, and without it hands an archive that looks like TorchScript to its
 
 import functools
 import io
-import math
 import os
 import pickle
 import re
@@ -379,22 +378,14 @@ def convert_official_state_dict(
         num_hidden_layers=num_blocks,
         local_rnn_type=cells[gates_size],
         num_local_rnn_layers=num_local_rnn_layers,
-        # The published norm divides by std + 1e-6, ours by sqrt(std^2 + eps), about std + eps / (2 std): the same at
-        # eps = 2e-6 std. It matters where std is small: in the first norm, which sees the encoder's output.
-        layer_norm_eps=2e-6 * state_dict["encoder.weight"].double().std(correction=0).item(),
+        layer_norm_type="unbiased",
         **sizes,
         **task,
     )
 
     model = architecture(config).to(*dtypes).eval()
-    # The published std is the unbiased one, larger than that of `nn.LayerNorm` by sqrt(d / (d - 1)).
-    unbiased = math.sqrt((hidden_size - 1) / hidden_size)
-    converted = {
-        new: (state_dict[old].double() * unbiased).to(*dtypes) if old.endswith("norm.a_2") else state_dict[old]
-        for old, new in names.items()
-    }
     try:
-        model.load_state_dict(converted)
+        model.load_state_dict({new: state_dict[old] for old, new in names.items()})
     except RuntimeError as error:
         raise ValueError(f"The shapes in `state_dict` do not fit each other: {error}") from error
     return model, dropped

@@ -21,6 +21,7 @@ from .local_rnn import CELLS, IMPLEMENTATIONS
 
 POSITION_EMBEDDING_TYPES = ("none", "sinusoidal")
 KEY_HEAD_TYPES = ("independent", "autoregressive")
+LAYER_NORM_TYPES = ("standard", "unbiased")
 
 
 @strict
@@ -66,6 +67,9 @@ class RTransformerConfig(PreTrainedConfig):
             Hidden units for each key of the autoregressive key head.
         final_layer_norm (`bool`, defaults to `False`):
             Whether a layer norm follows the last block. The published model has none.
+        layer_norm_type (`str`, defaults to `"standard"`):
+            Formula of the layer norms: `"standard"` is that of `torch.nn.LayerNorm`; `"unbiased"` is that of the
+            published code and of converted checkpoints, which divides by the unbiased standard deviation plus epsilon.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the layer norms.
         hidden_dropout (`float`, defaults to 0.0):
@@ -135,6 +139,7 @@ class RTransformerConfig(PreTrainedConfig):
     key_head_type: str = "independent"
     key_head_size: int = 16
     final_layer_norm: bool = False
+    layer_norm_type: str = "standard"
     layer_norm_eps: float = 1e-6
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -198,6 +203,7 @@ class RTransformerConfig(PreTrainedConfig):
             "local_rnn_type": tuple(CELLS),
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "key_head_type": KEY_HEAD_TYPES,
+            "layer_norm_type": LAYER_NORM_TYPES,
         }
         for name, accepted in accepted_values.items():
             if getattr(self, name) not in accepted:
@@ -205,6 +211,8 @@ class RTransformerConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)}.")
+        if self.layer_norm_type == "unbiased" and self.hidden_size < 2:
+            raise ValueError(f"`hidden_size` must be at least 2 for unbiased layer norms, got {self.hidden_size}.")
         if self.hidden_size % self.num_attention_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must divide `hidden_size`, got "

@@ -151,6 +151,20 @@ def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     return outputs.view(*hidden_states.shape[:-1], linear.out_features)
 
 
+class RTransformerUnbiasedLayerNorm(nn.LayerNorm):
+    """The published layer norm: weight * (x - mean) / (std + eps) + bias, with the unbiased standard deviation."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        std, mean = torch.std_mean(values, dim=-1, keepdim=True)
+        return (self.weight * ((values - mean) / (std + self.eps)) + self.bias).to(hidden_states.dtype)
+
+
+def make_layer_norm(config: RTransformerConfig) -> nn.LayerNorm:
+    norm_class = RTransformerUnbiasedLayerNorm if config.layer_norm_type == "unbiased" else nn.LayerNorm
+    return norm_class(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class RTransformerLocalRNN(nn.Module):
     """A LocalRNN sub-layer: norm and cell. Masked positions count as zero vectors, as those before the start do."""
 
@@ -158,7 +172,7 @@ class RTransformerLocalRNN(nn.Module):
         super().__init__()
         self.layer_idx = layer_idx
         self.state_idx = state_idx
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = make_layer_norm(config)
         self.cell = RTransformerLocalRNNCell(config)
 
     def forward(
@@ -332,9 +346,9 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         self.local_rnns = nn.ModuleList(
             RTransformerLocalRNN(config, layer_idx, state_idx) for state_idx in range(config.num_local_rnn_layers)
         )
-        self.self_attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn_norm = make_layer_norm(config)
         self.self_attn = RTransformerAttention(config, layer_idx)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = make_layer_norm(config)
         self.mlp = RTransformerMLP(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -440,9 +454,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
         self.layers = nn.ModuleList(
             RTransformerDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if config.final_layer_norm else nn.Identity()
-        )
+        self.norm = make_layer_norm(config) if config.final_layer_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
