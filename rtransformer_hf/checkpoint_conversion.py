@@ -14,12 +14,11 @@
 """
 Conversion of checkpoints of the published R-Transformer code (arXiv 1907.05572) to this package's models.
 
-Nothing from a checkpoint is executed. `torch.load` can't promise that for whole modules: with `weights_only=True` it
-refuses them, and without it hands an archive that looks like TorchScript to its interpreter. So the two containers of
-`torch.save` are opened with `zipfile` and `pickle`, by an unpickler that knows the names that such a file needs.
+Nothing from a checkpoint is executed: `torch.load(weights_only=True)` reads it, with harmless stand-ins for the
+classes that a whole module names. It can't read whole modules in the format before PyTorch 1.6; an unpickler here
+does, in the same way.
 """
 
-import functools
 import io
 import os
 import pickle
@@ -102,7 +101,8 @@ ALLOWED_GLOBALS = {
 
 class RestrictedUnpickler(pickle.Unpickler):
     """
-    Rebuilds tensors and plain containers, turns modules into `ModuleStandIn`, and refuses every other name.
+    For the format before PyTorch 1.6: rebuilds tensors and plain containers, turns modules into `ModuleStandIn`, and
+    refuses every other name.
 
     Args:
         file: where to read one pickle from.
@@ -123,32 +123,35 @@ class RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
         if (module, name) not in self.allowed_globals:
-            raise pickle.UnpicklingError(f"it names `{module}.{name}`, which a published checkpoint does not")
+            raise refused_name(f"{module}.{name}")
         return self.allowed_globals[module, name]
 
     def persistent_load(self, saved_id: tuple):
         match saved_id:
-            case ("storage", torch.dtype() as dtype, str(key), _device, int(numel)):
+            case ("storage", torch.dtype() as dtype, str(key), _device, int(numel), None):
                 return self.get_storage(dtype, key, numel)
-            case ("storage", torch.dtype() as dtype, str(key), _device, int(numel), None):  # before PyTorch 1.6
-                return self.get_storage(dtype, key, numel)
-            case ("module", module_class, _file, _source):  # likewise
+            case ("module", module_class, _file, _source):
                 return module_class
         raise pickle.UnpicklingError(f"it refers to {saved_id!r:.200}, which is no storage")
 
 
 def read_zip(file: BinaryIO):
-    """Reads what `torch.save` writes since PyTorch 1.6: a zip archive of a pickle and a record for each storage."""
+    """Reads what `torch.save` writes since PyTorch 1.6."""
     with zipfile.ZipFile(file) as archive:
-        records = archive.namelist()
-        root = next((name for name in records if name.endswith("/data.pkl")), "data.pkl").removesuffix("data.pkl")
-        byteorder = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in records else "little"
+        if damaged := archive.testzip():  # `torch.load` does not check
+            raise ValueError(f"the checksum of its record {damaged} is wrong")
+    file.seek(0)
+    classes = [(ModuleStandIn, f"{module}.{name}") for module, names in MODULE_CLASSES.items() for name in names]
+    try:
+        with torch.serialization.safe_globals(classes):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message recommends to load the file without any check
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise refused_name(refused[1]) if refused else pickle.UnpicklingError("it holds more than weights") from None
 
-        @functools.cache
-        def get_storage(dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
-            return storage_from_bytes(archive.read(f"{root}data/{key}"), dtype, numel, byteorder)
 
-        return RestrictedUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")), get_storage).load()
+def refused_name(name: str) -> pickle.UnpicklingError:
+    return pickle.UnpicklingError(f"it names `{name}`, which a published checkpoint does not")
 
 
 def read_legacy(file: BinaryIO):
@@ -172,16 +175,16 @@ def read_legacy(file: BinaryIO):
     for key in keys:
         storage = storages[key]
         numel = int.from_bytes(file.read(8), "little")
-        storage.copy_(storage_from_bytes(file.read(storage.nbytes), storage.dtype, numel, "little"))
+        storage.copy_(storage_from_bytes(file.read(storage.nbytes), storage.dtype, numel))
     return checkpoint
 
 
-def storage_from_bytes(data: bytes, dtype: torch.dtype, numel: int, byteorder: str) -> torch.Tensor:
-    """(numel,) tensor over a copy of the bytes. Raises `ValueError` where they are too few or too many."""
+def storage_from_bytes(data: bytes, dtype: torch.dtype, numel: int) -> torch.Tensor:
+    """(numel,) tensor over a copy of little-endian bytes. Raises `ValueError` where they are too few or too many."""
     if len(data) != numel * dtype.itemsize:
         raise ValueError(f"a storage of {numel} {dtype} elements has {len(data)} bytes")
     storage = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-    if byteorder != sys.byteorder:
+    if sys.byteorder == "big":
         storage.untyped_storage().byteswap(dtype)
     return storage
 
