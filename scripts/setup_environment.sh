@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the environment that quickstart.sh and test.sh run in: .venv at the root of the repository, with the versions
-# that scripts/constraints.txt pins. Where that has been done, it does nothing.
+# that scripts/constraints.txt pins. Its argument is an extra of pyproject.toml: train (the default) or test, which
+# includes train. Where that has been done, it does nothing.
 #
 # PYTHON names the interpreter to make it with; unset, the first on PATH that fits is taken. On Linux, PyPI's build of
 # PyTorch is the large one for NVIDIA GPUs; for the small one, set
@@ -13,8 +14,14 @@ fail() {
     exit 1
 }
 
-# What the environment was made for. It is written last: after an interrupted set-up there is none.
-stamp=.venv/installed
+extra=${1:-train}
+case "$extra" in
+    train) extras=(train) ;;
+    test) extras=(train test) ;;
+    *) fail "unknown extra '$extra' (expected train or test)." ;;
+esac
+# A stamp for each extra says what it was installed from. It is written last: after an interrupted set-up there is none.
+stamp=.venv/installed-$extra
 wanted=$(echo "$PWD"; cat pyproject.toml scripts/constraints.txt)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c "" 2>/dev/null; then
     exit 0
@@ -35,12 +42,12 @@ done
     fail "$python lacks the modules venv and ensurepip (on Debian and Ubuntu: apt install python3-venv)."
 
 echo "Setting up .venv with $("$python" --version): this takes minutes, and up to 1 GB from the package index."
-if [ -f "$stamp" ] && .venv/bin/python -c "" 2>/dev/null; then
-    rm "$stamp" # whole, but of an older version: it is brought up to date in place
+if ls .venv/installed-* > /dev/null 2>&1 && .venv/bin/python -c "" 2>/dev/null; then
+    rm .venv/installed-* # whole, but of an older version or with less in it: it is brought up to date in place
 else
     "$python" -m venv --clear .venv
 fi
-if ! .venv/bin/python -m pip install --retries 1 --constraint scripts/constraints.txt --editable ".[test]" 2>&1 |
+if ! .venv/bin/python -m pip install --retries 1 --constraint scripts/constraints.txt --editable ".[$extra]" 2>&1 |
     tee .venv/install.log; then
     if grep -qE "Failed to establish a new connection|NameResolutionError|ConnectTimeout|ProxyError|Network is unreachable" \
         .venv/install.log; then
@@ -48,4 +55,6 @@ if ! .venv/bin/python -m pip install --retries 1 --constraint scripts/constraint
     fi
     fail "pip could not install the pinned versions (its messages are above)."
 fi
-echo "$wanted" > "$stamp"
+for included in "${extras[@]}"; do
+    echo "$wanted" > ".venv/installed-$included"
+done

@@ -3,7 +3,7 @@
 # too. With arguments, which go to pytest, it runs the tests that they choose: bash scripts/test.sh -k generate
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup_environment.sh
+bash scripts/setup_environment.sh test
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

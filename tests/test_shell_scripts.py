@@ -29,7 +29,7 @@ case "$*" in
     *ensurepip*) exit "${NO_VENV:-0}" ;;
     "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     "-m pip"*--target*) mkdir "$7" ;;
-    "-m pip"*) echo "$PIP_SAYS"; echo installed >> installations; exit "${PIP_FAILS:-0}" ;;
+    "-m pip"*) echo "$PIP_SAYS"; echo "${@: -1}" >> installations; exit "${PIP_FAILS:-0}" ;;
     *) [ -z "$LOG" ] || echo "$*" >> "$LOG" ;;
 esac
 """
@@ -61,20 +61,29 @@ def run(repository: Path, script: str, *arguments: str, **environment: str) -> s
 
 
 def test_set_up_installs_once(repository):
-    for _ in range(2):
-        assert run(repository, "scripts/setup_environment.sh").returncode == 0
-    assert (repository / "installations").read_text() == "installed\n"
+    def set_up(*extra: str) -> list[str]:
+        for _ in range(2):
+            assert run(repository, "scripts/setup_environment.sh", *extra).returncode == 0
+        return (repository / "installations").read_text().splitlines()
 
+    assert set_up() == [".[train]"]
+    assert set_up("test") == [".[train]", ".[test]"]
+    assert set_up("train") == [".[train]", ".[test]"]  # the tests' environment has it
     with (repository / "scripts" / "constraints.txt").open("a") as constraints:
         constraints.write("# a new version\n")
-    assert run(repository, "scripts/setup_environment.sh").returncode == 0
-    assert (repository / "installations").read_text() == "installed\n" * 2
+    assert set_up("train")[2:] == [".[train]"]
+    assert set_up("test")[3:] == [".[test]"]
+
+
+def test_set_up_refuses_other_extras(repository):
+    result = run(repository, "scripts/setup_environment.sh", "everything")
+    assert result.returncode == 1 and "unknown extra 'everything' (expected train or test)" in result.stderr
 
 
 def test_an_interrupted_set_up_is_repaired(repository):
     assert run(repository, "scripts/setup_environment.sh", PIP_FAILS="1").returncode != 0
     assert run(repository, "scripts/setup_environment.sh").returncode == 0
-    assert (repository / "installations").read_text() == "installed\n" * 2
+    assert (repository / "installations").read_text() == ".[train]\n" * 2
 
 
 @pytest.mark.parametrize(
