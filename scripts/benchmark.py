@@ -60,6 +60,7 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from command_line import CommandParser, run_command
 from matplotlib.figure import Figure
 from output_folder import write_figure, write_whole
 from published_rtransformer import LOSSES, LocalRNN, PublishedRTransformer
@@ -619,10 +620,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "algorithm in generation (default: %(default)s)",
     )
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    add_command = partial(parser.add_subparsers(dest="command", required=True).add_parser, allow_abbrev=False)
+    parser = CommandParser(description=__doc__)
+    add_command = parser.add_subparsers(dest="command", required=True).add_parser
     add_command("operator", parents=[configs, common], help="the LocalRNN alone")
     train = add_command("train", parents=[configs, common, peers], help="forward pass and full training step")
     train.add_argument("--no-dropout", dest="dropout", action="store_false", help="train all without dropout")
@@ -700,4 +699,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -20,17 +20,16 @@ Converts a checkpoint of the published R-Transformer code to a folder that `from
 Nothing from the checkpoint is executed, whoever made it.
 """
 
-import argparse
 import sys
+
+from command_line import CommandParser, run_command
 
 from rtransformer_hf.checkpoint_conversion import convert_official_checkpoint
 
 
 def main(arguments: list[str] | None = None):
     description, examples = __doc__.strip().split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=description, epilog=examples)
     parser.add_argument(
         "checkpoint", help="state dict or whole module, as torch.save wrote it, or a .safetensors state dict"
     )
@@ -67,4 +66,4 @@ def main(arguments: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -34,6 +34,7 @@ import gradio as gr
 import numpy as np
 import pretty_midi
 import torch
+from command_line import CommandParser, run_command
 from generate import load_causal_lm
 from generate_music import load_music_model
 from matplotlib import colormaps
@@ -596,9 +597,7 @@ def main(argv: list[str] | None = None):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--text_model",
         default="model_cards/ptb_char_medium",
@@ -665,6 +664,7 @@ Text as it is written, music as it is played on, a digit as it is read: small mo
 start it anywhere.
 """
 SPACE_SCRIPTS = (
+    "command_line",
     "demo",
     "generate",
     "generate_music",
@@ -731,4 +731,4 @@ def make_space(args: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -36,6 +36,7 @@ import language_modeling
 import polyphonic_music
 import sequence_classification
 import torch
+from command_line import CommandParser, run_command
 from model_arguments import check_architecture
 from piano_rolls import PianoRollArguments, load_split
 from script_arguments import InputError
@@ -210,9 +211,7 @@ def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a model of one of the training scripts.")
     parser.add_argument(
         "--data",
@@ -235,4 +234,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

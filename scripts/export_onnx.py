@@ -39,6 +39,7 @@ from pathlib import Path
 import onnxruntime
 import torch
 from benchmark import TOKENS_AFTER_PREFILL, Phase, time_interleaved
+from command_line import CommandParser, run_command
 from model_arguments import check_architecture
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from script_arguments import InputError
@@ -281,9 +282,7 @@ def load_model(args: argparse.Namespace) -> PreTrainedModel:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a trained R-Transformer.")
     parser.add_argument("output_folder", help="The folder to make.")
     parser.add_argument("--with_cache", action="store_true", help="Whether the graph takes and returns a cache.")
@@ -300,4 +299,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

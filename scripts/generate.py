@@ -21,6 +21,7 @@ Writes text with a causal language model, as it is made.
 import argparse
 import sys
 
+from command_line import CommandParser, run_command
 from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from script_arguments import InputError
 from transformers import (
@@ -64,9 +65,7 @@ def main(argv: list[str] | None = None):
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Flags are those of `transformers.GenerationConfig`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a causal language model with its tokenizer.")
     parser.add_argument("prompt", nargs="?", help="Text to continue; read from standard input where it is left out.")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="Tokens to write. (default: %(default)s)")
@@ -121,4 +120,4 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import CommandParser, run_command
 from model_arguments import check_architecture, default_device
 from piano_rolls import (
     MAX_FRAMES_PER_BEAT,
@@ -80,9 +81,7 @@ def main(argv: list[str] | None = None):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a model of piano rolls.")
     parser.add_argument("--prompt", metavar="FILE.mid", help="MIDI file to continue.")
     parser.add_argument(
@@ -192,4 +191,4 @@ class ProgressBar(BaseStreamer):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

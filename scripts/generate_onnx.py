@@ -123,4 +123,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ngenerate_onnx.py: stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -356,6 +356,9 @@ def window_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([losses.view_as(labels).sum(-1), (labels != -100).sum(-1)], dim=-1)
 
 
+METRIC_NAMES = ("loss", "perplexity", "bits_per_character")
+
+
 def exact_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics` for these windows: loss, perplexity and bits per character over all their tokens."""
     perplexity, bits_per_character = (

@@ -28,6 +28,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from command_line import CommandParser, run_command
 from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file
 from training_report import name_dataset, name_model
@@ -90,9 +91,7 @@ def copy_weights(source: Path, target: Path, dtype: str | None):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("output_dir", help="The --output_dir of a finished training.")
     parser.add_argument("hub_folder", help="The folder to make.")
     parser.add_argument(
@@ -109,4 +108,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

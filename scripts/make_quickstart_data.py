@@ -17,10 +17,11 @@ Writes the documentation that every CPython carries as two text files, a tenth o
     python scripts/make_quickstart_data.py outputs/quickstart-data
 """
 
-import argparse
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
+
+from command_line import CommandParser, run_command
 
 # Paragraphs up to this length, such as "Note:", may stand in both splits.
 SHORT_PARAGRAPH = 80
@@ -47,7 +48,7 @@ def split_topics(topics: dict[str, str]) -> tuple[str, str]:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("output_dir", type=Path, help="Folder that gets python-topics.{train,validation}.txt.")
     output_dir = parser.parse_args(argv).output_dir
 
@@ -61,4 +62,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

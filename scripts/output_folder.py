@@ -19,18 +19,22 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from script_arguments import InputError
+from command_line import InputError, suggestion
 from transformers import Trainer, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "training_run.json"  # says what the folder's model is
 TRAINER_STATE_FILE = "trainer_state.json"
+GREATER_IS_BETTER = ("accuracy",)
+LOG_EXTRA = ("tensorboard", "wandb")  # what the extra [log] of pyproject.toml installs
 
 
 @dataclass
@@ -53,6 +57,13 @@ class ResumableTrainingArguments(TrainingArguments):
     muon_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of Muon, on AdamW's scale. Unset: --learning_rate."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better --metric_for_best_model. With "
+            "--load_best_model_at_end."
+        },
+    )
     average_decay: float | None = field(
         default=None,
         metadata={
@@ -71,13 +82,60 @@ class ResumableTrainingArguments(TrainingArguments):
         for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
             if value and self.fsdp:
                 raise InputError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
+        if self.output_dir is None:
+            raise InputError("--output_dir: missing (expected the folder to write to)")
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # Trainer takes every metric for one that grows, whose name does not end with "loss".
+            self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") in GREATER_IS_BETTER
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        check_report_to(self.report_to)
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise InputError(f"--early_stopping_patience: {self.early_stopping_patience} (expected at least 1)")
+            if not self.load_best_model_at_end:
+                raise InputError("--early_stopping_patience needs --load_best_model_at_end and an --eval_strategy.")
+            self.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
         super().__post_init__()
 
     def __getstate__(self) -> dict:
         """What training_args.bin holds, which Trainer pushes to the Hub: without the token."""
         return {**self.__dict__, "hub_token": None}
+
+
+def check_report_to(report_to: str | list[str]):
+    """
+    Raises:
+        InputError: a name is not among Transformers' integrations, or its package is not installed.
+    """
+    names = [report_to] if isinstance(report_to, str) else report_to
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = suggestion([name], list(INTEGRATION_TO_CALLBACK))
+            expected = ", ".join(["none", "all", *INTEGRATION_TO_CALLBACK])
+            raise InputError(f"--report_to: unknown: {name!r}{hint} (expected {expected})")
+        if name not in get_available_reporting_integrations():
+            package = "'rtransformer-hf[log]'" if name in LOG_EXTRA else f"the package of {name}"
+            raise InputError(f"--report_to {name}: its package is not installed; `pip install {package}` brings it.")
+
+
+def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
+    """
+    Args:
+        args: those of the training.
+        metrics: the names that an evaluation gives.
+
+    Raises:
+        InputError: --metric_for_best_model is none of them.
+    """
+    name = args.metric_for_best_model
+    if name is not None and name.removeprefix("eval_") not in metrics:
+        raise InputError(
+            f"--metric_for_best_model: unknown: {name!r}{suggestion([name], list(metrics))} (expected "
+            f"{', '.join(metrics)})"
+        )
 
 
 def check_output_dir(args: ResumableTrainingArguments):
@@ -120,13 +178,23 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
         write_whole(run_file, json.dumps(identity, indent=2).encode())
     if args.resume_from_checkpoint or args.overwrite_output_dir:
         return args.resume_from_checkpoint
-    # The state is what a checkpoint gets last: one without it was cut short.
-    whole = [path for path in checkpoints(args.output_dir) if (path / TRAINER_STATE_FILE).exists()]
-    if not whole:
-        return None
-    if args.should_log:
-        logger.info(f"Going on from {whole[-1]}; --overwrite_output_dir starts anew.")
-    return str(whole[-1])
+    checkpoint = last_checkpoint(args.output_dir)
+    if checkpoint is not None and args.should_log:
+        logger.info(f"Going on from {checkpoint}; --overwrite_output_dir starts anew.")
+    return checkpoint
+
+
+def last_checkpoint(output_dir: str) -> str | None:
+    """The newest whole checkpoint. A checkpoint gets its state last: one without it was cut short."""
+    whole = [path for path in checkpoints(output_dir) if (path / TRAINER_STATE_FILE).exists()]
+    return str(whole[-1]) if whole else None
+
+
+def how_to_go_on(output_dir: str) -> str:
+    checkpoint = last_checkpoint(output_dir)
+    if checkpoint is None:
+        return "There is no checkpoint yet: the same command starts from the beginning."
+    return f"The same command goes on from {checkpoint}."
 
 
 def checkpoints(output_dir: str) -> list[Path]:

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from command_line import CommandParser, run_command
 from evaluate_checkpoint import language_model, load_settings
 from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
@@ -194,9 +195,7 @@ def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="PICTURE")
     context = commands.add_parser("context", help="The loss against the position in a long context.")
     context.add_argument("checkpoints", nargs="+", help="Folders or Hub ids of language models.")
@@ -226,4 +225,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

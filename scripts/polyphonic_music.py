@@ -138,6 +138,9 @@ def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([nats.sum(-1), is_real.sum(-1)], dim=-1)
 
 
+METRIC_NAMES = ("loss", "nll_per_frame")
+
+
 def exact_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: negative log-likelihood in nats a frame, over all predicted frames of a split."""
     nll_per_frame = evaluate.load(str(METRICS / "nll_per_frame"), keep_in_memory=True)

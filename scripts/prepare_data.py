@@ -22,7 +22,6 @@ A file that is there already is checked and kept. A file whose content differs f
 is refused.
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -33,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+from command_line import CommandParser, run_command
 from output_folder import write_whole
 from script_arguments import InputError
 
@@ -273,9 +273,7 @@ def table() -> str:
 
 
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or all.")
     parser.add_argument("--folder", type=Path, default=Path("data"), help="Gets a folder NAME. (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="Print sources, licences and sizes, and download nothing.")
@@ -300,4 +298,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

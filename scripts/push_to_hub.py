@@ -30,6 +30,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from command_line import CommandParser, run_command
 from hub_errors import reason
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
@@ -173,9 +174,7 @@ def push(upload: Path, args: argparse.Namespace):
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("folder", help="A folder of model_cards, or the --output_dir of a training.")
     parser.add_argument("repository", help="Where to: user/name; it is made where it does not exist.")
     parser.add_argument("--private", action="store_true", help="For you alone to see, where it is made.")
@@ -185,4 +184,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,7 +13,6 @@
 # limitations under the License.
 """The command line of the training scripts: a recipe and flags, flags winning, and errors that say what to do."""
 
-import difflib
 import json
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -21,11 +20,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import yaml
+from command_line import InputError, suggestion
 from transformers import HfArgumentParser
-
-
-class InputError(ValueError):
-    """An argument that can't be used. The message names it, its value and what is accepted."""
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -53,7 +49,8 @@ def parse_arguments(argument_types: Sequence[type], argv: list[str], description
     except ValueError as error:
         parser.error(str(error))
     if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}; --help lists the accepted ones.")
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"unknown arguments: {' '.join(unknown)}{suggestion(unknown, flags)}; --help lists all flags.")
     return tuple(arguments)
 
 
@@ -68,9 +65,8 @@ def recipe_flags(path: str, known: set[str]) -> list[str]:
     flags = []
     for key, value in recipe.items():
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise InputError(f"recipe {path!r} has an unknown key {key!r}; {hint}The flags of --help are accepted.")
+            hint = suggestion([str(key)], sorted(known))
+            raise InputError(f"recipe {path!r} has an unknown key {key!r}{hint}; --help lists all flags.")
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:

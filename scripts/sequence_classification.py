@@ -463,6 +463,9 @@ def sha256_of(rows: datasets.Dataset) -> str:
 # Metrics
 
 
+METRIC_NAMES = ("loss", "accuracy")
+
+
 def exact_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: accuracy, and loss in nats, over all rows of a split."""
     accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)

@@ -22,9 +22,10 @@ goes on from the last checkpoint. Several processes: `accelerate launch scripts/
 
 import logging
 import sys
-from pathlib import Path
 
+from command_line import run_command
 from language_modeling import (
+    METRIC_NAMES,
     DataArguments,
     evaluation_settings,
     exact_metrics,
@@ -33,7 +34,7 @@ from language_modeling import (
     window_losses,
 )
 from model_arguments import ModelArguments
-from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
+from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport
 from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None):
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
+    check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -95,7 +97,4 @@ def report(args: DataArguments) -> TaskReport:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_command(main)

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from command_line import run_command
 from language_modeling import (
     DataArguments,
     TokenWindows,
@@ -50,6 +51,7 @@ from output_folder import (
     check_output_dir,
     checkpoints,
     claim_output_dir,
+    how_to_go_on,
     write_whole,
 )
 from script_arguments import InputError, parse_arguments
@@ -92,7 +94,7 @@ class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise InputError("--output_dir is missing; a folder is accepted.")
+            raise InputError("--output_dir: missing (expected the folder to write to)")
         for name, accepted in ACCEPTED.items():
             if getattr(self, name) not in accepted:
                 raise InputError(f"--{name} {getattr(self, name)} is not accepted; {accepted} are.")
@@ -126,7 +128,10 @@ def main(argv: list[str] | None = None):
     checkpoint = claim_output_dir(args, identity)
     accelerator.init_trackers("tensorboard")
 
-    train(accelerator, model, tokenizer, windows, args, checkpoint)
+    try:
+        train(accelerator, model, tokenizer, windows, args, checkpoint)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how_to_go_on(args.output_dir)) from None
 
     model = AutoModelForCausalLM.from_pretrained(args.output_dir)  # the last or the best
     model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -274,7 +279,4 @@ def save_checkpoint(accelerator: Accelerator, args: LoopArguments, step: int, be
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_command(main)

@@ -26,10 +26,11 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from command_line import run_command
 from model_arguments import ModelArguments, make_model
-from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
+from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from piano_rolls import PianoRollArguments, load_piano_rolls
-from polyphonic_music import MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
+from polyphonic_music import METRIC_NAMES, MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport
 from training_run import train_and_evaluate
@@ -83,6 +84,7 @@ def main(argv: list[str] | None = None):
         sys.argv[1:] if argv is None else argv,
         __doc__,
     )
+    check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -135,7 +137,4 @@ def report(args: MusicArguments) -> TaskReport:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_command(main)

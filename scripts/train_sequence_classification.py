@@ -27,15 +27,16 @@ import json
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import datasets
+from command_line import run_command
 from image_augmentation import AugmentedImages
 from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
-from output_folder import ResumableTrainingArguments, check_output_dir, claim_output_dir
+from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
 from sequence_classification import (
     ARCHITECTURE,
+    METRIC_NAMES,
     ClassificationArguments,
     encode,
     exact_metrics,
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None):
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
+    check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -227,7 +229,4 @@ def report(args: ClassificationArguments) -> TaskReport:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"{Path(__file__).name}: error: {error}")
+    run_command(main)

@@ -31,12 +31,12 @@ from accelerate.utils import load_fsdp_model
 from hub_errors import reason
 from huggingface_hub import HfApi
 from optimization import MuonWithAdamW, WeightAverage, block_matrices
-from output_folder import TRAINER_STATE_FILE, planned_steps, write_whole
+from output_folder import TRAINER_STATE_FILE, how_to_go_on, planned_steps, write_whole
 from script_arguments import InputError
 from torch import distributed
 from torch.utils.data import Dataset
 from training_report import TaskReport, model_card, plot_learning_curves
-from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,8 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         super().__init__(*args, **kwargs)
         self.report = report
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.average: WeightAverage | None = None
         if self.args.average_decay is not None:
             self.add_callback(AverageCallback(self))
@@ -221,7 +223,10 @@ def train_and_evaluate(
         raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
     if state is None or state.global_step < planned_steps(trainer):
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(how_to_go_on(trainer.args.output_dir)) from None
         result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)

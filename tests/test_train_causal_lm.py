@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import output_folder
 import train_causal_lm
+from command_line import InputError, run_command
 from conftest import recipes, write_texts
 from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
 from model_arguments import make_model
-from script_arguments import InputError
 
 from rtransformer_hf import RTransformerForCausalLM
 
@@ -157,6 +157,39 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
 
 
+def test_ctrl_c_says_how_to_go_on(folder, killed_at, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["scripts/train_causal_lm.py"])
+    for step, hint in (
+        (1, "There is no checkpoint yet: the same command starts from the beginning."),
+        (4, "The same command goes on from out/checkpoint-4."),
+    ):
+        killed_at(step)
+        with pytest.raises(SystemExit) as stop:
+            run_command(train)
+        assert stop.value.code == 130
+        assert capsys.readouterr().err.endswith(f"\ntrain_causal_lm.py: stopped. {hint}\n")
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_character"])
+def test_a_lower_metric_is_better(metric, tmp_path):
+    args = output_folder.ResumableTrainingArguments(
+        str(tmp_path), metric_for_best_model=metric, load_best_model_at_end=True, eval_strategy="steps", use_cpu=True
+    )
+    assert args.greater_is_better is False
+
+
+def test_early_stopping_counts_on_in_a_resumed_run(folder, killed_at):
+    flags = ("--max_steps", "60", "--eval_steps", "2", "--save_steps", "2", "--learning_rate", "1e-12")
+    flags += ("--load_best_model_at_end", "--metric_for_best_model", "perplexity", "--early_stopping_patience", "3")
+    steps = killed_at(7)
+    with pytest.raises(KeyboardInterrupt):
+        train(*flags)
+    train(*flags)
+    # The first evaluation is the best: with a rate of nothing, none is better by more than rounding.
+    last = steps[-1] + 1
+    assert last < 60 and last - json.loads(Path("out/trainer_state.json").read_text())["best_global_step"] == 6
+
+
 def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
     first = train()
     monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
@@ -230,13 +263,25 @@ def test_without_matplotlib_there_is_no_picture(folder, monkeypatch, caplog):
 )
 def test_tensorboard_where_it_is_installed(monkeypatch, tmp_path, installed, flags, expected):
     monkeypatch.setattr(output_folder, "is_tensorboard_available", lambda: installed)
+    available = ["tensorboard"] if installed else []
+    monkeypatch.setattr(output_folder, "get_available_reporting_integrations", lambda: available)
     assert output_folder.ResumableTrainingArguments(str(tmp_path), **flags).report_to == expected
 
 
 def test_flags_win_over_the_recipe(folder):
     model_args, data_args, training_args = train_causal_lm.parse_arguments(
         (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
-        ["recipe.yaml", "--train_file", "train.txt", "test.txt", "--hidden_size", "32", "--line_ending="],
+        [
+            "recipe.yaml",
+            "--train_file",
+            "train.txt",
+            "test.txt",
+            "--hidden_size",
+            "32",
+            "--line_ending=",
+            "--output_dir",
+            "out",
+        ],
         "",
     )
     assert model_args.hidden_size == 32 and model_args.num_hidden_layers == 1
@@ -247,12 +292,21 @@ def test_flags_win_over_the_recipe(folder):
 @pytest.mark.parametrize(
     ("recipe", "flags", "named"),
     [
-        ("hiden_size: 8", [], "recipe 'recipe.yaml' has an unknown key 'hiden_size'; did you mean 'hidden_size'?"),
+        ("hiden_size: 8", [], "recipe 'recipe.yaml' has an unknown key 'hiden_size' (did you mean hidden_size?)"),
         ("hidden_size: big", [], "invalid int value: 'big'"),
         ("- a list", [], "recipe 'recipe.yaml' has no lines of"),
         ("a: b: c", [], "recipe 'recipe.yaml' can't be read; a YAML file is accepted"),
         ("", [], "recipe 'recipe.yaml' has no lines of"),
-        ("block_size: 8", ["--blocksize", "9"], "unknown arguments: --blocksize 9"),
+        ("block_size: 8", ["--blocksize", "9"], "--blocksize 9 (did you mean --block_size?); --help"),
+        ("block_size: 8", ["--learning_rte=1"], "--learning_rte=1 (did you mean --learning_rate?); --help"),
+        ("report_to: tensorbord", [], "--report_to: unknown: 'tensorbord' (did you mean tensorboard?)"),
+        (
+            "report_to: wandb",
+            [],
+            "--report_to wandb: its package is not installed; `pip install 'rtransformer",
+        ),
+        ("early_stopping_patience: 2", [], "--early_stopping_patience needs --load_best_model_at_end"),
+        ("early_stopping_patience: 0", [], "--early_stopping_patience: 0 (expected at least 1)"),
         ("block_size: 8", ["--hidden", "9"], "unknown arguments: --hidden 9"),
         ("block_size: 8", ["--stride", "9"], "--stride 9 must be at least 1 and at most --block_size 8"),
         ("lr_scheduler_type: nosuch", [], "nosuch"),
@@ -268,6 +322,12 @@ def test_bad_recipes_and_flags(folder, capsys, recipe, flags, named):
     assert not Path("out").exists()
 
 
+def test_output_dir_is_asked_for(folder, capsys):
+    with pytest.raises(SystemExit):
+        train_causal_lm.main(["recipe.yaml", "--train_file", "train.txt"])
+    assert "--output_dir: missing (expected the folder to write to)" in capsys.readouterr().err
+
+
 def test_missing_recipe(folder, capsys):
     with pytest.raises(SystemExit):
         train_causal_lm.main(["no_such.yaml"])
@@ -281,6 +341,7 @@ def test_missing_recipe(folder, capsys):
         (["--local_rnn_type", "transformer"], "local_rnn_type"),
         (["--model_name_or_path", "./no_such_model"], "no_such_model"),
         (["--tokenizer", "./no_such_tokenizer"], "--tokenizer './no_such_tokenizer'"),
+        (["--metric_for_best_model", "eval_perplexty"], "unknown: 'eval_perplexty' (did you mean perplexity?)"),
         (["--shift_windows", "--dataloader_persistent_workers"], "--dataloader_persistent_workers does not go with"),
     ],
 )
@@ -303,7 +364,7 @@ def test_help(capsys):
 def test_recipes_of_causal_language_models_are_valid(recipe, folder):
     model_args, _, _ = train_causal_lm.parse_arguments(
         (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
-        [str(recipe), "--train_file", "train.txt"],
+        [str(recipe), "--train_file", "train.txt", "--output_dir", "out"],
         "",
     )
     with torch.device("meta"):

@@ -203,7 +203,7 @@ def test_bad_flags(folder, capsys, flags, named):
 def test_a_folder_is_asked_for(folder, capsys):
     with pytest.raises(SystemExit):
         train_causal_lm_accelerate.main(["recipe.yaml", *FILES])
-    assert "--output_dir is missing" in capsys.readouterr().err
+    assert "--output_dir: missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", recipes("block_size:"))

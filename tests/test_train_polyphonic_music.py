@@ -233,7 +233,7 @@ def test_a_mat_file_without_the_splits(folder):
 @pytest.mark.parametrize("recipe", recipes("nll_per_frame"))
 def test_recipes_of_music_models_are_valid(recipe, folder):
     types = (MusicModelArguments, MusicArguments, ResumableTrainingArguments)
-    _, _, training_args = parse_arguments(types, [str(recipe), "--data", "tunes.mat"], "")
+    _, _, training_args = parse_arguments(types, [str(recipe), "--data", "tunes.mat", "--output_dir", "out"], "")
     assert training_args.metric_for_best_model == "nll_per_frame" and training_args.load_best_model_at_end
 
 

@@ -493,7 +493,7 @@ def test_training_goes_on_from_a_classifier(folder):
 @pytest.mark.parametrize("flags", [(), TRANSFORMER])
 @pytest.mark.parametrize("name", ["smnist", "smnist_paper", "sst2", "trec"])
 def test_recipes_are_valid(folder, name, flags):
-    argv = [str(SCRIPTS / "recipes" / f"{name}.yaml"), "--train_file", "train.csv", *flags]
+    argv = [str(SCRIPTS / "recipes" / f"{name}.yaml"), "--train_file", "train.csv", "--output_dir", "out", *flags]
     model_args, data_args, training_args = script.parse_arguments(ARGUMENT_TYPES, argv, "")
     assert training_args.metric_for_best_model == "accuracy" and training_args.greater_is_better
     model_args.id2label, model_args.label2id = {"0": "a", "1": "b"}, {"a": 0, "b": 1}
@@ -505,7 +505,7 @@ def test_recipes_are_valid(folder, name, flags):
 
 
 def test_the_paper_divides_the_learning_rate_every_10_epochs(folder):
-    argv = [str(SCRIPTS / "recipes" / "smnist_paper.yaml"), "--train_file", "train.csv"]
+    argv = [str(SCRIPTS / "recipes" / "smnist_paper.yaml"), "--train_file", "train.csv", "--output_dir", "out"]
     _, _, args = script.parse_arguments(ARGUMENT_TYPES, argv, "")
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
