@@ -29,11 +29,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.masking_utils import (
     create_causal_mask,
-    create_recurrent_attention_mask,
+    create_masks_for_generate,
     find_packed_sequence_indices,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -51,15 +51,19 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
+from .cache_rtransformer import PaddingOrder, adopt_cache, take
 from .configuration_rtransformer import RTransformerConfig
 from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
 
 # What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 # A forward with the argument `cache` takes it by the older name too; like the models of Transformers, it warns of that
-# from 5.24 on.
+# from 5.24 on. An older `generate(cache=...)` makes a cache of its own and passes both: one would be ignored.
 takes_past_key_values = deprecate_kwarg(
-    "past_key_values", new_name="cache", version="5.40.0" if CACHE_NAME == "cache" else "5.0.0"
+    "past_key_values",
+    new_name="cache",
+    version="5.40.0" if CACHE_NAME == "cache" else "5.0.0",
+    raise_if_both_names=True,
 )
 
 
@@ -179,30 +183,57 @@ class RTransformerLocalRNN(nn.Module):
         self,
         hidden_states: torch.Tensor,
         padding_mask: torch.Tensor | None = None,
+        padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
         if padding_mask is not None:
             hidden_states = hidden_states * padding_mask[..., None].to(hidden_states.dtype)
-        if cache is None or self.cell.window_size == 1:
+        if self.cell.window_size == 1:
+            return self.cell(hidden_states, sequence_positions=sequence_positions)
+        if padding_order is not None:
+            return self.forward_reordered(hidden_states, padding_order, cache)
+        if cache is None:
             return self.cell(hidden_states, sequence_positions=sequence_positions)
         if hidden_states.shape[1] == 1 and not torch.is_grad_enabled() and not is_tracing(hidden_states):
             return self.decode(hidden_states, cache)
-        past = self.update_cache(hidden_states, cache)
+        past, hidden_states = self.update_cache(hidden_states, cache)
         return self.cell(hidden_states, past, sequence_positions)
 
-    def update_cache(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """Stores the inputs in the cache and returns the window - 1 before them, with zeros where there were none."""
+    def forward_reordered(
+        self, hidden_states: torch.Tensor, padding_order: PaddingOrder, cache: Cache | None
+    ) -> torch.Tensor:
+        """Moves each row's padding to the front, ahead of the kept inputs, and the outputs back to their positions."""
+        past = None
+        if cache is None:
+            hidden_states = take(hidden_states.transpose(1, 2), padding_order.sources).transpose(1, 2)
+        else:
+            past, hidden_states = self.update_cache(hidden_states, cache, padding_order)
+        outputs = self.cell(hidden_states, past)
+        return take(outputs.transpose(1, 2), padding_order.places).transpose(1, 2)
+
+    def update_cache(
+        self, hidden_states: torch.Tensor, cache: Cache, padding_order: PaddingOrder | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Stores the inputs in the cache. Returns the last `window - 1 + time` inputs as (batch, window - 1, hidden),
+        with zeros where there were none, and (batch, time, hidden), which are the new ones unless padding was moved.
+        """
         window_size, length = self.cell.window_size, hidden_states.shape[1]
-        if length > 1:
+        if length > 1 or padding_order is not None:
             cache.layers[self.layer_idx].__dict__.pop("windows_in_flight", None)
         states = cache.update_conv_state(
-            hidden_states.transpose(1, 2), self.layer_idx, state_idx=self.state_idx, conv_kernel_size=window_size
+            hidden_states.transpose(1, 2),
+            self.layer_idx,
+            state_idx=self.state_idx,
+            conv_kernel_size=window_size,
+            padding_order=padding_order,
         )
         # The cache returns what it kept and the new inputs. Of the former, window - 1 count: pad or crop in front.
-        states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0))
-        return states[..., : window_size - 1].transpose(1, 2)
+        states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0)).transpose(1, 2)
+        past, moved = states.split([window_size - 1, length], dim=1)
+        return past, hidden_states if padding_order is None else moved
 
     def decode(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """
@@ -214,7 +245,7 @@ class RTransformerLocalRNN(nn.Module):
         windows, inputs, version = kept.get(self.state_idx, (None, None, None))
         is_current = inputs is cache_layer.conv_states[self.state_idx] and version == self.version_of(cache_layer)
 
-        past = self.update_cache(hidden_states, cache)
+        past, _ = self.update_cache(hidden_states, cache)
         if not is_current:
             windows = None
             for position in past.split(1, dim=1):
@@ -358,12 +389,13 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         for local_rnn_layer in self.local_rnns:
-            local_states = local_rnn_layer(hidden_states, padding_mask, sequence_positions, cache)
+            local_states = local_rnn_layer(hidden_states, padding_mask, padding_order, sequence_positions, cache)
             hidden_states = hidden_states + self.dropout(local_states)
         attention_output, _ = self.self_attn(
             self.self_attn_norm(hidden_states),
@@ -503,6 +535,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
             self.check_cache(cache)
         elif use_cache:
             cache = DynamicCache(config=self.config)
+        if cache is not None:
+            adopt_cache(cache)
 
         sequence_positions = None
         if position_ids is not None and attention_mask is None and mask_cache is None:
@@ -514,7 +548,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 "full_attention": create_causal_mask(
                     self.config, inputs_embeds, attention_mask, mask_cache, position_ids=position_ids
                 ),
-                "linear_attention": create_padding_mask(self.config, inputs_embeds, attention_mask, mask_cache),
+                "linear_attention": create_padding_mask(inputs_embeds, attention_mask),
             }
 
         if self.config.position_embedding_type == "sinusoidal":
@@ -524,12 +558,18 @@ class RTransformerModel(RTransformerPreTrainedModel):
             position_vectors = sinusoidal_positions(positions, self.config.hidden_size).to(inputs_embeds.dtype)
             inputs_embeds = inputs_embeds * math.sqrt(self.config.hidden_size) + position_vectors
 
+        padding_mask, padding_order = masks.get("linear_attention"), None
+        has_local_state = "hybrid" in self.config.layer_types
+        if has_local_state and padding_mask is not None and needs_padding_order(padding_mask, cache):
+            padding_order = PaddingOrder.from_mask(padding_mask)
+
         hidden_states = self.embedding_dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks["full_attention"],
-                padding_mask=masks.get("linear_attention"),
+                padding_mask=padding_mask,
+                padding_order=padding_order,
                 sequence_positions=sequence_positions,
                 position_ids=position_ids,  # flash attention finds packed sequences by them
                 **{CACHE_NAME: cache},  # by this name, gradient checkpointing takes it away
@@ -575,7 +615,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
     def check_cache(self, cache: Cache):
         """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
         has_local_state = "hybrid" in self.config.layer_types
-        if has_local_state and not all(hasattr(layer, "update_conv_state") for layer in cache.layers or [None]):
+        layers = getattr(cache, "layers", None) or [None]  # an EncoderDecoderCache has none of its own
+        if has_local_state and not all(hasattr(layer, "update_conv_state") for layer in layers):
             raise ValueError(
                 "`cache` must be made from the model's config, so that it keeps the inputs of the LocalRNN "
                 f"layers: `DynamicCache(config=model.config)`, for example; got {cache}."
@@ -616,14 +657,30 @@ def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | 
     return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
 
 
-def create_padding_mask(
-    config: RTransformerConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
-) -> torch.Tensor | None:
-    """(batch, time), 0 at padding, or None where nothing is known to be padded."""
-    # Transformers takes a single step for a generated token; a prompt that is fed step by step has its padding there.
-    if inputs_embeds.shape[1] == 1 and attention_mask is not None and attention_mask.ndim == 2:
-        return attention_mask[:, -1:]
-    return create_recurrent_attention_mask(config, inputs_embeds, attention_mask, cache)
+def create_padding_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    (batch, time), 0 at padding, or None where none of the inputs is known to be padded. That of Transformers takes a
+    single step for a generated token, but a prompt may be fed step by step.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    padding_mask = attention_mask[:, -inputs_embeds.shape[1] :].contiguous()
+    return padding_mask if is_tracing(padding_mask) or not padding_mask.all() else None
+
+
+def needs_padding_order(padding_mask: torch.Tensor, cache: Cache | None) -> bool:
+    """
+    Whether padding that is left in place would come between real inputs, or before those still to come. A graph can't
+    depend on values of the mask: while one is traced, the answer is yes.
+    """
+    if is_tracing(padding_mask):
+        return True
+    is_real = padding_mask != 0
+    if cache is None:  # padding on either side is out of the way
+        num_starts = (is_real[:, 1:] & ~is_real[:, :-1]).sum(dim=1) + is_real[:, 0]
+        return bool((num_starts > 1).any())
+    is_left_padded = (is_real[:, 1:] >= is_real[:, :-1]).all()
+    return cache.has_previous_state(layer_idx=0) or not bool(is_left_padded)
 
 
 class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
@@ -696,6 +753,37 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs
+    ) -> None:
+        """
+        Makes the cache of `generate`. Transformers makes a static one as long as the text, but tokens that are looked
+        up in the prompt may reach beyond its end before they are rejected.
+
+        Raises:
+            ValueError: a row of the prompt ends with padding.
+        """
+        attention_mask = model_kwargs.get("attention_mask")
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and not attention_mask[:, -1].all():
+            raise ValueError(
+                "`attention_mask`, given or inferred from `pad_token_id`, has rows that end with 0, so generation "
+                'would continue from padding; padding must be on the left: tokenize with `padding_side="left"`.'
+            )
+        if num_tokens := generation_config.prompt_lookup_num_tokens:
+            max_cache_len = getattr(generation_config, "max_cache_len", None) or 0
+            generation_config.max_cache_len = max(max_cache_len, generation_config.max_length + num_tokens)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: RTransformerConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> dict | torch.Tensor | None:
+        """The masks that `generate` prepares for a static cache; Transformers' own leave out padding of one step."""
+        masks = create_masks_for_generate(config, inputs_embeds, attention_mask, **kwargs)
+        if isinstance(masks, dict) and "linear_attention" in masks:
+            masks["linear_attention"] = create_padding_mask(inputs_embeds, attention_mask)
+        return masks
+
 
 class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
     """
@@ -753,7 +841,8 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         )
         hidden_states = outputs.last_hidden_state
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        pooled = hidden_states[rows, self.last_real_positions(hidden_states, input_ids, attention_mask)]
+        positions = self.last_real_positions(hidden_states, input_ids, attention_mask, is_continued=cache is not None)
+        pooled = hidden_states[rows, positions]
         logits = self.score(self.dropout(pooled))
 
         loss = None
@@ -772,6 +861,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         hidden_states: torch.Tensor,
         input_ids: torch.LongTensor | None,
         attention_mask: torch.Tensor | None,
+        is_continued: bool,
     ) -> torch.Tensor:
         """(batch,) indices of the last position of each row that is no padding."""
         batch_size, length, _ = hidden_states.shape
@@ -782,6 +872,12 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         else:
             is_real = torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
         is_real = is_real.to(hidden_states.device)
+        if is_continued and not is_tracing(is_real) and not is_real.any(dim=1).all():
+            rows = (~is_real.any(dim=1)).nonzero()[:, 0].tolist()
+            raise ValueError(
+                f"`attention_mask` has nothing but padding in rows {rows} of the new inputs; a row is classified at "
+                "its last real position, which must be among them."
+            )
         return (torch.arange(length, device=hidden_states.device) * is_real).argmax(dim=-1)
 
 

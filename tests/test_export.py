@@ -102,6 +102,21 @@ def test_with_cache_from_the_script(folders):
     assert_equal_in_pieces(RTransformerForCausalLM.from_pretrained(checkpoint), OnnxModel(exported / "model.onnx"))
 
 
+@torch.no_grad()
+def test_rows_go_on_after_padding_anywhere(folders):
+    checkpoint, exported = folders
+    model, onnx_model = RTransformerForCausalLM.from_pretrained(checkpoint), OnnxModel(exported / "model.onnx")
+    input_ids = torch.randint(1, model.config.vocab_size, (3, 8))
+    mask = torch.tensor([[1] * 8, [1, 1, 0, 0, 0, 1, 0, 1], [0, 1, 0, 1, 1, 1, 1, 1]])
+    past, outputs = make_past(model.config, 3), []
+    for start, end in ((0, 5), (5, 7), (7, 8)):
+        logits, *present = onnx_model({"input_ids": input_ids[:, start:end], "attention_mask": mask[:, :end]}, past)
+        past = dict(zip(past, present, strict=True))
+        outputs.append(logits)
+    for row, is_real, actual in zip(input_ids, mask.bool(), torch.cat(outputs, dim=1), strict=True):
+        torch.testing.assert_close(actual[is_real], model(row[None, is_real]).logits[0], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "model_class, sizes",
     [

@@ -27,8 +27,9 @@ def assert_close_but_quantized(logits, expected, tolerance=0.2):
 
 def assert_cache_agrees(model, input_ids):
     """Generation with the cache, where a single position goes its own way, gives what the model gives without."""
-    output = model.generate(input_ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    again = model.generate(input_ids, max_new_tokens=6, do_sample=False, pad_token_id=0, use_cache=False)
+    generate = {"attention_mask": torch.ones_like(input_ids), "max_new_tokens": 6, "do_sample": False}
+    output = model.generate(input_ids, **generate, pad_token_id=0)
+    again = model.generate(input_ids, **generate, pad_token_id=0, use_cache=False)
     assert torch.equal(output, again) and output.shape[1] == input_ids.shape[1] + 6
 
 

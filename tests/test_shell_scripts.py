@@ -150,7 +150,7 @@ def test_ci_runs_the_linter_and_the_tests(repository, tmp_path):
         "-m ruff check .",
         "-m ruff format --check .",
         "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
-        "-m pytest -n 2 tests/test_modeling_rtransformer.py",
+        "-m pytest -n 2 tests/test_modeling_rtransformer.py tests/test_cache_rtransformer.py",
     ]
 
 
