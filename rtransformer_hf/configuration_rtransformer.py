@@ -176,6 +176,15 @@ class RTransformerConfig(PreTrainedConfig):
             )
 
     @property
+    def auto_map(self) -> dict[str, str]:
+        """The checkpoint's classes, by Auto class; empty without code. TRL asks every configuration for it."""
+        return vars(self).setdefault("auto_map", {})
+
+    @auto_map.setter
+    def auto_map(self, value: dict[str, str]):
+        vars(self)["auto_map"] = value
+
+    @property
     def number_of_conv_states(self) -> int:
         """Number of LocalRNN input windows that a block keeps in the cache, one a LocalRNN layer."""
         return self.num_local_rnn_layers

@@ -44,6 +44,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
@@ -449,6 +454,10 @@ class RTransformerPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors is not False, **kwargs
         )
+
+    def _get_name(self) -> str:
+        # FSDP puts a class of another name in place, and Trainer looks this one up.
+        return super()._get_name().removeprefix("FSDP")
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -1201,6 +1210,14 @@ AUTO_CLASSES = {
 # Makes `save_pretrained` copy this file and those that it imports into the checkpoint, for `trust_remote_code=True`.
 for auto_class, class_to_register in AUTO_CLASSES.items():
     class_to_register.register_for_auto_class(auto_class)
+
+# Trainer shifts labels when it smooths them, and pipelines and servers tell tasks apart, by the names in these tables.
+for names, named_class in (
+    (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, RTransformerForCausalLM),
+    (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, RTransformerForSequenceClassification),
+    (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, RTransformerForTokenClassification),
+):
+    names[RTransformerConfig.model_type] = named_class.__name__
 
 __all__ = [
     "RTransformerForCausalLM",

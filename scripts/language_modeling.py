@@ -23,6 +23,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -42,6 +43,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
 from rtransformer_hf import RTransformerForCausalLM
 
@@ -354,6 +356,14 @@ def window_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     labels = labels[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none")
     return torch.stack([losses.view_as(labels).sum(-1), (labels != -100).sum(-1)], dim=-1)
+
+
+def smoothed_loss(factor: float) -> Callable | None:
+    """
+    Trainer's `compute_loss_func` for label smoothing, or None without. Trainer itself tells by the name of the model's
+    class whether to shift the labels, and doesn't where `torch_compile` has put a class of its own around the model.
+    """
+    return partial(LabelSmoother(factor), shift_labels=True) if factor > 0 else None
 
 
 METRIC_NAMES = ("loss", "perplexity", "bits_per_character")

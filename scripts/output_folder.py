@@ -82,6 +82,10 @@ class ResumableTrainingArguments(TrainingArguments):
         for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
             if value and self.fsdp:
                 raise InputError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise InputError(
+                f"--label_smoothing_factor: {self.label_smoothing_factor} (expected at least 0 and less than 1)"
+            )
         if self.output_dir is None:
             raise InputError("--output_dir: missing (expected the folder to write to)")
         if self.metric_for_best_model is not None and self.greater_is_better is None:

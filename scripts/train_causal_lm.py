@@ -31,6 +31,7 @@ from language_modeling import (
     exact_metrics,
     model_and_windows,
     run_identity,
+    smoothed_loss,
     window_losses,
 )
 from model_arguments import ModelArguments
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None):
         eval_dataset=windows["validation"],
         processing_class=tokenizer,
         data_collator=default_data_collator,
+        compute_loss_func=smoothed_loss(training_args.label_smoothing_factor),
         compute_metrics=exact_metrics(windows["validation"]),
         preprocess_logits_for_metrics=window_losses,
         report=report(data_args),

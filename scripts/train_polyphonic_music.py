@@ -85,6 +85,11 @@ def main(argv: list[str] | None = None):
         __doc__,
     )
     check_metric(training_args, METRIC_NAMES)
+    if training_args.label_smoothing_factor != 0:
+        raise InputError(
+            f"--label_smoothing_factor: {training_args.label_smoothing_factor} (expected 0: smoothing is for one "
+            "class of many, and each key of a frame sounds or not on its own)"
+        )
     check_output_dir(training_args)
     set_seed(training_args.seed)
 

@@ -80,6 +80,13 @@ class ReportingTrainer(Trainer):
             )
         return super().create_optimizer(model)
 
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        if "input_values" not in inputs:
+            return super().floating_point_ops(inputs)
+        # Trainer would count every number of a vector, where the model works once a position.
+        num_positions = inputs["input_values"].shape[:2].numel()
+        return 6 * num_positions * self.model.num_parameters(exclude_embeddings=True)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -25,7 +27,11 @@ import train_causal_lm
 import train_causal_lm_accelerate
 from language_modeling import TokenWindows, train_char_tokenizer, window_losses
 
-from rtransformer_hf import RTransformerForCausalLM
+from rtransformer_hf import (
+    RTransformerForCausalLM,
+    RTransformerForSequenceClassification,
+    RTransformerForTokenClassification,
+)
 
 ALPHABET = "abcdefgh \n"
 
@@ -113,6 +119,32 @@ def test_a_language_model_learns_to_tag(pretrained, caplog):
     tuned = AutoModelForTokenClassification.from_pretrained("tuned").eval()
     logits = tuned(**AutoTokenizer.from_pretrained("tuned")(texts(1), return_tensors="pt")).logits[0].detach()
     np.testing.assert_allclose(logits, output.predictions[0, : len(logits)], atol=1e-4)
+
+
+SMOOTHED_MODELS = {
+    "language model": RTransformerForCausalLM,
+    "with LoRA": lambda config: get_peft_model(RTransformerForCausalLM(config), LoraConfig(target_modules=["q_proj"])),
+    "as FSDP names it": type("FSDPRTransformerForCausalLM", (RTransformerForCausalLM,), {}),
+    "token classifier": RTransformerForTokenClassification,
+    "sequence classifier": RTransformerForSequenceClassification,
+}
+
+
+@pytest.mark.parametrize("name", SMOOTHED_MODELS)
+def test_label_smoothing(tiny_config, tmp_path, name):
+    """Trainer shifts the labels of a language model, and of no other."""
+    model = SMOOTHED_MODELS[name](tiny_config(num_labels=23)).eval()
+    arguments = TrainingArguments(tmp_path, label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    input_ids = torch.randint(1, 23, (2, 9))
+    labels = torch.tensor([5, 7]) if name == "sequence classifier" else input_ids.clone()
+    if labels.ndim == 2:
+        labels[0, 3:5] = -100
+    loss = Trainer(model, arguments).compute_loss(model, {"input_ids": input_ids, "labels": labels.clone()})
+    logits = model(input_ids=input_ids).logits
+    if not name.endswith("classifier"):
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    expected = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("script", [train_causal_lm, train_causal_lm_accelerate])

@@ -122,7 +122,9 @@ HfApi().create_tag("anna/tiny", tag="fourth", revision=sys.argv[1])
 LOAD = """
 import importlib.util, sys
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import Trainer, TrainingArguments
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
 logits = {}
@@ -139,6 +141,19 @@ generator = pipeline("text-generation", model="anna/tiny", trust_remote_code=Tru
 assert generator("line", max_new_tokens=4, do_sample=False)[0]["generated_text"].startswith("line")
 for auto_class in (AutoModel, AutoModelForSequenceClassification):  # the code serves every task
     auto_class.from_pretrained("anna/tiny", trust_remote_code=True)
+
+input_ids = torch.arange(12).view(2, 6)
+trainer = Trainer(model, TrainingArguments("smoothed", label_smoothing_factor=0.1, report_to="none", use_cpu=True))
+smoothed = trainer.compute_loss(model, {"input_ids": input_ids, "labels": input_ids})
+logits = model(input_ids).logits[:, :-1].flatten(0, 1)
+torch.testing.assert_close(smoothed, F.cross_entropy(logits, input_ids[:, 1:].flatten(), label_smoothing=0.1))
+
+mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
+outputs = model(input_ids, attention_mask=mask, use_cache=True)
+outputs.cache.batch_select_indices(torch.tensor([1]))
+mask = torch.tensor([[1, 1, 1, 0, 0, 0, 1]])
+padded = model(torch.tensor([[3]]), attention_mask=mask, cache=outputs.cache).logits[:, -1]
+torch.testing.assert_close(padded, model(torch.tensor([[6, 7, 8, 3]])).logits[:, -1], atol=1e-5, rtol=0)
 
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 model.train()(torch.arange(12).view(2, 6), labels=torch.arange(12).view(2, 6)).loss.backward()

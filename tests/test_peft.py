@@ -1,5 +1,8 @@
 """Adapters (PEFT) on attention, feed-forward and LocalRNN layers; and instruction tuning with TRL."""
 
+import json
+from pathlib import Path
+
 import datasets
 import pytest
 import torch
@@ -235,6 +238,21 @@ def test_instruction_tuning(chat_folder, instructions, tmp_path, with_lora, pack
     model = auto_class.from_pretrained(tmp_path / "tuned")
     after = completion_loss(model, AutoTokenizer.from_pretrained(tmp_path / "tuned"), instructions)
     assert after < before / 2
+
+
+def test_a_folder_without_code_is_tuned(chat_folder, instructions, tmp_path):
+    """SFTTrainer asks the configuration for `auto_map`, which such a folder has none of."""
+    config_file = Path(chat_folder, "config.json")
+    config = json.loads(config_file.read_text())
+    del config["auto_map"]
+    config_file.write_text(json.dumps(config))
+    trainer = SFTTrainer(
+        chat_folder,
+        args=settings(tmp_path / "tuned", max_steps=1),
+        train_dataset=instructions,
+        processing_class=AutoTokenizer.from_pretrained(chat_folder),
+    )
+    assert type(trainer.model) is RTransformerForCausalLM
 
 
 def test_packed_instructions_see_nothing_of_each_other(chat_folder, instructions, tmp_path):

@@ -128,6 +128,22 @@ def plain_loop_nats(model, tokens: torch.Tensor, block_size: int, stride: int) -
     return nats
 
 
+@pytest.mark.parametrize("flags", [(), ("--torch_compile", "--torch_compile_backend", "eager")])
+def test_label_smoothing(folder, flags):
+    """One step of no length over all windows at once: the loss is the smoothed one of the next tokens."""
+    flags = (*flags, "--max_steps", "1", "--learning_rate", "0", "--per_device_train_batch_size", "200")
+    results = train("--label_smoothing_factor", "0.1", "--hidden_dropout", "0", "--shift_windows", "false", *flags)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("out").eval(), AutoTokenizer.from_pretrained("out")
+    tokens = torch.tensor(tokenizer(Path("train.txt").read_text())["input_ids"])
+    nats = number = 0
+    for row in TokenWindows(tokens, 0, block_size=16, stride=12):
+        with torch.no_grad():
+            logits, labels = model(row["input_ids"][None]).logits[0, :-1], row["labels"][1:]
+        nats += F.cross_entropy(logits, labels, label_smoothing=0.1, reduction="sum")
+        number += (labels != -100).sum()
+    assert results["train_loss"] == pytest.approx((nats / number).item(), rel=1e-5)
+
+
 def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     write_texts(train=8, validation=21, test=9)
     train()
@@ -311,6 +327,7 @@ def test_flags_win_over_the_recipe(folder):
         ("block_size: 8", ["--stride", "9"], "--stride 9 must be at least 1 and at most --block_size 8"),
         ("lr_scheduler_type: nosuch", [], "nosuch"),
         ("eval_strategy: sometimes", [], "sometimes"),
+        ("label_smoothing_factor: 1.5", [], "--label_smoothing_factor: 1.5 (expected at least 0 and"),
     ],
 )
 def test_bad_recipes_and_flags(folder, capsys, recipe, flags, named):

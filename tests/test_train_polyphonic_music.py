@@ -211,6 +211,7 @@ def test_padding_carries_no_loss():
         (["--transpose", "-1"], "--transpose -1 must be at least 0"),
         (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM; accepted: .*PolyphonicMusic"),
         (["--key_head_type", "joint"], "`key_head_type` must be one of"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor: 0.1 .*each key of a frame"),
     ],
 )
 def test_bad_input_ends_before_training(folder, monkeypatch, capsys, flags, named):
