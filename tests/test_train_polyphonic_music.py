@@ -17,6 +17,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ from output_folder import ResumableTrainingArguments
 from polyphonic_music import Tunes, TuneSampler, pad_tunes, transposed
 from script_arguments import InputError, parse_arguments
 from train_polyphonic_music import MusicArguments, MusicModelArguments
+from training_run import ReportingTrainer
 
-from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM
+from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
 
 RECIPE = """
 hidden_size: 8
@@ -143,6 +145,14 @@ def test_a_training_that_diverges_ends(folder):
     with pytest.raises(InputError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 is accepted"):
         train("--optim", "sgd", "--learning_rate", "1e20", "--max_grad_norm", "0")
     assert not Path("out/model.safetensors").exists()
+
+
+def test_operations_are_counted_once_a_frame():
+    """And not once a key, as Trainer counts them."""
+    config = RTransformerConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, input_size=5)
+    model = RTransformerForPolyphonicMusic(config)
+    counted = ReportingTrainer.floating_point_ops(SimpleNamespace(model=model), {"input_values": torch.zeros(2, 7, 5)})
+    assert counted == 6 * 14 * model.num_parameters(exclude_embeddings=True)
 
 
 def test_summed_loss(folder):
