@@ -63,6 +63,7 @@ def main(arguments: list[str] | None = None):
     print(f"Written to {args.output_dir}; load it with")
     print(f"           from rtransformer_hf import {model_class}")
     print(f"           model = {model_class}.from_pretrained({args.output_dir!r})")
+    print("           Its outputs were not compared with the published model's, and it has no card (README.md).")
 
 
 if __name__ == "__main__":

@@ -85,9 +85,12 @@ class DataFileArguments:
 
     @property
     def data_name(self) -> str:
-        """What a card calls the data: a Hub id, or the name of a local folder or file."""
-        path = self.train_file[0] if self.train_file else self.dataset_name
-        return Path(path).resolve().name if Path(path).exists() else path
+        """What a card calls the data: a Hub id with its configuration, or the names of a local folder or files."""
+        if self.train_file:
+            return ", ".join(Path(file).resolve().name for file in self.train_file)
+        if Path(self.dataset_name).exists():
+            return Path(self.dataset_name).resolve().name
+        return self.dataset_name + (f" ({self.dataset_config_name})" if self.dataset_config_name else "")
 
     @property
     def dataset_id(self) -> str | None:

@@ -28,16 +28,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from command_line import CommandParser, run_command
+from command_line import CommandParser, InputError, run_command
+from model_card import FACTS_FILE, add_card_arguments, check_license, rewrite_card
 from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file
-from training_report import name_dataset, name_model
 from training_run import EVALUATION_FILE
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 # What from_pretrained reads beside the model, the card, and what it shows. The model's code comes with the push.
 SHARED_FILES = (
     EVALUATION_FILE,
+    FACTS_FILE,
     "README.md",
     "*.png",
     GENERATION_CONFIG_NAME,
@@ -66,14 +67,31 @@ def main(argv: list[str] | None = None):
         for file in sorted({path for pattern in SHARED_FILES for path in source.glob(pattern)}):
             shutil.copy(file, unfinished / file.name)
         copy_weights(source, unfinished, args.dtype)
-        card = (unfinished / "README.md").read_text(encoding="utf-8")
-        card = name_model(card, args.hub_folder)
-        if args.dataset_name is not None:
-            card = name_dataset(card, args.dataset_name, args.dataset_id)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        facts = {"checkpoint": args.hub_folder, "has_code": False, **card_facts(args)}
+        try:
+            notes = rewrite_card(unfinished, old_checkpoint=args.output_dir, **facts)
+        except ValueError as error:
+            sys.exit(f"make_hub_folder.py: error: output_dir {args.output_dir!r} can't be used: {error}")
         unfinished.replace(target)
     megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{args.hub_folder}: {megabytes:.1f} MB")
+    for note in notes:
+        print(note)
+    print(
+        "Nothing was uploaded, and the model was not run. Its metric: scripts/evaluate_checkpoint.py; to the Hub: "
+        "scripts/push_to_hub.py."
+    )
+
+
+def card_facts(args: argparse.Namespace) -> dict:
+    """The facts of the card that the flags give."""
+    facts = {}
+    if args.license is not None:
+        facts |= {name: getattr(args, name) for name in ("license", "license_name", "license_link")}
+    for name, value in (("data_name", args.dataset_name), ("dataset_id", args.dataset_id), ("example", args.example)):
+        if value is not None:
+            facts[name] = value
+    return facts
 
 
 def copy_weights(source: Path, target: Path, dtype: str | None):
@@ -101,7 +119,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--dataset_name", help="What the card calls the data. (default: as the training did, by its id or files)"
     )
     parser.add_argument("--dataset_id", help="The data's id on the Hub, where the training read local files.")
+    parser.add_argument(
+        "--example", help="A text that the code of the card gives to the model. (default: as the training did)"
+    )
+    add_card_arguments(parser)
     args = parser.parse_args(argv)
+    try:
+        check_license(args.license, args.license_name, args.license_link)
+    except InputError as error:
+        parser.error(str(error))
     if args.dataset_id is not None and args.dataset_name is None:
         parser.error("--dataset_id is accepted along with --dataset_name.")
     return args

@@ -36,8 +36,8 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from make_hub_folder import SHARED_FILES
+from model_card import add_card_arguments, check_license, rewrite_card
 from script_arguments import InputError
-from training_report import name_model
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
@@ -51,10 +51,12 @@ PUSHED_FILES = (*SHARED_FILES, CONFIG_NAME, WEIGHTS, SAFE_WEIGHTS_INDEX_NAME, "*
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     try:
+        check_license(args.license, args.license_name, args.license_link)
         check_names(args.folder, args.repository)
         with tempfile.TemporaryDirectory() as temporary:
             upload = Path(temporary, Path(args.repository).name)
-            prepare(Path(args.folder), upload, args.repository)
+            for note in prepare(upload, args):
+                print(note)
             push(upload, args)
     except InputError as error:
         sys.exit(f"push_to_hub.py: error: {error}")
@@ -81,28 +83,31 @@ def check_names(folder: str, repository: str):
         )
 
 
-def prepare(folder: Path, upload: Path, repository: str):
+def prepare(upload: Path, args: argparse.Namespace) -> list[str]:
+    """Collects and checks what goes up; returns what is to be known of its card."""
     try:
-        collect(folder, upload, repository)
-        ModelCard.load(upload / "README.md")  # reads its metadata
+        notes = collect(upload, args)
         check_model(upload)
     except InputError:
         raise
     except Exception as error:  # whatever is in the files, code among them
-        raise InputError(f"folder {str(folder)!r} can't be used: {type(error).__name__}: {error}") from error
+        raise InputError(f"folder {args.folder!r} can't be used: {type(error).__name__}: {error}") from error
+    return notes
 
 
-def collect(folder: Path, upload: Path, repository: str):
+def collect(upload: Path, args: argparse.Namespace) -> list[str]:
     """What goes up, in a folder of its own, with a card that calls the model by its name on the Hub."""
     upload.mkdir()
-    for file in {path for pattern in PUSHED_FILES for path in folder.glob(pattern)}:
+    for file in {path for pattern in PUSHED_FILES for path in Path(args.folder).glob(pattern)}:
         shutil.copy(file, upload)
     config = json.loads((upload / CONFIG_NAME).read_text(encoding="utf-8"))
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     if not code or not all((upload / file).exists() for file in code):
         add_code(upload, config)
-    card = (upload / "README.md").read_text(encoding="utf-8")
-    (upload / "README.md").write_text(name_model(card, repository), encoding="utf-8")
+    facts = {"checkpoint": args.repository, "has_code": True}
+    if args.license is not None:
+        facts |= {name: getattr(args, name) for name in ("license", "license_name", "license_link")}
+    return rewrite_card(upload, old_checkpoint=args.folder, **facts)
 
 
 def add_code(upload: Path, config: dict):
@@ -150,6 +155,11 @@ def push(upload: Path, args: argparse.Namespace):
         print(f"{file.stat().st_size / 1e6:10.3f} MB  {file.name}")
     print(f"{sum(file.stat().st_size for file in files) / 1e6:10.3f} MB  to {args.repository}")
     if args.dry_run:
+        print(
+            "Dry run: nothing was uploaded. Checked: the files, the model with its code on a sample, and that the "
+            f"metadata of the card can be read. Not checked: the network, the token and whether it may write to "
+            f"{args.repository}, whether that name is taken, and what the Hub says of the metadata."
+        )
         return
     api = HfApi()
     try:
@@ -180,6 +190,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--private", action="store_true", help="For you alone to see, where it is made.")
     parser.add_argument("--revision", help="Branch to upload to, made where it does not exist. (default: main)")
     parser.add_argument("--dry_run", action="store_true", help="Check and list the files without uploading them.")
+    add_card_arguments(parser)
     return parser.parse_args(argv)
 
 

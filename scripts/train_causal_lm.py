@@ -35,26 +35,20 @@ from language_modeling import (
     window_losses,
 )
 from model_arguments import ModelArguments
+from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
-from training_report import TaskReport
+from training_report import TaskReport, prompt_for
 from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
 from transformers import default_data_collator, set_seed
-
-USAGE = """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{checkpoint}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{checkpoint}", trust_remote_code=True)
-prompt = tokenizer("The ", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=200)[0]))"""
 
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("output_folder").setLevel(logging.INFO)
-    model_args, data_args, training_args = parse_arguments(
-        (ModelArguments, DataArguments, ResumableTrainingArguments), sys.argv[1:] if argv is None else argv, __doc__
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, card_args, training_args = parse_arguments(
+        (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
@@ -76,26 +70,18 @@ def main(argv: list[str] | None = None):
         compute_loss_func=smoothed_loss(training_args.label_smoothing_factor),
         compute_metrics=exact_metrics(windows["validation"]),
         preprocess_logits_for_metrics=window_losses,
-        report=report(data_args),
+        report=TaskReport(
+            task="language-modeling",
+            command=["scripts/train_causal_lm.py", *argv],
+            card=card_args,
+            data_name=data_args.data_name,
+            dataset_id=data_args.dataset_id,
+            base_model=model_args.model_name_or_path,
+            example=prompt_for(tokenizer),
+        ),
         callbacks=[EpochCallback(windows["train"])],
     )
     train_and_evaluate(trainer, windows, exact_metrics, checkpoint, evaluation_settings(data_args))
-
-
-def report(args: DataArguments) -> TaskReport:
-    return TaskReport(
-        pipeline_tag="text-generation",
-        description="A causal language model",
-        data_name=args.data_name,
-        dataset_id=args.dataset_id,
-        usage=USAGE,
-        metrics=("perplexity", "bits_per_character"),
-        metrics_note="Every token of a split but the first is predicted exactly once. Perplexity is a token's, from "
-        "nats; bits are log2.",
-        limits="It has been trained to continue text like that which it was trained on, with its errors and its "
-        "biases, and knows nothing else. What it writes reads like language and states no facts.",
-        loss_unit="nats per token",
-    )
 
 
 if __name__ == "__main__":

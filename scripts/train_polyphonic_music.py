@@ -28,6 +28,7 @@ from pathlib import Path
 
 from command_line import run_command
 from model_arguments import ModelArguments, make_model
+from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from piano_rolls import PianoRollArguments, load_piano_rolls
 from polyphonic_music import METRIC_NAMES, MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
@@ -37,14 +38,6 @@ from training_run import train_and_evaluate
 from transformers import AutoModelForTimeSeriesPrediction, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
-
-USAGE = """\
-import torch
-from transformers import AutoModelForTimeSeriesPrediction
-
-model = AutoModelForTimeSeriesPrediction.from_pretrained("{checkpoint}", trust_remote_code=True)
-silence = torch.zeros(1, 1, 88)  # (batch, frames, keys from A0 to C8)
-tune = model.sample(silence, max_new_frames=100, generator=torch.Generator().manual_seed(0))"""
 
 
 @dataclass
@@ -79,10 +72,9 @@ class MusicArguments(PianoRollArguments):
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("output_folder").setLevel(logging.INFO)
-    model_args, data_args, training_args = parse_arguments(
-        (MusicModelArguments, MusicArguments, ResumableTrainingArguments),
-        sys.argv[1:] if argv is None else argv,
-        __doc__,
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, card_args, training_args = parse_arguments(
+        (MusicModelArguments, MusicArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
     )
     check_metric(training_args, METRIC_NAMES)
     if training_args.label_smoothing_factor != 0:
@@ -109,6 +101,9 @@ def main(argv: list[str] | None = None):
     checkpoint = claim_output_dir(training_args, identity)
 
     splits = {split: Tunes(tunes, data_args.transpose if split == "train" else 0) for split, tunes in rolls.items()}
+    is_local = Path(data_args.data).exists()
+    config_name = f" ({data_args.dataset_config_name})" if data_args.dataset_config_name else ""
+    data_name = Path(data_args.data).resolve().name if is_local else f"{data_args.data}{config_name}"
     trainer = MusicTrainer(
         model=model,
         args=training_args,
@@ -118,27 +113,17 @@ def main(argv: list[str] | None = None):
         compute_metrics=exact_metrics(splits["validation"]),
         preprocess_logits_for_metrics=tune_losses,
         sums_loss=data_args.sum_loss,
-        report=report(data_args),
+        report=TaskReport(
+            task="polyphonic-music",
+            command=["scripts/train_polyphonic_music.py", *argv],
+            card=card_args,
+            data_name=data_name,
+            dataset_id=None if is_local else data_args.data,
+            base_model=model_args.model_name_or_path,
+        ),
     )
     evaluation = {"piano_roll_column": data_args.piano_roll_column, "frames_per_beat": data_args.frames_per_beat}
     train_and_evaluate(trainer, splits, exact_metrics, checkpoint, evaluation)
-
-
-def report(args: MusicArguments) -> TaskReport:
-    is_local = Path(args.data).exists()
-    return TaskReport(
-        pipeline_tag="time-series-forecasting",
-        description="A model of polyphonic music",
-        data_name=Path(args.data).resolve().name if is_local else args.data,
-        dataset_id=None if is_local else args.data,
-        usage=USAGE,
-        metrics=("nll_per_frame",),
-        metrics_note="Negative log-likelihood in nats, summed over the 88 keys of a frame and averaged over all "
-        "frames of a split but the first of each tune; each is predicted from all frames before it in its tune.",
-        limits="It knows the style of the tunes that it was trained on and no other; frames say which keys sound, not "
-        "how loud or whether a key is struck again; tunes much longer than those in training may lose their thread.",
-        loss_unit="nats per frame",
-    )
 
 
 if __name__ == "__main__":

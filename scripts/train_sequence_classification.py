@@ -32,7 +32,9 @@ import datasets
 from command_line import run_command
 from image_augmentation import AugmentedImages
 from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
+from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
+from PIL import Image
 from script_arguments import InputError, parse_arguments
 from sequence_classification import (
     ARCHITECTURE,
@@ -51,26 +53,11 @@ from sequence_classification import (
     sha256_of,
     trained_label2id,
 )
-from training_report import TaskReport
+from training_report import TEXT, TaskReport
 from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
-
-TEXT_USAGE = """\
-from transformers import pipeline
-
-classifier = pipeline("text-classification", model="{checkpoint}", trust_remote_code=True)
-print(classifier("What is the longest river of Asia ?"))"""
-
-IMAGE_USAGE = """\
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSequenceClassification
-
-processor = AutoImageProcessor.from_pretrained("{checkpoint}", trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained("{checkpoint}", trust_remote_code=True)
-inputs = processor(Image.open("image.png"), return_tensors="pt")
-print(model.config.id2label[model(**inputs).logits.argmax().item()])"""
 
 
 @dataclass
@@ -85,10 +72,9 @@ class ClassifierArguments(ModelArguments):
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("output_folder").setLevel(logging.INFO)
-    model_args, data_args, training_args = parse_arguments(
-        (ClassifierArguments, ClassificationArguments, ResumableTrainingArguments),
-        sys.argv[1:] if argv is None else argv,
-        __doc__,
+    argv = sys.argv[1:] if argv is None else argv
+    model_args, data_args, card_args, training_args = parse_arguments(
+        (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
@@ -119,6 +105,9 @@ def main(argv: list[str] | None = None):
             scale=data_args.augment_scale,
             seed=training_args.seed,
         )
+    example = TEXT
+    if data_args.image_column is not None:
+        example = blank_image(processing_class, splits["train"][0][data_args.image_column])
     trainer = ReportingTrainer(
         model=model,
         args=training_args,
@@ -127,7 +116,15 @@ def main(argv: list[str] | None = None):
         processing_class=processing_class,
         data_collator=make_collator(processing_class),
         compute_metrics=exact_metrics(encoded["validation"]),
-        report=report(data_args),
+        report=TaskReport(
+            task="text-classification" if data_args.image_column is None else "image-classification",
+            command=["scripts/train_sequence_classification.py", *argv],
+            card=card_args,
+            data_name=data_args.data_name,
+            dataset_id=data_args.dataset_id,
+            base_model=model_args.model_name_or_path,
+            example=example,
+        ),
         callbacks=[EpochCallback(train_dataset)] if data_args.augments else [],
     )
     evaluation = {
@@ -199,6 +196,12 @@ def make_classifier(
     return model
 
 
+def blank_image(processor: RTransformerImageProcessor, image: Image.Image) -> list[str | int]:
+    """Mode, width and height of an image that a processor accepts, as it does `image`."""
+    size = {"height": image.height, "width": image.width} if processor.size is None else processor.size
+    return ["L" if len(processor.image_mean) == 1 else "RGB", size["width"], size["height"]]
+
+
 def run_identity(
     model_args: ClassifierArguments,
     processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
@@ -210,22 +213,6 @@ def run_identity(
         vocab = json.dumps(processing_class.get_vocab(), sort_keys=True)
         identity["vocabulary (sha256)"] = hashlib.sha256(vocab.encode()).hexdigest()
     return identity
-
-
-def report(args: ClassificationArguments) -> TaskReport:
-    what = "text" if args.image_column is None else "image"
-    return TaskReport(
-        pipeline_tag=f"{what}-classification",
-        description="A classifier of texts" if what == "text" else "A classifier of images as pixel sequences",
-        data_name=args.data_name,
-        dataset_id=args.dataset_id,
-        usage=TEXT_USAGE if what == "text" else IMAGE_USAGE,
-        metrics=("accuracy",),
-        metrics_note=f"Accuracy is the share of a split's {what}s whose own label gets the highest score.",
-        limits="It gives one of the labels that it was trained on for whatever it reads, with the errors and the "
-        f"biases of its training data. {what.capitalize()}s unlike those are outside of what it has been tested on.",
-        loss_unit=f"nats per {what}",
-    )
 
 
 if __name__ == "__main__":

@@ -11,113 +11,83 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What a training script leaves beside the model: the picture of its learning curves and its card."""
+"""What a training script leaves beside the model: the picture of its learning curves and the facts of its card."""
 
 import datetime
 import json
 import logging
+import os
 import platform
-import re
 import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from output_folder import write_figure
-from transformers import Trainer, TrainingArguments
-from transformers.modelcard import extract_hyperparameters_from_trainer
+from model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
+from output_folder import ResumableTrainingArguments, write_figure
+from transformers import PreTrainedTokenizerBase, Trainer
 
 logger = logging.getLogger(__name__)
 
-CURVES_FILE = "learning_curves.png"
+PROMPTS = ("The ", "the ")  # of a language model; the first that its tokenizer knows
+TEXT = "Your text here."  # to a classifier: rows of its data may be private
+SIZES = (
+    *("num_hidden_layers", "hidden_size", "position_embedding_type"),
+    *("num_local_rnn_layers", "local_rnn_type", "local_window_size"),
+)
 
 
 @dataclass
 class TaskReport:
-    """What a card says of a task and its data, beside what every card says."""
+    """
+    What a training script knows of its model and data.
 
-    pipeline_tag: str
-    description: str  # "A causal language model"
-    data_name: str  # a Hub id, or the name of a local file or folder
-    dataset_id: str | None  # the Hub id, if it is one
-    usage: str  # a few lines of Python with {checkpoint}
-    metrics: tuple[str, ...]
-    metrics_note: str
-    limits: str
-    loss_unit: str
+    Args:
+        task: a key of `model_card.TASKS`.
+        command: the script and its arguments.
+        card: what the owner of the model says.
+        data_name: a Hub id, or the name of a local file or folder.
+        dataset_id: the Hub id, if it is one.
+        base_model: --model_name_or_path.
+        example: input of the card's code, as of `CardFacts`.
+    """
 
+    task: str
+    command: list[str]
+    card: CardArguments
+    data_name: str
+    dataset_id: str | None
+    base_model: str | None = None
+    example: str | list[str | int] | None = None
 
-CARD = """\
----
-{metadata}
----
-
-# {model_name}
-
-{description}: {architecture} with {millions:.2f} million parameters, trained on {data_name}.
-{architecture_note}
-
-## Use
-
-```python
-{usage}
-```
-
-## Results
-
-| split | metric | value |
-| --- | --- | --- |
-{results}
-
-{metrics_note}
-
-![Learning curves](learning_curves.png)
-
-## Training
-
-```bash
-{command}
-```
-
-On {hardware}, {duration}, finished on {date}.{dropout_note}
-
-{hyperparameters}
-
-## Limits and biases
-
-{limits}
-
-## Citation
-
-```bibtex
-{citation}
-```
-"""
-
-R_TRANSFORMER_NOTE = """\
-An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block, and needs no
-position embeddings."""
-
-TRANSFORMER_NOTE = """\
-It is a Transformer, to compare with: the blocks of an R-Transformer (arXiv 1907.05572) without their small RNNs."""
-
-CITATION = """\
-@article{wang2019rtransformer,
-  title={R-Transformer: Recurrent Neural Network Enhanced Transformer},
-  author={Wang, Zhiwei and Ma, Yao and Liu, Zitao and Tang, Jiliang},
-  journal={arXiv preprint arXiv:1907.05572},
-  year={2019}
-}"""
+    @property
+    def loss_unit(self) -> str:
+        return TASKS[self.task].loss_unit
 
 
-def plot_learning_curves(trainer: Trainer, loss_unit: str):
+@dataclass
+class Outcome:
+    """
+    What a training script found out, so far.
+
+    Args:
+        metrics: Trainer's, by split.
+        training: those of the training; None where the model was there already.
+        has_curves: whether the learning curves were drawn.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    training: dict[str, float] | None = None
+    has_curves: bool = False
+
+
+def plot_learning_curves(trainer: Trainer, loss_unit: str) -> bool:
+    """Returns whether there is a picture: matplotlib may be missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("No picture of the learning curves: matplotlib is not installed.")
-        return
+        return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label in (("loss", "training"), ("eval_loss", "validation")):
@@ -127,111 +97,158 @@ def plot_learning_curves(trainer: Trainer, loss_unit: str):
     axes.grid(alpha=0.3)
     axes.legend()
     write_figure(Path(trainer.args.output_dir, CURVES_FILE), figure, dpi=150)
+    return True
 
 
-def model_card(trainer: Trainer, report: TaskReport) -> ModelCard:
-    """The card of the model in the output folder, with the metrics that are there so far."""
-    output_dir = Path(trainer.args.output_dir)
-    results_file = output_dir / "all_results.json"
-    results = json.loads(results_file.read_text(encoding="utf-8")) if results_file.exists() else {}
-    metrics = [
-        EvalResult(
-            task_type=report.pipeline_tag,
-            dataset_type=report.dataset_id or "local",
-            dataset_name=report.data_name,
-            dataset_split=split,
-            metric_type=metric,
-            metric_name=metric.replace("_", " "),
-            metric_value=results[f"{prefix}_{metric}"],
-        )
-        for prefix, split in (("eval", "validation"), ("test", "test"))
-        for metric in report.metrics
-        if f"{prefix}_{metric}" in results
-    ]
+def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcome: Outcome) -> CardFacts:
+    """
+    The facts of the model in the output folder.
+
+    Args:
+        num_parameters: those of the whole model, which a process of FSDP does not have.
+        outcome: of this run of the script. Nothing is taken from the files of earlier ones but, where the model was
+            trained by one of them, how it was trained.
+    """
     config = trainer.model.config
-    metadata = ModelCardData(
-        model_name=Path(trainer.hub_model_id or output_dir.resolve()).name,
-        library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag=report.pipeline_tag,
-        tags=[config.model_type, "generated_from_trainer"],
-        datasets=report.dataset_id and [report.dataset_id],
-        metrics=list(report.metrics),
-        eval_results=metrics,
-    )
-    table = [f"| {metric.dataset_split} | {metric.metric_name} | {metric.metric_value:.4f} |" for metric in metrics]
-    dropout = [value for name, value in config.to_dict().items() if name.endswith("_dropout")]
-    hyperparameters = extract_hyperparameters_from_trainer(trainer)
-    return ModelCard(
-        CARD.format(
-            metadata=metadata.to_yaml(),
-            model_name=metadata.model_name,
-            description=report.description,
-            architecture=type(trainer.model).__name__.removeprefix("FSDP"),
-            millions=trainer.model.num_parameters() / 1e6,
-            data_name=report.data_name,
-            architecture_note=R_TRANSFORMER_NOTE if config.num_local_rnn_layers > 0 else TRANSFORMER_NOTE,
-            usage=report.usage.format(checkpoint=trainer.hub_model_id or trainer.args.output_dir),
-            results="\n".join(table),
-            metrics_note=report.metrics_note,
-            command=command_line(trainer.args),
-            hardware=hardware(trainer.args),
-            duration=duration(results),
-            date=datetime.date.today().isoformat(),
-            dropout_note=" Loss on the training set is with dropout." if any(dropout) else "",
-            hyperparameters="\n".join(f"- {name}: {value}" for name, value in hyperparameters.items()),
-            limits=report.limits,
-            citation=CITATION,
-        )
+    base_model = report.base_model
+    is_local = base_model is not None and Path(base_model).exists()
+    return CardFacts(
+        task=report.task,
+        checkpoint=trainer.hub_model_id or trainer.args.output_dir,
+        has_code=True,
+        architecture=type(trainer.model).__name__.removeprefix("FSDP"),
+        num_parameters=num_parameters,
+        sizes={name: getattr(config, name) for name in SIZES},
+        data_name=report.data_name,
+        dataset_id=report.dataset_id,
+        base_model=Path(base_model).resolve().name if is_local else base_model,
+        base_model_id=None if is_local else base_model,
+        license=report.card.license,
+        license_name=report.card.license_name,
+        license_link=report.card.license_link,
+        example=report.example,
+        results=[
+            (split, metric, metrics[key])
+            for split, metrics in outcome.metrics.items()
+            for metric in TASKS[report.task].metrics
+            if (key := f"{'eval' if split == 'validation' else split}_{metric}") in metrics
+        ],
+        training=training_facts(trainer, report, outcome),
+        training_loss_has_dropout=any(value for name, value in config.to_dict().items() if name.endswith("_dropout")),
+        has_curves=outcome.has_curves,
     )
 
 
-def name_model(card: str, name: str) -> str:
-    """
-    The card of a model under another name, a folder or an id on the Hub, in the lines that load it, in its heading and
-    its metadata. The first name that the card's code gives is the model's.
-    """
-    if usage := re.search(r'(?:from_pretrained\(|model=)("[^"]+")', card):
-        card = card.replace(usage[1], f'"{name}"')
-    named = ModelCard(card)
-    if named.data.model_name is not None:
-        short_name = Path(name).name
-        named.text = named.text.replace(f"\n# {named.data.model_name}\n", f"\n# {short_name}\n", 1)
-        named.data.model_name = short_name
-    return str(named)
+def training_facts(trainer: Trainer, report: TaskReport, outcome: Outcome) -> TrainingFacts:
+    args, metrics = trainer.args, outcome.training
+    facts = TrainingFacts(command=command_line(report.command, args), hyperparameters=hyperparameters(trainer.args))
+    if outcome.metrics and metrics is None:  # evaluated alone
+        earlier = read_facts(args.output_dir)
+        return facts if earlier is None or earlier.training.finished is None else earlier.training
+    facts.hardware = hardware(args)
+    if metrics is not None:
+        facts.seconds = metrics["train_runtime"]
+        facts.resumed_at_step = metrics["resumed_at_step"]
+        facts.finished = datetime.date.today().isoformat()
+        if trainer.state.global_step < trainer.state.max_steps:
+            facts.hyperparameters["stopped early"] = f"at step {trainer.state.global_step:,}"
+        metric = str(args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
+        if args.load_best_model_at_end and trainer.state.best_global_step:
+            facts.best = f"step {trainer.state.best_global_step:,}, the best on validation by {metric}"
+    return facts
 
 
-def name_dataset(card: str, name: str, dataset_id: str | None) -> str:
-    """The card with the name of the data, and its id if it is on the Hub, in place of the local files' name."""
-    named = ModelCard(card)
-    local_name = re.search(r"parameters, trained on (.+)\.\n", named.text)
-    if local_name is not None:
-        named.text = named.text.replace(local_name[0], f"parameters, trained on {name}.\n", 1)
-    if dataset_id is not None:
-        named.data.datasets = [dataset_id]
-    for result in named.data.eval_results or []:
-        result.dataset_name, result.dataset_type = name, dataset_id or result.dataset_type
-    return str(named)
+def hyperparameters(args: ResumableTrainingArguments) -> dict[str, str]:
+    """What a training depends on, in words."""
+    length = ("steps", f"{args.max_steps:,}") if args.max_steps > 0 else ("epochs", f"{args.num_train_epochs:g}")
+    batch = [f"{args.train_batch_size}"]
+    if args.world_size > 1:
+        batch += [f"{args.world_size} processes"]
+    if args.gradient_accumulation_steps > 1:
+        batch += [f"{args.gradient_accumulation_steps} accumulated"]
+    total = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    words = {
+        length[0]: length[1],
+        "batch size": f"{total}" + (f" ({' x '.join(batch)})" if len(batch) > 1 else ""),
+        "optimizer": optimizer(args),
+        "learning rate": f"{args.learning_rate:g}, {schedule(args)}",
+    }
+    if args.weight_decay:
+        words["weight decay"] = f"{args.weight_decay:g}"
+    if args.max_grad_norm:
+        words["gradient norm"] = f"clipped at {args.max_grad_norm:g}"
+    if args.label_smoothing_factor:
+        words["label smoothing"] = f"{args.label_smoothing_factor:g}"
+    if args.average_decay is not None:
+        words["weights"] = f"exponential moving average with decay {args.average_decay:g}"
+    if args.bf16 or args.fp16:
+        words["mixed precision"] = "bfloat16" if args.bf16 else "float16"
+    return {**words, "seed": f"{args.seed}"}
 
 
-def command_line(args: TrainingArguments) -> str:
-    """The command that runs, with the names alone of files that it gives by their whole path, and no token."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    launcher = ["python"] if args.world_size == 1 else ["torchrun", "--nproc_per_node", str(args.world_size)]
-    command = shlex.join([*launcher, f"scripts/{Path(sys.argv[0]).name}", *words])
-    return command.replace(args.hub_token, "$HF_TOKEN") if args.hub_token else command
+def optimizer(args: ResumableTrainingArguments) -> str:
+    name = str(getattr(args.optim, "value", args.optim))
+    adam = f"betas {args.adam_beta1:g} and {args.adam_beta2:g}, epsilon {args.adam_epsilon:g}"
+    if args.muon:
+        learning_rate = args.learning_rate if args.muon_learning_rate is None else args.muon_learning_rate
+        return f"Muon (learning rate {learning_rate:g}) for the matrices of the blocks, else AdamW ({adam})"
+    words = [name, adam] if "adam" in name else [name]
+    return ", ".join([*words, args.optim_args] if args.optim_args else words)
 
 
-def duration(results: dict) -> str:
-    """Of the training, or of its last part where it was resumed: nobody has timed what was lost in between."""
-    if "train_runtime" not in results:
-        return "unfinished"
-    minutes = f"{results['train_runtime'] / 60:.0f} minutes"
-    return f"{minutes} from step {results['resumed_at_step']:,} on" if results.get("resumed_at_step") else minutes
+def schedule(args: ResumableTrainingArguments) -> str:
+    name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    words = [f"schedule {name}"]
+    if args.lr_scheduler_kwargs:
+        words += [json.dumps(args.lr_scheduler_kwargs)]
+    if args.warmup_steps:
+        warmup = f"{args.warmup_steps:.0%} of the" if args.warmup_steps < 1 else f"{args.warmup_steps:,.0f}"
+        words += [f"warmup over {warmup} steps"]
+    return ", ".join(words)
 
 
-def hardware(args: TrainingArguments) -> str:
-    if args.device.type == "cuda":
-        return f"{args.world_size} x {torch.cuda.get_device_name(args.device)}"
-    num_cores = args.world_size * torch.get_num_threads()
-    return f"{num_cores} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+def prompt_for(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The start of a text that a tokenizer knows: English where it can be, else the first word of its vocabulary."""
+    for prompt in PROMPTS:
+        if is_known(prompt, tokenizer):
+            # A space at the end is a token of its own to a character tokenizer; to others it begins the next word.
+            return prompt if len(tokenizer.tokenize(prompt)) == len(prompt) else prompt.strip()
+    words = (tokenizer.decode([token_id], skip_special_tokens=True).strip() for token_id in range(len(tokenizer)))
+    return next((word for word in words if word and is_known(word, tokenizer)), PROMPTS[0])
+
+
+def is_known(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.unk_token_id not in ids and tokenizer.decode(ids).strip() == text.strip()
+
+
+def command_line(command: list[str], args: ResumableTrainingArguments) -> str:
+    """A script's command, with the names alone of files that it gives by their whole path, and no token."""
+    launcher = ["python"]
+    if args.world_size > 1:
+        num_local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+        num_nodes = args.world_size // num_local
+        launcher = ["torchrun", *(("--nnodes", f"{num_nodes}") if num_nodes > 1 else ())]
+        launcher += ["--nproc_per_node", f"{num_local}"]
+    line = shlex.join([*launcher, *map(without_folder, command)])
+    return line.replace(args.hub_token, "$HF_TOKEN") if args.hub_token else line
+
+
+def without_folder(word: str) -> str:
+    """A word of a command line; of a whole path, after a flag or alone, its last part."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    for path in (PurePosixPath(value), PureWindowsPath(value)):
+        if path.is_absolute() or value.startswith("~"):
+            return flag + equals + path.name
+    return word
+
+
+def hardware(args: ResumableTrainingArguments) -> str:
+    device = args.device
+    if device.type == "cpu":
+        threads = args.world_size * torch.get_num_threads()
+        capability = torch.backends.cpu.get_cpu_capability()
+        features = [platform.machine()] + ([capability] if capability != "DEFAULT" else [])
+        return f"{threads} CPU thread{'s' if threads > 1 else ''} ({', '.join(features)})"
+    get_name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return f"{args.world_size * max(1, args.n_gpu)} x {get_name(device) if get_name else device.type}"

@@ -30,12 +30,13 @@ import torch
 from accelerate.utils import load_fsdp_model
 from hub_errors import reason
 from huggingface_hub import HfApi
+from model_card import FACTS_FILE, render_card
 from optimization import MuonWithAdamW, WeightAverage, block_matrices
 from output_folder import TRAINER_STATE_FILE, how_to_go_on, planned_steps, write_whole
 from script_arguments import InputError
 from torch import distributed
 from torch.utils.data import Dataset
-from training_report import TaskReport, model_card, plot_learning_curves
+from training_report import Outcome, TaskReport, card_facts, plot_learning_curves
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
@@ -51,6 +52,8 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         super().__init__(*args, **kwargs)
         self.report = report
+        self.outcome = Outcome(metrics={})
+        self.num_parameters = self.model.num_parameters()  # before FSDP shards them
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.average: WeightAverage | None = None
@@ -122,7 +125,9 @@ class ReportingTrainer(Trainer):
 
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
-            write_whole(Path(self.args.output_dir, "README.md"), str(model_card(self, self.report)).encode())
+            facts = card_facts(self, self.report, self.num_parameters, self.outcome)
+            write_whole(Path(self.args.output_dir, FACTS_FILE), facts.to_json().encode())
+            write_whole(Path(self.args.output_dir, "README.md"), render_card(facts).encode())
 
     def init_hf_repo(self, *args, **kwargs):
         """
@@ -235,6 +240,7 @@ def train_and_evaluate(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(how_to_go_on(trainer.args.output_dir)) from None
         result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
+        trainer.outcome.training = result.metrics
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
@@ -246,6 +252,7 @@ def train_and_evaluate(
         if split in splits:
             trainer.compute_metrics = metrics_of(splits[split])
             metrics = trainer.evaluate(splits[split], metric_key_prefix=prefix)
+            trainer.outcome.metrics[split] = metrics
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, metrics)
     trainer.model.config.use_cache = True  # Trainer turns it off while it trains
@@ -253,7 +260,7 @@ def train_and_evaluate(
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if trainer.is_world_process_zero():
         write_whole(Path(trainer.args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
-        plot_learning_curves(trainer, trainer.report.loss_unit)
+        trainer.outcome.has_curves = plot_learning_curves(trainer, trainer.report.loss_unit)
     trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
     trainer.create_model_card()
     if trainer.args.push_to_hub:

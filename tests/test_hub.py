@@ -180,6 +180,9 @@ def test_a_model_that_was_pushed_while_it_trained(trained, hub, machine):
     assert "--hub_token $HF_TOKEN" in card.text and repository.titles["End of training"] == repository.sha("main")
 
     older = repository.titles["Training in progress, step 4"]
+    card = ModelCard(repository.commits[older]["README.md"].decode())
+    assert "not finished yet." in card.text and "None so far." in card.text and "learning_curves.png" not in card.text
+    assert card.data.eval_results is None
     machine.succeed(TAG + LOAD + USE, older, "fourth", "main", token=WRITES)
     loaded = torch.load(machine.folder / "logits.pt")
     torch.testing.assert_close(loaded["main"], logits(trained))

@@ -1,12 +1,20 @@
 """scripts/push_to_hub.py and a Hub: what it uploads opens elsewhere, and what it can't upload it says in words."""
 
+import dataclasses
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from card_code import code_of, run_code
 from hub_server import ELSEWHERE, Fault, Hub
 from huggingface_hub import ModelCard
+from model_card import read_facts, render_card
 from safetensors.torch import load_file, save_file
 from test_hub import BERT, READS, ROOT, WRITES, Machine
 from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction
@@ -52,7 +60,9 @@ torch.save({**inputs, "frames": frames, **outputs}, "outputs.pt")
 REFUSED = {
     "name": (["card", "anna/te xt"], WRITES, "repository 'anna/te xt' is no name that the Hub accepts"),
     "namespace": (["card", "text"], WRITES, "repository 'text' lacks whose it is; user/name is accepted"),
+    "licence": (["card", "anna/new", "--license", "apache"], WRITES, "--license: unknown to the Hub: 'apache'"),
     "folder": (["nowhere", "anna/new"], WRITES, "folder 'nowhere' does not exist"),
+    "facts": (["forged", "anna/new"], WRITES, "model_card.json: no facts of a card (expected JSON with task, "),
     "no model": (["empty", "anna/new"], WRITES, "folder 'empty' has no config.json"),
     "no card": (["cardless", "anna/new"], WRITES, "folder 'cardless' has no README.md"),
     "pickle": (["pickled", "anna/new"], WRITES, "folder 'pickled' has no model*.safetensors"),
@@ -85,11 +95,13 @@ def pushed(tmp_path_factory):
         for name in ("training_args.bin", "trainer_state.json", "notes.pkl"):
             (folder / "card" / name).write_text("to be left behind")
         shutil.copytree(folder / "card", folder / "card" / "checkpoint-1")
-        for name in ("cardless", "pickled", "codeless", "partial", "diverged", "badly_described", "misconfigured"):
+        bad_files = ("cardless", "pickled", "badly_described", "misconfigured", "forged")
+        for name in (*bad_files, "codeless", "partial", "diverged"):
             shutil.copytree(CARDS / "ptb_char_small", folder / name)
         (folder / "empty").mkdir()
         (folder / "cardless" / "README.md").unlink()
         (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+        (folder / "forged" / "model_card.json").write_text('{"task": "guessing"}')
         config = folder / "codeless" / "config.json"
         config.write_text(config.read_text().replace("RTransformerForCausalLM", "FooForCausalLM"))
         (folder / "misconfigured" / "config.json").write_text("{")
@@ -99,11 +111,18 @@ def pushed(tmp_path_factory):
         del weights["lm_head.bias"]
         save_file(weights, folder / "partial" / "model.safetensors", metadata={"format": "pt"})
         (folder / "badly_described" / "README.md").write_text("---\n- a list\n---\n")
+        shutil.copytree(CARDS / "nottingham", folder / "unlicensed")
+        facts = dataclasses.replace(read_facts(folder / "unlicensed"), license=None)
+        (folder / "unlicensed" / "model_card.json").write_text(facts.to_json())
+        (folder / "unlicensed" / "README.md").write_text(render_card(facts))
 
         pushes = {
             "dry": (["card", "anna/dry", "--dry_run"], WRITES),
+            "unlicensed": (["unlicensed", "anna/dry", "--dry_run"], WRITES),
             "text": (["card", "anna/text", "--revision", "draft"], WRITES),
             "tune": ([str(CARDS / "nottingham_joint"), "anna/tune", "--private"], WRITES),
+            "pixels": ([str(CARDS / "smnist_small"), "anna/pixels"], WRITES),
+            "label": ([str(next(CARDS.glob("trec_*"))), "anna/label", "--license", "mit"], WRITES),
             **{name: (arguments, token) for name, (arguments, token, _) in REFUSED.items()},
             "again": (["card", "anna/text"], WRITES),
         }
@@ -122,9 +141,12 @@ def test_what_is_refused(pushed, name):
 
 def test_nothing_is_made_for_what_is_refused(pushed):
     hub, _, results = pushed
-    assert set(hub.repositories) == {"anna/text", "anna/tune"}
+    assert set(hub.repositories) == {"anna/text", "anna/tune", "anna/pixels", "anna/label"}
     listed, stopped = results["dry"]
-    assert stopped is None and "model.safetensors" in listed and listed.endswith(" MB  to anna/dry\n")
+    assert stopped is None and "model.safetensors" in listed and " MB  to anna/dry\nDry run: nothing was up" in listed
+    assert "Not checked: the network, the token and whether it may write to anna/dry, whether that name is" in listed
+    assert "Dry run" not in results["text"][0] and "licence" not in listed
+    assert results["unlicensed"][0].startswith("The card states no licence; --license states one.\n")
     assert results["again"] == [results["text"][0].replace("/tree/draft", ""), None]
 
 
@@ -140,20 +162,31 @@ def test_what_is_pushed(pushed):
     assert code >= {"modeling_rtransformer.py", "configuration_rtransformer.py", "local_rnn.py"}
     for path in set(files) - {".gitattributes"}:
         assert f"{len(files[path]) / 1e6:.3f} MB  {path}\n" in listed
-    for path in kept - {"README.md", "config.json"}:
+    for path in kept - {"README.md", "model_card.json", "config.json"}:
         assert files[path] == (CARDS / "ptb_char_small" / path).read_bytes()
     card = ModelCard(files["README.md"].decode())
     assert 'from_pretrained("anna/text", ' in card.text and "model_cards/" not in card.text
+    assert card.data.license == "apache-2.0" and "import rtransformer_hf" not in card.text
+    assert ModelCard(hub.repositories["anna/label"].files["README.md"].decode()).data.license == "mit"
     assert card.data.model_name == "text" and "\n# text\n" in card.text
     assert tune.private and not text.private and text.files == files
     assert len(text.commits) == 3 and len(tune.commits) == 2  # with the initial ones: a push is one commit
 
 
 def test_it_opens_elsewhere(pushed):
+    """Where the package is not installed: by the names of its Auto classes, and by the code that its card prints."""
     hub, machine, _ = pushed
-    elsewhere = Machine(machine.folder / "elsewhere", hub)
-    elsewhere.succeed(LOAD, token=READS)
-    outputs = torch.load(elsewhere.folder / "outputs.pt")
+    names = ("text", "tune", "pixels", "label")
+    cards = {name: hub.repositories[f"anna/{name}"].files["README.md"].decode() for name in names}
+    code = {name: (code_of(card), machine.folder) for name, card in cards.items()}
+    environment = hub.environment(machine.folder / "elsewhere", READS, ELSEWHERE)
+    printed = run_code({**code, "load": (LOAD, machine.folder)}, environment, ["-S"])
+    assert printed["text"].startswith("the ") and len(printed["text"]) > 100
+    assert printed["tune"].startswith("torch.Size([1, 101, 88]) with ")
+    assert printed["pixels"].strip().isdigit() and "'score': " in printed["label"]
+    assert "longest river" in code["label"][0]
+
+    outputs = torch.load(machine.folder / "outputs.pt")
     text = AutoModelForCausalLM.from_pretrained(CARDS / "ptb_char_small")
     torch.testing.assert_close(outputs["text"], text(outputs["input_ids"]).logits)
     tune = AutoModelForTimeSeriesPrediction.from_pretrained(CARDS / "nottingham_joint")

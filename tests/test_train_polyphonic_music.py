@@ -126,7 +126,7 @@ def test_the_card_says_what_the_model_is(folder, flags):
     train(*flags, "--max_steps", "1", "--hidden_dropout", "0" if flags else "0.1")
     card = ModelCard.load("out/README.md").content
     assert ("It is a Transformer" in card, "An R-Transformer puts" in card) == (bool(flags), not flags)
-    assert ("Loss on the training set is with dropout." in card) == (not flags)
+    assert ("The training loss is taken with dropout." in card) == (not flags)
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):

@@ -1,0 +1,512 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+A model card, rendered from facts that are kept beside it: `model_card.json` beside `README.md`. Another name, licence
+or data set is another fact, and the card is rendered again; what someone has written into the card stays.
+"""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from command_line import InputError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+FACTS_FILE = "model_card.json"
+CURVES_FILE = "learning_curves.png"
+
+# https://huggingface.co/docs/hub/repositories-licenses; no library carries the list.
+HUB_LICENSES = """
+afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0
+cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research intel-research isc lgpl
+lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresql unknown unlicense wtfpl zlib
+""".split()  # noqa: SIM905  (a line for each would be a page)
+
+LICENSE_HELP = {
+    "license": "Licence of the weights that the card states, by the Hub's identifier: mit, cc-by-4.0, other, ...",
+    "license_name": "Name of the licence, with --license other.",
+    "license_link": "Address of its text, or a file in the repository, with --license other.",
+}
+
+
+@dataclass
+class CardArguments:
+    """What only the owner of a model can say in its card."""
+
+    license: str | None = field(default=None, metadata={"help": f"{LICENSE_HELP['license']} Unset: none is stated."})
+    license_name: str | None = field(default=None, metadata={"help": LICENSE_HELP["license_name"]})
+    license_link: str | None = field(default=None, metadata={"help": LICENSE_HELP["license_link"]})
+
+    def __post_init__(self):
+        check_license(self.license, self.license_name, self.license_link)
+
+
+def check_license(license: str | None, license_name: str | None, license_link: str | None):
+    """
+    Raises:
+        InputError: it is no licence of the Hub's, or its name is missing or superfluous.
+    """
+    if license is not None and license not in HUB_LICENSES:
+        nearest = difflib.get_close_matches(license.lower(), HUB_LICENSES, n=1)
+        hint = f"did you mean {nearest[0]!r}? Else expected" if nearest else "expected"
+        raise InputError(
+            f"--license: unknown to the Hub: {license!r} ({hint} an identifier of "
+            "https://huggingface.co/docs/hub/repositories-licenses, or other with --license_name)"
+        )
+    if license == "other" and not license_name:
+        raise InputError("--license_name: missing (expected the licence's name, with --license other)")
+    for name, value in (("license_name", license_name), ("license_link", license_link)):
+        if value is not None and license != "other":
+            raise InputError(f"--{name}: {value!r} goes with --license other alone, got --license {license}")
+
+
+@dataclass
+class Task:
+    """What cards of a task have in common."""
+
+    pipeline_tag: str
+    description: str
+    unit: str  # of a window of the LocalRNN
+    usage: str  # with {import_code}, {trust}, {checkpoint} and {example}
+    metrics: tuple[str, ...]
+    metrics_note: str
+    limits: str
+    loss_unit: str
+
+
+CLASSIFIER_LIMITS = (
+    "It gives one of the labels that it was trained on for whatever it reads, with the errors and the biases of its "
+    "training data. {inputs} unlike those are outside of what it has been tested on."
+)
+
+TASKS = {
+    "language-modeling": Task(
+        pipeline_tag="text-generation",
+        description="A causal language model",
+        unit="tokens",
+        usage="""\
+{import_code}from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({checkpoint}{trust})
+model = AutoModelForCausalLM.from_pretrained({checkpoint}{trust})
+prompt = tokenizer({example}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=100)[0]))""",
+        metrics=("perplexity", "bits_per_character"),
+        metrics_note="Every token of a split but the first is predicted exactly once. Perplexity is per token.",
+        limits="It has been trained to continue text like that which it was trained on, with its errors and its "
+        "biases, and knows nothing else. What it writes reads like language and states no facts.",
+        loss_unit="nats per token",
+    ),
+    "text-classification": Task(
+        pipeline_tag="text-classification",
+        description="A classifier of texts",
+        unit="tokens",
+        usage="""\
+{import_code}from transformers import pipeline
+
+classifier = pipeline("text-classification", model={checkpoint}{trust})
+print(classifier({example}))""",
+        metrics=("accuracy",),
+        metrics_note="Accuracy is the share of a split's texts whose own label gets the highest score.",
+        limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
+        loss_unit="nats per text",
+    ),
+    "image-classification": Task(
+        pipeline_tag="image-classification",
+        description="A classifier of images as pixel sequences",
+        unit="pixels",
+        usage="""\
+{import_code}from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification
+
+processor = AutoImageProcessor.from_pretrained({checkpoint}{trust})
+model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{trust})
+image = Image.new({example})  # a black one, in place of Image.open("yours.png")
+inputs = processor(image, return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
+        metrics=("accuracy",),
+        metrics_note="Accuracy is the share of a split's images whose own label gets the highest score.",
+        limits=CLASSIFIER_LIMITS.format(inputs="Images"),
+        loss_unit="nats per image",
+    ),
+    "polyphonic-music": Task(
+        pipeline_tag="time-series-forecasting",
+        description="A model of polyphonic music",
+        unit="frames",
+        usage="""\
+{import_code}import torch
+from transformers import AutoModelForTimeSeriesPrediction
+
+model = AutoModelForTimeSeriesPrediction.from_pretrained({checkpoint}{trust})
+silence = torch.zeros(1, 1, 88)  # (batch, frames, keys from A0 to C8)
+tune = model.sample(silence, max_new_frames=100, generator=torch.Generator().manual_seed(0))
+print(tune.shape, "with", int(tune.sum()), "keys sounding")""",
+        metrics=("nll_per_frame",),
+        metrics_note="Negative log-likelihood in nats, summed over the 88 keys of a frame and averaged over all "
+        "frames of a split but the first of each tune; each is predicted from all frames before it in its tune.",
+        limits="It knows the style of the tunes that it was trained on and no other; frames say which keys sound, not "
+        "how loud or whether a key is struck again; tunes much longer than those in training may lose their thread.",
+        loss_unit="nats per frame",
+    ),
+}
+
+
+@dataclass
+class TrainingFacts:
+    """
+    Args:
+        command: the command line, fit to be published.
+        hardware: what it ran on; None where nobody has noted it.
+        seconds: how long it took from `resumed_at_step` on; None while it trains.
+        finished: the day of its end, in ISO format.
+        best: what chose the weights, where they are not the last ones: "step 40, by accuracy on validation".
+        hyperparameters: their values in words, by name.
+    """
+
+    command: str
+    hardware: str | None = None
+    seconds: float | None = None
+    resumed_at_step: int = 0
+    finished: str | None = None
+    best: str | None = None
+    hyperparameters: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class CardFacts:
+    """
+    Args:
+        task: a key of `TASKS`.
+        checkpoint: where the card's code finds the model: a folder or an id on the Hub.
+        has_code: whether the model's code lies beside the weights, for `trust_remote_code`.
+        architecture: name of the model class.
+        num_parameters: of the whole model.
+        sizes: fields of the configuration that the description names.
+        data_name: what the card calls the data.
+        dataset_id: its id on the Hub.
+        base_model: name of the model that was trained further.
+        base_model_id: its id on the Hub.
+        example: input of the card's code: a text, or mode, width and height of an image.
+        results: split, metric and value of each figure.
+        training_loss_has_dropout: whether dropout was on for the training curve.
+        has_curves: whether there is a picture of the learning curves.
+    """
+
+    task: str
+    checkpoint: str
+    has_code: bool
+    architecture: str
+    num_parameters: int
+    sizes: dict[str, int | str]
+    data_name: str
+    training: TrainingFacts
+    dataset_id: str | None = None
+    base_model: str | None = None
+    base_model_id: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    example: str | list[str | int] | None = None
+    results: list[tuple[str, str, float]] = field(default_factory=list)
+    training_loss_has_dropout: bool = False
+    has_curves: bool = False
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_facts(folder: str | Path) -> CardFacts | None:
+    """
+    What is kept beside a card; None where nothing is.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    path = Path(folder, FACTS_FILE)
+    if not path.exists():
+        return None
+    try:
+        facts = CardFacts(**json.loads(path.read_text(encoding="utf-8")))
+        facts.training = TrainingFacts(**facts.training)
+        TASKS[facts.task]
+    except (KeyError, TypeError, ValueError) as error:
+        expected = ", ".join(fact.name for fact in fields(CardFacts))
+        raise InputError(f"{path}: no facts of a card (expected JSON with {expected}): {error}") from error
+    return facts
+
+
+# From facts to a card
+
+
+def render_card(facts: CardFacts) -> str:
+    return f"---\n{metadata(facts).to_yaml()}\n---\n\n" + "\n".join(sections(facts).values())
+
+
+def metadata(facts: CardFacts) -> ModelCardData:
+    task = TASKS[facts.task]
+    results = [
+        EvalResult(
+            task_type=task.pipeline_tag,
+            dataset_type=facts.dataset_id or "local",
+            dataset_name=facts.data_name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=metric.replace("_", " "),
+            metric_value=value,
+        )
+        for split, metric, value in facts.results
+    ]
+    return ModelCardData(
+        model_name=model_name(facts),
+        base_model=facts.base_model_id,
+        library_name="transformers",
+        license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
+        pipeline_tag=task.pipeline_tag,
+        tags=["rtransformer", "generated_from_trainer"],
+        datasets=facts.dataset_id and [facts.dataset_id],
+        metrics=list(task.metrics),
+        eval_results=results or None,
+    )
+
+
+def model_name(facts: CardFacts) -> str:
+    return Path(facts.checkpoint).name or Path(facts.checkpoint).resolve().name
+
+
+def sections(facts: CardFacts) -> dict[str, str]:
+    """The parts of a card below its metadata, by name, in their order."""
+    task = TASKS[facts.task]
+    table = [f"| {split} | {metric.replace('_', ' ')} | {value:.4f} |" for split, metric, value in facts.results]
+    results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", task.metrics_note]
+    if not table:
+        results = ["None so far."]
+    if facts.has_curves:
+        results += ["", f"![Learning curves]({CURVES_FILE})"]
+        results += ["", "The training loss is taken with dropout."] if facts.training_loss_has_dropout else []
+    return {
+        "title": f"# {model_name(facts)}\n",
+        "description": f"{description(facts)}\n",
+        "Use": f"## Use\n\n{needs(facts)}\n\n```python\n{usage(facts)}\n```\n",
+        "Results": "\n".join(["## Results", "", *results, ""]),
+        "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{training(facts.training)}\n",
+        "Limits and biases": f"## Limits and biases\n\n{task.limits}\n",
+        "Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n",
+    }
+
+
+CITATION = """\
+@article{wang2019rtransformer,
+  title={R-Transformer: Recurrent Neural Network Enhanced Transformer},
+  author={Wang, Zhiwei and Ma, Yao and Liu, Zitao and Tang, Jiliang},
+  journal={arXiv preprint arXiv:1907.05572},
+  year={2019}
+}"""
+
+
+def description(facts: CardFacts) -> str:
+    sizes, task = facts.sizes, TASKS[facts.task]
+    count = facts.num_parameters
+    count = f"{count / 1e6:.2f} million" if count >= 1e5 else f"{count:,}"
+    base = ""
+    if facts.base_model_id:
+        base = f", starting from the weights of [{facts.base_model}](https://huggingface.co/{facts.base_model_id})"
+    elif facts.base_model:
+        base = f", starting from the weights of an earlier training, `{facts.base_model}`"
+    blocks = f"{counted(sizes['num_hidden_layers'], 'block')} of width {sizes['hidden_size']}"
+    positions = sizes["position_embedding_type"]
+    positions = f"{'no' if positions == 'none' else positions} position embeddings"
+    if sizes["num_local_rnn_layers"] == 0:
+        kind = (
+            "It is a Transformer, to compare with: the blocks of an R-Transformer (arXiv 1907.05572) without their "
+            f"small RNNs. It has {blocks} and {positions}."
+        )
+    else:
+        rnns = counted(sizes["num_local_rnn_layers"], f"{sizes['local_rnn_type'].upper()} layer")
+        kind = (
+            "An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block. "
+            f"This one has {blocks}, each with {rnns} over windows of {sizes['local_window_size']} {task.unit}, and "
+            f"{positions}."
+        )
+    model = f"{task.description}: {facts.architecture} with {count} parameters"
+    return f"{model}, trained on {facts.data_name}{base}.\n{kind}"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def needs(facts: CardFacts) -> str:
+    if facts.has_code:
+        return "With PyTorch and Transformers 5.16 or newer; `trust_remote_code` runs the code beside the weights:"
+    return "With the package `rtransformer_hf`, which has the model's code:"
+
+
+def usage(facts: CardFacts) -> str:
+    """Lines that print an output of the model, wherever its code comes from."""
+    if isinstance(facts.example, list):
+        mode, width, height = facts.example
+        example = f"{quoted(mode)}, ({width}, {height})"
+    else:
+        example = quoted(facts.example)
+    return TASKS[facts.task].usage.format(
+        import_code="" if facts.has_code else "import rtransformer_hf  # makes the model known to Transformers\n",
+        trust=", trust_remote_code=True" if facts.has_code else "",
+        checkpoint=quoted(facts.checkpoint),
+        example=example,
+    )
+
+
+def quoted(text: str | None) -> str:
+    """A literal of Python."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def training(facts: TrainingFacts) -> str:
+    lines = []
+    if facts.hardware is not None:
+        time = "not finished yet" if facts.seconds is None else duration(facts.seconds)
+        start = f" from step {facts.resumed_at_step:,} on" if facts.resumed_at_step else ""
+        end = f", finished on {facts.finished}" if facts.finished else ""
+        lines += [f"On {facts.hardware}, {time}{start}{end}."]
+    if facts.best is not None:
+        lines += [f"The weights are those of {facts.best}."]
+    lines += [""] if lines else []
+    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts.hyperparameters.items())])
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than a second"
+    if seconds < 120:
+        return counted(round(seconds), "second")
+    if seconds < 3 * 3600:
+        return counted(round(seconds / 60), "minute")
+    return f"{seconds / 3600:.1f} hours"
+
+
+# From one card to another
+
+
+def update_card(card: str, old: CardFacts, new: CardFacts) -> tuple[str, list[str]]:
+    """
+    The card with new facts in place of old ones, and the names of the sections that would change but have been edited
+    since they were rendered: these stay as they are, but for the checkpoint's name in their code.
+
+    Raises:
+        ValueError: the metadata of the card can't be read.
+    """
+    if card == render_card(old):
+        return render_card(new), []
+    found = ModelCard(card)
+    text, edited = found.text, []
+    new_sections = sections(new)
+    for name, before in sections(old).items():
+        if f"\n{before}" in f"\n{text}":
+            text = f"\n{text}".replace(f"\n{before}", f"\n{new_sections[name]}", 1)[1:]
+        elif before != new_sections[name]:
+            edited.append(name)
+    found.text = text.replace(quoted(old.checkpoint), quoted(new.checkpoint))
+    update_metadata(found, metadata(old).to_dict(), metadata(new).to_dict())
+    return str(found), edited
+
+
+def update_metadata(card: ModelCard, old: dict, new: dict):
+    data = card.data.to_dict()
+    for key in old.keys() | new.keys():
+        if old.get(key) == new.get(key):
+            continue
+        if key == "model-index" and data.get(key) != old.get(key):  # it has figures that someone has added
+            for model in data.get(key) or []:
+                model["name"] = new[key][0]["name"]
+        elif new.get(key) is None:
+            data.pop(key, None)
+        else:
+            data[key] = new[key]
+    card.data = ModelCardData(**data)
+
+
+def update_card_without_facts(card: str, old_checkpoint: str, facts: dict) -> str:
+    """
+    A card that was written by hand, or before facts were kept, with another `checkpoint` in its code, title and
+    metadata, and with the `license`, `data_name` and `dataset_id` among the facts in its metadata.
+    """
+    found = ModelCard(card)
+    data = found.data
+    checkpoint = facts["checkpoint"]
+    found.text = found.text.replace(quoted(old_checkpoint), quoted(checkpoint))
+    if data.model_name is not None:
+        name = Path(checkpoint).name
+        found.text = f"\n{found.text}".replace(f"\n# {data.model_name}\n", f"\n# {name}\n", 1)[1:]
+        data.model_name = name
+    for key in ("license", "license_name", "license_link"):
+        if facts.get("license") is not None:
+            setattr(data, key, facts.get(key))
+    for result in data.eval_results or []:
+        if facts.get("data_name") is not None:
+            before, after = (f"trained on {name}.\n" for name in (result.dataset_name, facts["data_name"]))
+            found.text = found.text.replace(before, after)
+            result.dataset_name = facts["data_name"]
+        result.dataset_type = facts.get("dataset_id") or result.dataset_type
+    if facts.get("dataset_id") is not None:
+        data.datasets = [facts["dataset_id"]]
+    return str(found)
+
+
+def rewrite_card(folder: Path, old_checkpoint: str, **facts) -> list[str]:
+    """
+    Puts other facts, as fields of `CardFacts`, into the card of a folder and what is kept beside it. Returns what the
+    owner should know of, in sentences.
+
+    Args:
+        folder: with the files of the model, its card among them.
+        old_checkpoint: what the card's code may call the model, where nothing is kept beside the card.
+
+    Raises:
+        ValueError: the metadata of the card, or what is kept beside it, can't be read.
+        InputError: the model reads no text, and `example` is one.
+    """
+    readme = folder / "README.md"
+    card = readme.read_text(encoding="utf-8")
+    old = read_facts(folder)
+    if old is None:
+        card = update_card_without_facts(card, old_checkpoint, facts)
+        notes = [
+            f"README.md was not rendered again, as there is no {FACTS_FILE} beside it: names and metadata alone were "
+            "changed. Check that its code runs."
+        ]
+    else:
+        if facts.get("example") is not None and not isinstance(old.example, str):
+            raise InputError(f"--example: {facts['example']!r} is no input of this model (task {old.task})")
+        new = CardFacts(**{**vars(old), **facts})
+        card, edited = update_card(card, old, new)
+        (folder / FACTS_FILE).write_text(new.to_json(), encoding="utf-8")
+        notes = [f"README.md: {name} was edited by hand and stays as it is; check that it holds." for name in edited]
+    readme.write_text(card, encoding="utf-8")
+    if ModelCard(card).data.license is None:
+        notes.append("The card states no licence; --license states one.")
+    return notes
+
+
+def add_card_arguments(parser):
+    """The flags of `CardArguments` for a parser of argparse."""
+    for name, text in LICENSE_HELP.items():
+        parser.add_argument(f"--{name}", help=f"{text} (default: as the card has it)")
