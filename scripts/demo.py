@@ -653,7 +653,6 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "{python}"
 app_file: app.py
-license: apache-2.0
 short_description: Text, music and digits, one step at a time
 ---
 

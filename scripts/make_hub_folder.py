@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None):
         for file in sorted({path for pattern in SHARED_FILES for path in source.glob(pattern)}):
             shutil.copy(file, unfinished / file.name)
         copy_weights(source, unfinished, args.dtype)
-        facts = {"checkpoint": args.hub_folder, "has_code": False, **card_facts(args)}
+        facts = {"checkpoint": args.hub_folder, "has_code": False, "revision": None, **card_facts(args)}
         try:
             notes = rewrite_card(unfinished, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:

@@ -84,7 +84,7 @@ class Task:
     pipeline_tag: str
     description: str
     unit: str  # of a window of the LocalRNN
-    usage: str  # with {import_code}, {trust}, {checkpoint} and {example}
+    usage: str  # with {import_code}, {checkpoint}, {options} and {example}
     metrics: tuple[str, ...]
     metrics_note: str
     limits: str
@@ -104,8 +104,8 @@ TASKS = {
         usage="""\
 {import_code}from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained({checkpoint}{trust})
-model = AutoModelForCausalLM.from_pretrained({checkpoint}{trust})
+tokenizer = AutoTokenizer.from_pretrained({checkpoint}{options})
+model = AutoModelForCausalLM.from_pretrained({checkpoint}{options})
 prompt = tokenizer({example}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=100)[0]))""",
         metrics=("perplexity", "bits_per_character"),
@@ -121,7 +121,7 @@ print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8,
         usage="""\
 {import_code}from transformers import pipeline
 
-classifier = pipeline("text-classification", model={checkpoint}{trust})
+classifier = pipeline("text-classification", model={checkpoint}{options})
 print(classifier({example}))""",
         metrics=("accuracy",),
         metrics_note="Accuracy is the share of a split's texts whose own label gets the highest score.",
@@ -136,8 +136,8 @@ print(classifier({example}))""",
 {import_code}from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSequenceClassification
 
-processor = AutoImageProcessor.from_pretrained({checkpoint}{trust})
-model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{trust})
+processor = AutoImageProcessor.from_pretrained({checkpoint}{options})
+model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options})
 image = Image.new({example})  # a black one, in place of Image.open("yours.png")
 inputs = processor(image, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
@@ -154,7 +154,7 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
 {import_code}import torch
 from transformers import AutoModelForTimeSeriesPrediction
 
-model = AutoModelForTimeSeriesPrediction.from_pretrained({checkpoint}{trust})
+model = AutoModelForTimeSeriesPrediction.from_pretrained({checkpoint}{options})
 silence = torch.zeros(1, 1, 88)  # (batch, frames, keys from A0 to C8)
 tune = model.sample(silence, max_new_frames=100, generator=torch.Generator().manual_seed(0))
 print(tune.shape, "with", int(tune.sum()), "keys sounding")""",
@@ -196,6 +196,7 @@ class CardFacts:
         task: a key of `TASKS`.
         checkpoint: where the card's code finds the model: a folder or an id on the Hub.
         has_code: whether the model's code lies beside the weights, for `trust_remote_code`.
+        revision: branch of the Hub's repository, where it is not the main one.
         architecture: name of the model class.
         num_parameters: of the whole model.
         sizes: fields of the configuration that the description names.
@@ -217,6 +218,7 @@ class CardFacts:
     sizes: dict[str, int | str]
     data_name: str
     training: TrainingFacts
+    revision: str | None = None
     dataset_id: str | None = None
     base_model: str | None = None
     base_model_id: str | None = None
@@ -367,9 +369,11 @@ def usage(facts: CardFacts) -> str:
         example = f"{quoted(mode)}, ({width}, {height})"
     else:
         example = quoted(facts.example)
+    options = f", revision={quoted(facts.revision)}" if facts.revision else ""
+    options += ", trust_remote_code=True" if facts.has_code else ""
     return TASKS[facts.task].usage.format(
         import_code="" if facts.has_code else "import rtransformer_hf  # makes the model known to Transformers\n",
-        trust=", trust_remote_code=True" if facts.has_code else "",
+        options=options,
         checkpoint=quoted(facts.checkpoint),
         example=example,
     )

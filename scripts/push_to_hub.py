@@ -104,7 +104,7 @@ def collect(upload: Path, args: argparse.Namespace) -> list[str]:
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     if not code or not all((upload / file).exists() for file in code):
         add_code(upload, config)
-    facts = {"checkpoint": args.repository, "has_code": True}
+    facts = {"checkpoint": args.repository, "has_code": True, "revision": args.revision}
     if args.license is not None:
         facts |= {name: getattr(args, name) for name in ("license", "license_name", "license_link")}
     return rewrite_card(upload, old_checkpoint=args.folder, **facts)

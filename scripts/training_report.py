@@ -116,6 +116,7 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
         task=report.task,
         checkpoint=trainer.hub_model_id or trainer.args.output_dir,
         has_code=True,
+        revision=trainer.args.hub_revision if trainer.hub_model_id else None,
         architecture=type(trainer.model).__name__.removeprefix("FSDP"),
         num_parameters=num_parameters,
         sizes={name: getattr(config, name) for name in SIZES},

@@ -267,6 +267,7 @@ def server(tmp_path_factory):
     models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint", "digit": DIGIT_MODEL}
     flags = [flag for name, path in models.items() for flag in (f"--{name}_model", str(path))]
     demo.main([*flags, "--make_space", str(space)])
+    assert "license" not in (space / "README.md").read_text()  # whose models they are, the script can't know
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -233,7 +233,10 @@ def test_of_two_processes_one_pushes(music, hub):
         assert hub.requests.count(("POST", path)) == 1
     repository = hub.repositories["anna/music"]
     assert repository.sha("draft") == repository.titles["End of training"] != repository.sha("main")
-    assert b'from_pretrained("anna/music", ' in repository.commits[repository.sha("draft")]["README.md"]
+    assert (
+        b'from_pretrained("anna/music", revision="draft", trust'
+        in repository.commits[repository.sha("draft")]["README.md"]
+    )
 
 
 USE_OTHERS = """

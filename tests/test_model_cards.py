@@ -204,6 +204,13 @@ def test_a_shared_folder_has_a_card_of_its_own(trained, capsys, monkeypatch):
     assert "README.md was not rendered again" in capsys.readouterr().out
 
 
+def test_a_path_of_another_system_is_quoted(trained):
+    facts = replace(read_facts(trained / "moods"), checkpoint=r"outputs\new", example='a "quoted" word')
+    code = code_of(render_card(facts))
+    assert r'model="outputs\\new"' in code and r'classifier("a \"quoted\" word")' in code
+    compile(code, "card", "exec")
+
+
 def test_a_card_with_other_facts(trained):
     old = read_facts(trained / "moods")
     new = replace(old, checkpoint="anna/feelings", license="mit", data_name="Diary", dataset_id="anna/diary")

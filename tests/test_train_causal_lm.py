@@ -204,6 +204,9 @@ def test_early_stopping_counts_on_in_a_resumed_run(folder, killed_at):
     # The first evaluation is the best: with a rate of nothing, none is better by more than rounding.
     last = steps[-1] + 1
     assert last < 60 and last - json.loads(Path("out/trainer_state.json").read_text())["best_global_step"] == 6
+    card = Path("out/README.md").read_text()
+    assert f"\n- stopped early: at step {last}\n" in card
+    assert f"The weights are those of step {last - 6}, the best on validation by perplexity.\n" in card
 
 
 def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
