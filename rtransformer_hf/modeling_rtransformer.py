@@ -58,6 +58,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_rtransformer import PaddingOrder, adopt_cache, take
 from .configuration_rtransformer import RTransformerConfig
+from .cpu_linear import MAX_FP32_ATTENTION_LENGTH, attend_in_float32, is_plain_linear, linear_for_decoding
 from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
 
 # What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
@@ -113,51 +114,11 @@ class RTransformerLocalRNNCell(nn.Module):
         return advance_windows(
             hidden_states,
             windows,
-            partial(project, self.input_proj),
-            partial(project, self.recurrent_proj),
+            partial(linear_for_decoding, self.input_proj),
+            partial(linear_for_decoding, self.recurrent_proj),
             cell=self.cell,
             window_size=self.window_size,
         )
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """
-    Whether a module's weights say all that it computes: no adapter, quantisation, hook, offloading or tensor
-    parallelism in place.
-    """
-    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, torch.Tensor):
-        return False
-    has_own_forward = "forward" in vars(module)  # so do Accelerate's offloading and Transformers' tensor parallelism
-    return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
-
-
-FEW_ROWS = 32  # with more, rows are as fast as columns, or nearly
-
-
-def project(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """
-    `linear(hidden_states)`, faster where a CPU decodes a few tokens at a time: there, PyTorch multiplies a row by a
-    matrix on one core, and a few rows at a fraction of the rate that they have as columns. As columns, then, and the
-    matrix in one part a core.
-    """
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or hidden_states.device.type != "cpu"
-        or hidden_states.dtype != torch.float32  # the others go by another library, which needs no such help
-        or hidden_states.shape[:-1].numel() > FEW_ROWS
-        or torch.is_autocast_enabled("cpu")
-        or not is_plain_linear(linear)
-    ):
-        return linear(hidden_states)
-    num_parts = math.gcd(linear.out_features, torch.get_num_threads())
-    parts = linear.weight.view(num_parts, -1, linear.in_features)
-    columns = hidden_states.reshape(-1, linear.in_features).t().expand(num_parts, -1, -1)
-    outputs = torch.bmm(parts, columns).flatten(0, 1).t()
-    if linear.bias is not None:
-        outputs = outputs + linear.bias
-    return outputs.view(*hidden_states.shape[:-1], linear.out_features)
 
 
 class RTransformerUnbiasedLayerNorm(nn.LayerNorm):
@@ -285,27 +246,6 @@ def eager_attention_forward(
     return attention_output, attention_weights
 
 
-SHORT_SEQUENCE = 256  # with more positions, 16 bits take no longer than float32
-
-
-def in_float32(attention_interface: Callable) -> Callable:
-    """
-    The same attention, computed in float32 at least. In PyTorch's for CPUs, 16 bits are no gain, and the backward pass
-    of short sequences takes up to three times as long in them.
-    """
-
-    def attend(module: nn.Module, query, key, value, attention_mask: torch.Tensor | None, **kwargs):
-        dtype, float_dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
-        query, key, value = (x.to(float_dtype) for x in (query, key, value))
-        if attention_mask is not None and attention_mask.dtype != torch.bool:
-            attention_mask = attention_mask.to(float_dtype)
-        with torch.autocast(query.device.type, enabled=False):
-            attention_output, weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
-        return attention_output.to(dtype), weights
-
-    return attend
-
-
 class RTransformerAttention(nn.Module):
     """Causal multi-head self-attention (section 3.2), without position information of its own."""
 
@@ -332,9 +272,9 @@ class RTransformerAttention(nn.Module):
         input_shape = hidden_states.shape[:-1]
         heads_shape = (*input_shape, -1, self.head_dim)
         # (batch, heads, time, head size)
-        query = project(self.q_proj, hidden_states).view(heads_shape).transpose(1, 2)
-        key = project(self.k_proj, hidden_states).view(heads_shape).transpose(1, 2)
-        value = project(self.v_proj, hidden_states).view(heads_shape).transpose(1, 2)
+        query = linear_for_decoding(self.q_proj, hidden_states).view(heads_shape).transpose(1, 2)
+        key = linear_for_decoding(self.k_proj, hidden_states).view(heads_shape).transpose(1, 2)
+        value = linear_for_decoding(self.v_proj, hidden_states).view(heads_shape).transpose(1, 2)
 
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
@@ -343,8 +283,8 @@ class RTransformerAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         is_sdpa_on_cpu = query.device.type == "cpu" and self.config._attn_implementation == "sdpa"
-        if is_sdpa_on_cpu and query.requires_grad and query.shape[2] <= SHORT_SEQUENCE:
-            attention_interface = in_float32(attention_interface)
+        if is_sdpa_on_cpu and query.requires_grad and query.shape[2] <= MAX_FP32_ATTENTION_LENGTH:
+            attention_interface = attend_in_float32(attention_interface)
         attention_output, attention_weights = attention_interface(
             self,
             query,
@@ -356,7 +296,7 @@ class RTransformerAttention(nn.Module):
             **kwargs,
         )
         attention_output = attention_output.reshape(*input_shape, -1).contiguous()
-        return project(self.o_proj, attention_output), attention_weights
+        return linear_for_decoding(self.o_proj, attention_output), attention_weights
 
 
 class RTransformerMLP(nn.Module):
@@ -370,8 +310,8 @@ class RTransformerMLP(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation(project(self.up_proj, hidden_states)))
-        return project(self.down_proj, hidden_states)
+        hidden_states = self.dropout(self.activation(linear_for_decoding(self.up_proj, hidden_states)))
+        return linear_for_decoding(self.down_proj, hidden_states)
 
 
 class RTransformerDecoderLayer(GradientCheckpointingLayer):
@@ -749,7 +689,7 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = project(self.lm_head, outputs.last_hidden_state[:, kept])
+        logits = linear_for_decoding(self.lm_head, outputs.last_hidden_state[:, kept])
 
         loss = None
         if labels is not None:

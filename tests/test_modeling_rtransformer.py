@@ -30,8 +30,8 @@ from rtransformer_hf import (
     RTransformerForTokenClassification,
     RTransformerModel,
 )
+from rtransformer_hf.cpu_linear import MAX_DECODE_ROWS, MAX_FP32_ATTENTION_LENGTH, linear_for_decoding
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
-from rtransformer_hf.modeling_rtransformer import FEW_ROWS, SHORT_SEQUENCE, project
 
 KEYS = 5
 EVERY_CLASS = [
@@ -192,7 +192,7 @@ def test_windows_in_flight_take_one_product_a_token(tiny_config):
                 assert calls == [(1, model.config.local_window_size, model.config.hidden_size)]
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (FEW_ROWS, 1), (FEW_ROWS + 1, 1), (2, 3)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (MAX_DECODE_ROWS, 1), (MAX_DECODE_ROWS + 1, 1), (2, 3)])
 @pytest.mark.parametrize("num_threads", [1, 2, 4])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("out_features", [6, 8])  # no multiple of the threads, and a multiple
@@ -201,11 +201,11 @@ def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     linear = torch.nn.Linear(5, out_features, bias=has_bias)
     hidden_states = torch.randn(*shape, 10)[..., ::2]  # not contiguous
-    assert_equal(project(linear, hidden_states), linear(hidden_states))
-    assert project(linear.double(), hidden_states.double()).dtype == torch.float64
+    assert_equal(linear_for_decoding(linear, hidden_states), linear(hidden_states))
+    assert linear_for_decoding(linear.double(), hidden_states.double()).dtype == torch.float64
 
     linear.float().register_forward_hook(lambda module, args, output: output + 1)
-    assert_equal(project(linear, hidden_states), linear(hidden_states))
+    assert_equal(linear_for_decoding(linear, hidden_states), linear(hidden_states))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -213,7 +213,7 @@ def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out
 @pytest.mark.parametrize("mask_dtype", [None, torch.bool, torch.bfloat16])
 def test_short_sequences_attend_in_float32(tiny_config, autocast, is_short, mask_dtype):
     attention = RTransformerForCausalLM(tiny_config()).model.layers[0].self_attn.bfloat16()
-    length = SHORT_SEQUENCE + (0 if is_short else 1)
+    length = MAX_FP32_ATTENTION_LENGTH + (0 if is_short else 1)
     hidden_states = torch.randn(2, length, attention.q_proj.in_features).bfloat16()
     mask = None if mask_dtype is None else torch.rand(2, 1, length, length).log().to(mask_dtype)
     states = [

@@ -1,0 +1,78 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Linear layers and attention on CPUs: the same results, laid out so that PyTorch computes them faster."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """True for an unmodified `nn.Linear`: no adapter, quantisation, hook, offloading or tensor parallelism."""
+    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, torch.Tensor):
+        return False
+    has_own_forward = "forward" in vars(module)  # set by Accelerate's offloading and Transformers' tensor parallelism
+    return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
+
+
+MAX_DECODE_ROWS = 32  # beyond this, PyTorch is about as fast with rows as with columns
+
+
+def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """
+    `linear(hidden_states)`, faster when a CPU decodes a few tokens. PyTorch multiplies one row by a matrix on a single
+    core, and a few rows at a fraction of the rate of as many columns. So the rows become columns, and the matrix is
+    split into one part per core.
+    """
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or hidden_states.device.type != "cpu"
+        or hidden_states.dtype != torch.float32  # other types use oneDNN, which is fast with rows
+        or hidden_states.shape[:-1].numel() > MAX_DECODE_ROWS
+        or torch.is_autocast_enabled("cpu")
+        or not is_plain_linear(linear)
+    ):
+        return linear(hidden_states)
+    num_parts = math.gcd(linear.out_features, torch.get_num_threads())
+    parts = linear.weight.view(num_parts, -1, linear.in_features)
+    columns = hidden_states.reshape(-1, linear.in_features).t().expand(num_parts, -1, -1)
+    outputs = torch.bmm(parts, columns).flatten(0, 1).t()
+    if linear.bias is not None:
+        outputs = outputs + linear.bias
+    return outputs.view(*hidden_states.shape[:-1], linear.out_features)
+
+
+MAX_FP32_ATTENTION_LENGTH = 256  # beyond this, 16-bit attention takes no longer than float32
+
+
+def attend_in_float32(attention_interface: Callable) -> Callable:
+    """
+    The same attention, computed in float32 or better. On CPUs, PyTorch's attention over short sequences is slower in
+    16 bits, above all its backward pass.
+    """
+
+    def attend(module: nn.Module, query, key, value, attention_mask: torch.Tensor | None, **kwargs):
+        dtype, float_dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
+        query, key, value = (x.to(float_dtype) for x in (query, key, value))
+        if attention_mask is not None and attention_mask.dtype != torch.bool:
+            attention_mask = attention_mask.to(float_dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            attention_output, weights = attention_interface(module, query, key, value, attention_mask, **kwargs)
+        return attention_output.to(dtype), weights
+
+    return attend
