@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from data_files import DataFileArguments, load_split
 from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
 from script_arguments import InputError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# English contractions in two, as the Penn Treebank has them (do n't, it 's); numbers and other words; other characters.
+NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
 
 
 @dataclass
@@ -242,6 +244,24 @@ def train_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTra
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def train_natural_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+    """
+    Words and punctuation marks, in lower case: "river?" and "River ?" give the same tokens. For models that read text but
+    write none.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    apostrophe = normalizers.Replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), apostrophe])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(NATURAL_WORD), behavior="removed", invert=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 if vocab_size is None else vocab_size, special_tokens=["<unk>", "<pad>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", clean_up_tokenization_spaces=False
     )
 
 

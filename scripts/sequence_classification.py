@@ -20,13 +20,14 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import datasets
 import evaluate
 import torch
 import torch.nn.functional as F
 from data_files import DataFileArguments, load_split
-from language_modeling import METRICS, load_tokenizer
+from language_modeling import METRICS, load_tokenizer, train_natural_word_tokenizer
 from script_arguments import InputError
 from transformers import (
     AutoConfig,
@@ -325,7 +326,8 @@ def make_tokenizer(
     """
     name = args.tokenizer or checkpoint or "word"
     texts = (text for batch in rows.iter(batch_size=1000) for text in batch[args.text_column])
-    tokenizer = load_tokenizer(name, texts, args.vocab_size)
+    make = train_natural_word_tokenizer if name == "word" else partial(load_tokenizer, name)
+    tokenizer = make(texts, args.vocab_size)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     if args.max_length is not None:
