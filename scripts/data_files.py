@@ -11,21 +11,50 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Where a training script's data comes from: files, a local folder, or a data set on the Hub, and its splits."""
+"""
+Where a training script's data comes from: files, a local folder, or a data set on the Hub, and its splits.
 
+Cells of CSV and TSV files are text as written, wherever the files lie: None, NA and null are words, 00 has its zeros.
+"""
+
+import codecs
+import glob
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import datasets
+import fsspec
+import pandas as pd
+import pyarrow.compute as pc
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.utils.extract import Extractor
 from script_arguments import InputError
 
-FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}  # any other suffix: plain text
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}  # any other suffix: plain text
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # may follow the suffix of the format
+COMPRESSION_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # not among the requirements of datasets
+ARCHIVES = ("zip", "tar", "rar", "7z")
+BYTE_ORDER_MARK = "\ufeff"
+OTHER_ENCODINGS = {  # by the bytes that a file begins with
+    codecs.BOM_UTF32_LE: "UTF-32",  # ahead of UTF-16's, which its own begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 @dataclass
 class DataFileArguments:
-    file_kinds: ClassVar[str] = "csv, json or parquet"
+    file_kinds: ClassVar[str] = "CSV, TSV, JSON or Parquet"
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Data set: an id on the Hub or a local folder, in place of files."}
@@ -33,7 +62,11 @@ class DataFileArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_file: list[str] | None = field(
         default=None,
-        metadata={"help": "Files to train on: .csv, .json, .jsonl, .parquet; any other holds bare text."},
+        metadata={
+            "help": "Files to train on: .csv, .tsv, .json, .jsonl or .parquet, any other holds bare text; in UTF-8, "
+            "also compressed (.csv.gz, .txt.bz2, .xz, .zst). Cells of .csv and .tsv are text as written: None, NA and "
+            "00 too."
+        },
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Files to evaluate on while training, and at its end."}
@@ -62,16 +95,21 @@ class DataFileArguments:
             )
         for name in ("train_file", "validation_file", "test_file"):
             for file in getattr(self, name) or []:
+                if Path(file).is_dir():
+                    raise InputError(
+                        f"--{name}: {file!r} is a folder (expected {self.file_kinds} files); give the files in it, or "
+                        "the folder as --dataset_name."
+                    )
                 if not Path(file).is_file():
-                    raise InputError(f"--{name} {file!r} does not exist; a {self.file_kinds} file is accepted.")
+                    raise InputError(f"--{name}: no such file: {file!r} (expected {self.file_kinds})")
                 if Path(file).stat().st_size == 0:
-                    raise InputError(f"--{name} {file!r} is empty; a {self.file_kinds} file with content is accepted.")
+                    raise InputError(f"--{name}: {file!r} is empty (expected {self.file_kinds}, with rows in it)")
         if not 0 < self.validation_fraction < 1:
             raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
-    def source(self, split: str) -> str:
-        """The flag that names a split's data, and its value, for messages."""
-        if files := getattr(self, f"{split}_file"):
+    def source(self, split: str, files: list[str] | None = None) -> str:
+        """The flag that names a split's data, and its value, for messages; of all its files, or of some."""
+        if files := files or getattr(self, f"{split}_file"):
             return f"--{split}_file {' '.join(files)}"
         if self.dataset_name is None:  # it is held out
             return f"the {split} part (--validation_fraction {self.validation_fraction}) of {self.source('train')}"
@@ -98,46 +136,257 @@ class DataFileArguments:
         return None if self.train_file or Path(self.dataset_name).exists() else self.dataset_name
 
 
-def load_split(args: DataFileArguments, split: str) -> datasets.Dataset | None:
+def load_split(
+    args: DataFileArguments, split: str, columns: dict[str, str]
+) -> list[tuple[str, datasets.Dataset]] | None:
     """
-    The rows of "train", "validation" or "test"; None where the arguments ask for none. Validation is taken unasked
-    where a data set has it.
+    The rows of "train", "validation" or "test" in parts, each with its name for messages: a part for each file with a
+    table, one for all text files, or one for a data set. None where the arguments ask for none. Validation is taken
+    unasked where a data set has it.
+
+    Args:
+        args: say where the data is.
+        split: which of it.
+        columns: those wanted, by the flags that name them. The rows have no others.
 
     Raises:
-        InputError: there are no such files, data set or split, or they can't be read.
+        InputError: there are no such files, data set, split, columns or rows, or they can't be read.
     """
-    if getattr(args, f"{split}_file"):
-        return load_files(args, split)
+    parts = load_files(args, split) if getattr(args, f"{split}_file") else load_data_set(args, split)
+    for where, rows in parts or []:
+        for flag, column in columns.items():
+            if column not in rows.column_names:
+                raise InputError(
+                    f"{flag} {column!r} is no column of {where}; accepted: "
+                    f"{', '.join(map(repr, rows.column_names))}{layout(args, split)}."
+                )
+        if len(rows) == 0:
+            raise InputError(f"{where} holds no rows; at least one is accepted.")
+    return parts and [(where, rows.select_columns(list(columns.values()))) for where, rows in parts]
+
+
+def load_data_set(args: DataFileArguments, split: str) -> list[tuple[str, datasets.Dataset]] | None:
     split_name = getattr(args, f"{split}_split")
     if args.dataset_name is None or (split == "test" and split_name is None):
         return None
     name = (args.dataset_name, args.dataset_config_name)
     try:
         available = datasets.get_dataset_split_names(*name)
+        if split_name is None and "validation" not in available:
+            return None
+        builder = datasets.load_dataset_builder(*name)
+        for file in local_files(builder):
+            check_content(f"{args.location}: {file}", file)
+        options = reader_options(args.location, builder)
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{args.location} can't be loaded; an id on the Hub and a local folder are accepted: {error}"
         ) from error
-    if split_name is None and "validation" not in available:
-        return None
     try:
-        return datasets.load_dataset(*name, split=split_name or "validation")
+        rows = datasets.load_dataset(*name, split=split_name or "validation", **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        for file in local_files(builder):
+            check_utf8(f"{args.location}: {file}", file)
+        raise InputError(f"{args.source(split)} can't be read: {error.__cause__ or error}") from error
     except ValueError as error:
         raise InputError(
             f"{args.source(split)} does not exist; accepted: {', '.join(available)}, or a part such as "
             f"{available[0]}[:10%]."
         ) from error
+    check_quotes(args.source(split), rows, builder)
+    return [(args.source(split), rows)]
 
 
-def load_files(args: DataFileArguments, split: str) -> datasets.Dataset:
+def load_files(args: DataFileArguments, split: str) -> list[tuple[str, datasets.Dataset]]:
     files = getattr(args, f"{split}_file")
-    formats = {FORMATS.get(Path(file).suffix.lower(), "text") for file in files}
+    formats = {format_of(file) for file in files}
     if len(formats) > 1:
         raise InputError(f"{args.source(split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
+    (file_format,) = formats
+    for file in files:
+        check_content(args.source(split, [file]), file)
+    # Tables one by one, so that messages can name one and a row in it.
+    groups = [files] if file_format == "text" else [[file] for file in files]
+    return [(args.source(split, group), load_file_group(args, split, group, file_format)) for group in groups]
+
+
+def load_file_group(args: DataFileArguments, split: str, files: list[str], file_format: str) -> datasets.Dataset:
+    where = args.source(split, files)
+    options = {"data_files": {"train": [glob.escape(file) for file in files]}}
+    if suffix(files[0]) == ".tsv":
+        options["sep"] = "\t"
     try:
-        return datasets.load_dataset(formats.pop(), data_files={"train": files}, split="train")
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        builder = datasets.load_dataset_builder(file_format, **options)
+        rows = datasets.load_dataset(file_format, split="train", **options, **reader_options(where, builder))
+    except InputError:
+        raise
+    except Exception as error:  # the readers of the formats have no common one
+        for file in files:
+            check_utf8(args.source(split, [file]), file)
         raise InputError(
-            f"{args.source(split)} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
+            f"{where} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
             f"{error.__cause__ or error}"
         ) from error
+    check_quotes(where, rows, builder)
+    return rows
+
+
+def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
+    """
+    Options for `datasets.load_dataset` by which every cell of a CSV or TSV file is text as written, or one of the
+    classes that the data set declares; none for other formats. Left alone, pandas reads what looks like a number as
+    one, and a few words as missing values.
+
+    Raises:
+        InputError: the first row has more cells than there are columns; pandas would take the first for row numbers.
+    """
+    if not isinstance(builder, Csv):
+        return {}
+    file = next(iter(builder.config.data_files.values()))[0]
+    options = {**builder.config.pd_read_csv_kwargs, "na_filter": False, "chunksize": None, "nrows": 1}
+    first = pd.read_csv(file, **options)
+    if builder.config.index_col is None and not isinstance(first.index, pd.RangeIndex):
+        raise InputError(
+            f"{where}: row 0 has more cells than the first line names columns "
+            f"({', '.join(map(repr, first.columns))}); a cell with {builder.config.sep!r} in it has to stand in "
+            "quotation marks."
+        )
+    declared = {
+        name: feature
+        for name, feature in (builder.info.features or {}).items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    features = {name: declared.get(name, datasets.Value("string")) for name in first.columns}
+    return {"na_filter": False, "features": datasets.Features(features)}
+
+
+def local_files(builder: datasets.DatasetBuilder) -> list[str]:
+    """Files of texts and tables that a data set reads, without those on the Hub."""
+    files = [file for files in (builder.config.data_files or {}).values() for file in files]
+    return [file for file in files if (suffix(file) in FORMATS or suffix(file) == ".txt") and Path(file).is_file()]
+
+
+def format_of(file: str) -> str:
+    return FORMATS.get(suffix(file), "text")
+
+
+def suffix(file: str) -> str:
+    """The suffix that tells a file's format, ahead of that of a compression."""
+    *others, last = ["", *(part.lower() for part in Path(file).suffixes)]
+    return others[-1] if last in COMPRESSIONS else last
+
+
+def layout(args: DataFileArguments, split: str) -> str:
+    """What a file of a table has to look like, for a message that a column is missing."""
+    files = getattr(args, f"{split}_file")
+    kind = suffix(files[0]) if files else ""
+    if FORMATS.get(kind) == "csv":
+        return f"; the first line names the columns, with {'tabs' if kind == '.tsv' else 'commas'} between them"
+    return "; of JSON, an object a row is read, one a line or all in a list" if FORMATS.get(kind) == "json" else ""
+
+
+def check_content(where: str, file: str):
+    """
+    Raises:
+        InputError: the file is an archive, is compressed in a way that needs a package, or holds something else than
+            text in UTF-8 where it should.
+    """
+    try:
+        compression = Extractor.infer_extractor_format(file)
+        if compression in ARCHIVES:
+            raise InputError(f"{where} is an archive ({compression}); the files in it are accepted.")
+        package = COMPRESSION_PACKAGES.get(compression)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise InputError(f"{where} can't be unpacked without the package {package}: pip install {package}")
+        if format_of(file) == "parquet":
+            return
+        with open_unpacked(file) as opened:
+            start = opened.read(1 << 16)
+    except InputError:
+        raise
+    except Exception as error:  # every compression has its own
+        raise InputError(f"{where} can't be unpacked: {error}") from error
+    for mark, encoding in OTHER_ENCODINGS.items():
+        if start.startswith(mark):
+            raise InputError(f"{where} is text in {encoding}; text in UTF-8 is accepted.")
+    if b"\0" in start:
+        raise InputError(f"{where} holds zero bytes, which text in UTF-8 has not; is it a file of another kind?")
+    if format_of(file) == "json":  # whose reader lets other bytes through
+        check_utf8(where, file)
+
+
+def check_utf8(where: str, file: str):
+    """
+    Raises:
+        InputError: the file, of another format than parquet, is not in UTF-8.
+    """
+    if format_of(file) == "parquet":
+        return
+    with open_unpacked(file) as opened:
+        for number, line in enumerate(opened, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{where} is not in UTF-8, which is accepted: line {number} holds the byte "
+                    f"0x{line[error.start]:02x}. From Latin-1, convert it with: iconv -f latin1 -t utf-8"
+                ) from error
+
+
+def open_unpacked(file: str) -> IO[bytes]:
+    return fsspec.open(file, "rb", compression=Extractor.infer_extractor_format(file) or None).open()
+
+
+def check_quotes(where: str, rows: datasets.Dataset, builder: datasets.DatasetBuilder):
+    """
+    Raises:
+        InputError: a cell of a TSV file holds several rows, as after a quotation mark without its pair.
+    """
+    if not isinstance(builder, Csv) or builder.config.sep != "\t":
+        return
+    table = rows.with_format("arrow")[:]
+    for column in (name for name, feature in rows.features.items() if kind_of(feature) == "string"):
+        swallows = pc.match_substring_regex(table[column], r"(?s)\t.*\n|\n.*\t")
+        if pc.any(swallows).as_py():
+            raise InputError(
+                f"{where}: {column!r} in row {pc.index(swallows, True).as_py()} (from 0) holds tabs and line ends, as "
+                "after a single quotation mark at a cell's start; there it has to be doubled, and the cell put in "
+                "quotation marks."
+            )
+
+
+def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset:
+    """
+    Rows whose `column` is text: integers by their digits, and none with a byte-order mark at its start.
+
+    Raises:
+        InputError: the column holds something else.
+    """
+    kind = kind_of(rows.features[column])
+    if kind.startswith(("int", "uint")):
+        return rows.cast_column(column, datasets.Value("string"))
+    if kind not in ("string", "large_string"):
+        raise InputError(f"--text_column {column!r} of {where} holds {kind}; text is accepted.")
+    if pc.any(pc.starts_with(rows.with_format("arrow")[:][column], BYTE_ORDER_MARK)).as_py():
+        return rows.map(without_byte_order_marks, input_columns=column, fn_kwargs={"column": column}, batched=True)
+    return rows
+
+
+def without_byte_order_marks(texts: list[str | None], column: str) -> dict[str, list[str | None]]:
+    return {column: [text and text.removeprefix(BYTE_ORDER_MARK) for text in texts]}
+
+
+def joined(parts: list[datasets.Dataset]) -> datasets.Dataset:
+    """Rows of several files with the same columns, whose types may differ as string and large_string do."""
+    features = parts[0].features
+    return datasets.concatenate_datasets(
+        [part if part.features == features else part.cast(features) for part in parts]
+    )
+
+
+def kind_of(feature) -> str:
+    if isinstance(feature, datasets.Value):
+        return feature.dtype
+    return "values of several kinds" if type(feature).__name__ == "Json" else type(feature).__name__

@@ -26,6 +26,7 @@ that it computes with.
 import argparse
 import importlib
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class EvaluatedData:
 
     location = property(lambda self: f"--data {self.dataset_name}")
 
-    def source(self, split: str) -> str:
+    def source(self, split: str, files: list[str] | None = None) -> str:
         return f"--data {self.train_file[0]}" if self.train_file else f"--split {self.train_split} of {self.location}"
 
 
@@ -136,6 +137,8 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     else:
         processing_class = RTransformerImageProcessor.from_pretrained(args.checkpoint)
     encoded = sequence_classification.encode(rows, processing_class, data_args, "train", model.config.label2id)
+    if data_args.image_column is None:
+        sequence_classification.log_unknown_words(encoded, processing_class, data_args.source("train"))
     return Evaluation(
         model,
         encoded,
@@ -164,6 +167,8 @@ TASKS = {
 
 
 def main(argv: list[str] | None = None):
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("sequence_classification").setLevel(logging.INFO)
     args = parse_arguments(argv)
     try:
         evaluation = load_evaluation(args)

@@ -31,7 +31,7 @@ import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data_files import DataFileArguments, load_split
+from data_files import DataFileArguments, as_text, joined, load_split
 from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
 from script_arguments import InputError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -51,15 +51,21 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-# English contractions in two, as the Penn Treebank has them (do n't, it 's); numbers and other words; other characters.
+# English contractions in two, as in the Penn Treebank (do n't, it 's); numbers and other words; any other character.
 NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
 
 
 @dataclass
 class DataArguments(DataFileArguments):
-    file_kinds = "text, csv, json or parquet"
+    file_kinds = "text, CSV, TSV, JSON or Parquet"
 
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text; of text files: text."})
+    text_column: str = field(
+        default="text",
+        metadata={
+            "help": "Column that holds the text; of text files: text. Missing and empty texts are empty lines, "
+            "integers are their digits."
+        },
+    )
     line_ending: str = field(
         default="\n",
         metadata={"help": "What stands after each line of a text file, or row of another format. May be empty."},
@@ -166,27 +172,22 @@ def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
 
 def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
     """One split with one column, "text", or None where the arguments ask for none."""
-    rows = load_split(args, split)
-    if rows is None:
+    parts = load_split(args, split, {"--text_column": args.text_column})
+    if parts is None:
         return None
-    if args.text_column not in rows.column_names:
-        raise InputError(
-            f"--text_column {args.text_column!r} is no column of {args.source(split)}; accepted: "
-            f"{', '.join(rows.column_names)}."
-        )
-    kind = getattr(rows.features[args.text_column], "dtype", "list")
-    if kind not in ("string", "large_string"):
-        raise InputError(f"--text_column {args.text_column!r} of {args.source(split)} holds {kind}; text is accepted.")
-    if len(rows) == 0:
-        raise InputError(f"{args.source(split)} holds no text; at least two tokens of it are accepted.")
-    rows = rows.select_columns(args.text_column)
-    return rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
+    texts = []
+    for where, rows in parts:
+        rows = as_text(rows, args.text_column, where)
+        if missing := rows.with_format("arrow")[:][args.text_column].null_count:
+            logger.warning(f"{where}: {missing:,} of {len(rows):,} rows have no text and are read as empty lines.")
+        texts.append(rows if args.text_column == "text" else rows.rename_column(args.text_column, "text"))
+    return joined(texts)
 
 
 def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off the last rows, or where all text is in one row its last characters."""
     if len(rows) == 1:
-        text = rows[0]["text"]
+        text = rows[0]["text"] or ""
         cut = round(len(text) * (1 - fraction))
         return tuple(datasets.Dataset.from_dict({"text": [part]}) for part in (text[:cut], text[cut:]))
     cut = min(max(1, round(len(rows) * (1 - fraction))), len(rows) - 1)
@@ -249,8 +250,8 @@ def train_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTra
 
 def train_natural_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
     """
-    Words and punctuation marks, in lower case: "river?" and "River ?" give the same tokens. For models that read text but
-    write none.
+    Words and punctuation marks, in lower case: "river?" and "River ?" give the same tokens. For models that read text
+    but write none.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     apostrophe = normalizers.Replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
@@ -357,7 +358,8 @@ def make_windows(
                 f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
             )
         if tokenizer.unk_token_id is not None and (unknown := int((tokens == tokenizer.unk_token_id).sum())):
-            logger.warning(f"{args.source(split)}: {unknown:,} of {len(tokens):,} tokens are unknown.")
+            share = f"{unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %)"
+            logger.warning(f"{args.source(split)}: {share}.")
         num_characters = sum(map(len, lines(rows, args.line_ending))) - len(tokenizer.decode(tokens[:1].tolist()))
         stride = args.stride if split == "train" else args.eval_stride
         shifts = args.shift_windows and split == "train"

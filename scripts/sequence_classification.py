@@ -17,16 +17,20 @@ to token ids or pixel sequences with class indices; and the metrics over them.
 """
 
 import hashlib
+import logging
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import datasets
 import evaluate
+import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from data_files import DataFileArguments, load_split
+from data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from language_modeling import METRICS, load_tokenizer, train_natural_word_tokenizer
 from script_arguments import InputError
 from transformers import (
@@ -41,25 +45,34 @@ from transformers.image_utils import PILImageResampling
 
 from rtransformer_hf import RTransformerImageProcessor
 
+logger = logging.getLogger(__name__)
+
 ARCHITECTURE = "ForSequenceClassification"
+INTEGER = re.compile(r"0|-?[1-9]\d*")
+DECIMAL = re.compile(r"[+-]?\d+(\.\d+)?")
 VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same rows
 
 
 @dataclass
 class ClassificationArguments(DataFileArguments):
-    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    text_column: str = field(
+        default="text", metadata={"help": "Column that holds the text. Integers are read as their digits."}
+    )
     image_column: str | None = field(
         default=None, metadata={"help": "Column that holds images, read as sequences of pixels in place of text."}
     )
     label_column: str = field(
         default="label",
-        metadata={"help": "Column that holds the label: a class of the data set, a string, or an integer from 0."},
+        metadata={
+            "help": "Column that holds the label: a class of the data set, a name, or an integer. Names are taken as "
+            "written, but for white space around them."
+        },
     )
     tokenizer: str | None = field(
         default=None,
         metadata={
             "help": "char, word or bpe, trained on the training text; or a folder or an id on the Hub. Unset: that of "
-            "--model_name_or_path, or else word."
+            "--model_name_or_path, or else word: words and punctuation marks in lower case."
         },
     )
     vocab_size: int | None = field(
@@ -153,84 +166,124 @@ def hold_out(splits: dict[str, datasets.Dataset], args: ClassificationArguments)
 def load_rows(args: ClassificationArguments, split: str) -> datasets.Dataset | None:
     """
     The rows of a split, with the columns `args.input_column` and `args.label_column`; None where none is asked for.
+    Labels are classes (ClassLabel) where the data set has them, or else names, as of [`label_names`].
 
     Raises:
         InputError: files, split or columns do not exist or hold something else, or a row has no input or no label.
     """
-    rows = load_split(args, split)
-    if rows is None:
-        return None
-    where, input_column, label_column = args.source(split), args.input_column, args.label_column
     input_flag = "--image_column" if args.image_column else "--text_column"
-    for flag, column in ((input_flag, input_column), ("--label_column", label_column)):
-        if column not in rows.column_names:
-            raise InputError(f"{flag} {column!r} is no column of {where}; accepted: {', '.join(rows.column_names)}.")
-    if len(rows) == 0:
-        raise InputError(f"{where} holds no rows; at least one is accepted.")
-    rows = rows.select_columns([input_column, label_column])
+    columns = {input_flag: args.input_column, "--label_column": args.label_column}
+    parts = load_split(args, split, columns)
+    if parts is None:
+        return None
+    parts = [(where, check_rows(rows, where, columns)) for where, rows in parts]
+    features = [rows.features[args.label_column] for _, rows in parts]
+    if isinstance(features[0], datasets.ClassLabel) and all(feature == features[0] for feature in features):
+        return joined([rows for _, rows in parts])
+    named = zip(parts, label_names(parts, args.label_column), strict=True)
+    return joined(
+        [rows.select_columns([args.input_column]).add_column(args.label_column, names) for (_, rows), names in named]
+    )
+
+
+def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> datasets.Dataset:
+    """
+    Rows with an input and a label each.
+
+    Args:
+        rows: with these two columns.
+        where: name of the rows, for messages.
+        columns: that of the input and that of the label, by their flags.
+
+    Raises:
+        InputError: a column holds something else, or a row has nothing in it, or white space alone.
+    """
+    (input_flag, input_column), (_, label_column) = columns.items()
     table = rows.with_format("arrow")[:]
-    is_missing = {column: table[column].is_null().to_numpy() for column in rows.column_names}
-    label = rows.features[label_column]
-    if isinstance(label, datasets.ClassLabel):
-        is_missing[label_column] |= table[label_column].to_numpy() == -1  # as data sets of the Hub have it
-    for flag, column in ((input_flag, input_column), ("--label_column", label_column)):
-        if is_missing[column].any():
+    for flag, column in columns.items():
+        missing = table[column].is_null().to_numpy()
+        kind = kind_of(rows.features[column])
+        if kind == "ClassLabel":
+            missing |= table[column].to_numpy() == -1  # as data sets of the Hub have it
+        elif kind.startswith("float"):
+            missing |= np.isnan(table[column].to_numpy())
+        elif kind in ("string", "large_string"):
+            text = pc.replace_substring(table[column], BYTE_ORDER_MARK, " ")
+            missing |= pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(True).to_numpy()
+        if missing.any():
             raise InputError(
-                f"{flag} {column!r} of {where} is missing in row {is_missing[column].argmax()} (from 0), and in "
-                f"{is_missing[column].sum()} rows in all; a value in every row is accepted."
+                f"{flag} {column!r} of {where} is missing in row {missing.argmax()} (from 0), and in {missing.sum()} "
+                "rows in all; a value in every row, not white space alone, is accepted."
             )
-    kind = kind_of(rows.features[input_column])
-    if args.image_column is None and kind not in ("string", "large_string"):
-        raise InputError(f"--text_column {input_column!r} of {where} holds {kind}; text is accepted.")
-    if args.image_column is not None and kind != "Image":
+    if input_flag == "--text_column":
+        rows = as_text(rows, input_column, where)
+    elif kind_of(rows.features[input_column]) != "Image":
         raise InputError(
-            f"--image_column {input_column!r} of {where} holds {kind}; images (the feature Image of datasets) are "
+            f"--image_column {input_column!r} of {where} holds {kind_of(rows.features[input_column])}; images (the "
+            "feature Image of datasets) are accepted."
+        )
+    kind = kind_of(rows.features[label_column])
+    if kind not in ("ClassLabel", "string", "large_string", "bool") and not kind.startswith(("int", "uint", "float")):
+        raise InputError(
+            f"--label_column {label_column!r} of {where} holds {kind}; classes (ClassLabel), strings and integers are "
             "accepted."
         )
-    if not isinstance(label, datasets.ClassLabel) and not is_name(label) and not is_integer(label):
-        raise InputError(
-            f"--label_column {label_column!r} of {where} holds {kind_of(label)}; classes (ClassLabel), strings and "
-            "integers are accepted."
-        )
     return rows
-
-
-def kind_of(feature) -> str:
-    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-
-
-def is_name(feature) -> bool:
-    return kind_of(feature) in ("string", "large_string", "bool")
-
-
-def is_integer(feature) -> bool:
-    return kind_of(feature).startswith(("int", "uint"))
 
 
 # Labels
 
 
-def label_names(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
-    """Labels by the names that the model's configuration gets: an integer's is its digits."""
-    return feature.int2str(labels) if isinstance(feature, datasets.ClassLabel) else [str(label) for label in labels]
+def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[list[str]]:
+    """
+    Labels by the names that the model's configuration gets: strings without white space around them, integers by their
+    digits, truth values as True and False. Where all labels are numbers, 1.0 is the integer 1.
+
+    Args:
+        parts: the rows of a split, each with its name for messages.
+        column: that of the labels.
+
+    Raises:
+        InputError: all labels are numbers, and one of them a fraction.
+    """
+    names = [names_of(rows[column][:], rows.features[column]) for _, rows in parts]
+    found = set().union(*names)
+    if not any("." in name for name in found) or not all(map(DECIMAL.fullmatch, found)):
+        return names
+    fractions = {name for name in found if not float(name).is_integer()}
+    for (where, _), part in zip(parts, names, strict=True):
+        for row, name in enumerate(part):
+            if name in fractions:
+                raise InputError(
+                    f"--label_column {column!r} of {where} holds the fraction {name} in row {row} (from 0); names and "
+                    "integers are accepted."
+                )
+    return [[str(int(float(name))) for name in part] for part in names]
+
+
+def names_of(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.int2str(labels)
+    if feature.dtype.startswith("float"):
+        return [np.format_float_positional(label, trim="0") for label in labels]
+    return [str(label).replace(BYTE_ORDER_MARK, "").strip() for label in labels]
 
 
 def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict[str, int]:
     """
-    Class indices of the names of the training rows' labels: those of the data set's classes, or of the integers
-    themselves; strings are counted in alphabetical order.
+    Class indices of the training rows' labels, by name: those of the data set's classes, or else counted from 0,
+    integers by size and other names in alphabetical order.
 
     Raises:
-        InputError: integers that are not 0, 1, 2 and so on, or a single class.
+        InputError: there is a single class.
     """
     feature = rows.features[args.label_column]
-    found = sorted(set(rows[args.label_column][:]))
-    if is_integer(feature) and found != list(range(len(found))):
-        raise InputError(
-            f"--label_column {args.label_column!r} of {args.source('train')} holds the integers {listed(found)}; "
-            "accepted: all integers from 0 to the number of classes less one, or strings."
-        )
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else label_names(found, feature)
+    if isinstance(feature, datasets.ClassLabel):
+        names = feature.names
+    else:
+        names = sorted(set(rows[args.label_column][:]))
+        if all(map(INTEGER.fullmatch, names)):
+            names.sort(key=int)
     if len(names) < 2:
         raise InputError(
             f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r}; at "
@@ -392,15 +445,17 @@ def encode(
         InputError: a label that the model has not, a text without tokens, or an image that the processor refuses.
     """
     feature = rows.features[args.label_column]
-    found = set(label_names(rows[args.label_column][:], feature))
-    if unknown := sorted(found - label2id.keys()):
+    names = names_of(rows[args.label_column][:], feature)
+    if unknown := sorted(set(names) - label2id.keys()):
+        row = next(row for row, name in enumerate(names) if name not in label2id)
         raise InputError(
-            f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}; "
-            f"accepted: the labels of the training rows, or of the trained model, {listed(label2id)}."
+            f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}, first "
+            f"in row {row} (from 0); accepted: the labels of the training rows, or of the trained model, "
+            f"{listed(label2id)}."
         )
 
     def with_labels(batch: dict, name: str, values: Sequence) -> dict:
-        names = label_names(batch[args.label_column], feature)
+        names = names_of(batch[args.label_column], feature)
         return {name: values, "labels": [label2id[name] for name in names]}
 
     def encode_texts(batch: dict) -> dict:
@@ -430,6 +485,15 @@ def encode(
         remove_columns=rows.column_names,
         desc=f"Encoding {split}",
     ).with_format("torch" if args.image_column else None)
+
+
+def log_unknown_words(encoded: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, where: str):
+    """Says how many tokens of the rows of [`encode`] are unknown to the tokenizer, if any could be."""
+    if tokenizer.unk_token_id is None:
+        return
+    tokens = pc.list_flatten(encoded.with_format("arrow")[:]["input_ids"])
+    unknown = pc.sum(pc.equal(tokens, tokenizer.unk_token_id)).as_py()
+    logger.info(f"{where}: {unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %).")
 
 
 def make_collator(

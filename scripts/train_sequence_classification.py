@@ -46,6 +46,7 @@ from sequence_classification import (
     hold_out,
     load_config,
     load_splits,
+    log_unknown_words,
     make_collator,
     make_image_processor,
     make_label2id,
@@ -71,7 +72,8 @@ class ClassifierArguments(ModelArguments):
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("output_folder").setLevel(logging.INFO)
+    for name in ("output_folder", "sequence_classification"):
+        logging.getLogger(name).setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
@@ -93,6 +95,9 @@ def main(argv: list[str] | None = None):
             split: encode(rows, processing_class, data_args, split, model_args.label2id)
             for split, rows in splits.items()
         }
+    if training_args.should_log and data_args.image_column is None:
+        for split, rows in encoded.items():
+            log_unknown_words(rows, processing_class, data_args.source(split))
     checkpoint = claim_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
 
     train_dataset = encoded["train"]

@@ -176,7 +176,7 @@ def write(path: Path, content: bytes | str) -> str:
     [
         ({}, ["--dataset_name", "--train_file"]),
         ({"dataset_name": "a", "train_file": ["b"]}, ["--dataset_name", "--train_file", "'a'"]),
-        ({"train_file": ["no_such_file"]}, ["--train_file", "no_such_file", "csv"]),
+        ({"train_file": ["no_such_file"]}, ["--train_file: no such file: 'no_such_file'", "CSV, TSV"]),
         ({"train_file": ["empty.txt"]}, ["--train_file", "empty.txt", "empty"]),
         ({"train_file": ["t.txt"], "test_file": ["empty.txt"]}, ["--test_file", "empty.txt", "empty"]),
         ({"train_file": ["t.txt"], "stride": 300}, ["--stride 300", "--block_size 256"]),
@@ -200,8 +200,8 @@ def test_bad_arguments(tmp_path, monkeypatch, arguments, named):
         ({"train_file": ["t.txt", "t.csv"]}, ["--train_file", "csv and text"]),
         ({"train_file": ["binary.bin"]}, ["--train_file", "binary.bin", "UTF-8"]),
         ({"train_file": ["bad.json"]}, ["--train_file", "bad.json", "json"]),
-        ({"train_file": ["t.csv"]}, ["--text_column 'text'", "label, sentence"]),
-        ({"train_file": ["t.csv"], "text_column": "label"}, ["--text_column 'label'", "int64", "text"]),
+        ({"train_file": ["t.csv"]}, ["--text_column 'text'", "'label', 'sentence'"]),
+        ({"train_file": ["t.json"], "text_column": "label"}, ["--text_column 'label'", "float64", "text"]),
         ({"train_file": ["header.csv"]}, ["--train_file", "header.csv", "with rows in it"]),
         ({"dataset_name": "folder", "validation_split": "dev"}, ["--validation_split dev", "train, test"]),
         ({"dataset_name": "folder", "train_split": "training"}, ["--train_split training", "train, test"]),
@@ -212,6 +212,7 @@ def test_bad_data(tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "t.txt", TEXT)
     write(tmp_path / "t.csv", "label,sentence\n1,hello\n")
+    write(tmp_path / "t.json", '{"label": 0.5}')
     write(tmp_path / "header.csv", "label,text\n")
     write(tmp_path / "binary.bin", b"\xff\xfe\x00\n")
     write(tmp_path / "bad.json", '{"text": ')
@@ -245,7 +246,7 @@ def test_unknown_tokens_are_counted(tmp_path, caplog):
     args = DataArguments(train_file=[train], validation_file=[validation])
     texts = load_texts(args)
     make_windows(texts, load_tokenizer("char", lines(texts["train"], "\n")), 10, args)
-    assert "2 of 5 tokens are unknown" in caplog.text
+    assert "2 of 5 tokens are unknown (40.0 %)." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -37,6 +38,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import evaluate_checkpoint
 import sequence_classification
 import train_sequence_classification as script
 from language_modeling import load_tokenizer
@@ -295,6 +297,8 @@ def test_a_folder_with_another_model(folder, flags, named):
     ("labels", "label2id"),
     [
         ([2, 0, 1, 0], {"0": 0, "1": 1, "2": 2}),
+        ([1, 10, 2, 1], {"1": 0, "2": 1, "10": 2}),
+        (["None", "NA", "00", "NA"], {"00": 0, "NA": 1, "None": 2}),
         (["b", "a", "b", "a"], {"a": 0, "b": 1}),
         ([True, False, True, True], {"False": 0, "True": 1}),
     ],
@@ -307,7 +311,7 @@ def test_labels(folder, labels, label2id):
     tokenizer = sequence_classification.make_tokenizer(args, rows, None)
     encoded = sequence_classification.encode(rows, tokenizer, args, "train", label2id)
     assert encoded["labels"][:] == [label2id[str(label)] for label in labels]
-    assert tokenizer.batch_decode(encoded["input_ids"][:]) == [f"text {label}" for label in labels]
+    assert tokenizer.batch_decode(encoded["input_ids"][:]) == [f"text {label}".lower() for label in labels]
 
 
 def test_held_out_rows_are_the_same_for_every_seed(folder):
@@ -336,8 +340,8 @@ def test_max_length(folder, tokenizer):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--train_file", "none.csv"], "--train_file 'none.csv' does not exist"),
-        (["--validation_file", "empty.csv"], "--validation_file 'empty.csv' is empty"),
+        (["--train_file", "none.csv"], "--train_file: no such file: 'none.csv' (expected CSV, TSV, JSON or Parquet)"),
+        (["--validation_file", "empty.csv"], "--validation_file: 'empty.csv' is empty (expected CSV"),
         (["--dataset_name", "images"], "Give either --dataset_name or --train_file"),
         (["--validation_fraction", "1"], "--validation_fraction 1.0 must be"),
         (["--max_length", "0"], "--max_length 0 must be at least 1"),
@@ -358,14 +362,24 @@ def test_bad_flags(folder, capsys, flags, named):
 @pytest.mark.parametrize(
     ("name", "labels", "named"),
     [
-        ("train", [1, 2, 1], "--label_column 'label' of --train_file train.csv holds the integers 1, 2;"),
-        ("train", [0, 2, -1], "holds the integers -1, 0, 2; accepted: all integers from 0"),
         ("train", ["long"] * 3, "holds a single label, 'long'"),
         ("train", ["long", None, None], "--train_file train.csv is missing in row 1 (from 0), and in 2 rows in all"),
         ("train", [0, None, 1], "--train_file train.csv is missing in row 1 (from 0), and in 1 rows in all"),
-        ("train", [0.5, 0.1, 1.0], "--train_file train.csv holds float64; classes (ClassLabel), strings and integers"),
-        ("validation", ["long", "wide", "short"], "of --validation_file validation.csv holds 'wide'; accepted: the"),
-        ("validation", [0, 1, 0], "--validation_file validation.csv holds '0', '1'; accepted: the labels of the"),
+        (
+            "train",
+            [0.5, 0.1, 1.0],
+            "--train_file train.csv holds the fraction 0.5 in row 0 (from 0); names and integers",
+        ),
+        (
+            "validation",
+            ["long", "wide", "short"],
+            "of --validation_file validation.csv holds 'wide', first in row 1 (from 0); accepted: the labels of the",
+        ),
+        (
+            "validation",
+            [0, 1, 0],
+            "--validation_file validation.csv holds '0', '1', first in row 0 (from 0); accepted",
+        ),
     ],
 )
 def test_bad_labels(folder, name, labels, named):
@@ -378,20 +392,19 @@ def test_bad_labels(folder, name, labels, named):
     [
         (
             ["--text_column", "txt"],
-            "--text_column 'txt' is no column of --train_file train.csv; accepted: text, label",
+            "--text_column 'txt' is no column of --train_file train.csv; accepted: 'text', 'label'; the",
         ),
-        (["--label_column", "y"], "--label_column 'y' is no column of --train_file train.csv; accepted: text, label"),
-        (["--image_column", "text"], "--image_column 'text' of --train_file train.csv holds large_string; images"),
-        (["--text_column", "number"], "--text_column 'number' of --train_file numbers.csv holds int64; text is"),
+        (["--label_column", "y"], "--label_column 'y' is no column of --train_file train.csv; accepted: 'text',"),
+        (["--image_column", "text"], "--image_column 'text' of --train_file train.csv holds string; images (the"),
         (["--text_column", "gap"], "--text_column 'gap' of --train_file numbers.csv is missing in row 1"),
-        (["--text_column", "blank"], "holds the text ' ', of which the tokenizer makes no token"),
+        (["--text_column", "blank"], "--text_column 'blank' of --train_file numbers.csv is missing in row 1"),
         (["--tokenizer", "./none"], "--tokenizer './none' can't be loaded"),
         (["--num_attention_heads", "3"], "num_attention_heads"),
         (["--model_name_or_path", "./none"], "--model_name_or_path './none' can't be opened"),
     ],
 )
 def test_bad_text(folder, flags, named):
-    rows = {"text": ["a", "b"], "number": [1, 2], "gap": ["a", None], "blank": ["a", " "], "label": [0, 1]}
+    rows = {"text": ["a", "b"], "gap": ["a", None], "blank": ["a", " "], "label": [0, 1]}
     datasets.Dataset.from_dict(rows).to_csv("numbers.csv")
     file = "train.csv" if "train.csv" in named else "numbers.csv"
     assert_refused(named, train, "--train_file", file, "--validation_file", file, *flags, files=())
@@ -426,6 +439,40 @@ def assert_refused(named: str, run, *flags: str, **files):
         run(*flags, **files)
     assert named in str(error.value)
     assert not Path("out").exists()
+
+
+def test_natural_words(folder):
+    texts = ["What's the longest river?", "I don't know 3.5 of them", "the U.S. (the naïve),"]
+    write_csv("train", texts, ["a", "b", "a"])
+    args = script.ClassificationArguments(train_file=["train.csv"])
+    rows = sequence_classification.load_rows(args, "train")
+    sequence_classification.make_tokenizer(args, rows, None).save_pretrained("out")
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    for text, spaced in (
+        ("What\u2019s the longest river?", "what 's the longest river ?"),
+        ("I DON'T know (3.5)", "i do n't know ( 3.5 )"),
+        ("the U.S. river,them", "the u . s . river , them"),
+        ("nai\u0308ve", "naïve"),
+    ):
+        assert tokenizer.tokenize(text) == spaced.split()
+        assert tokenizer(text)["input_ids"] == tokenizer(spaced)["input_ids"]
+    assert tokenizer.decode(tokenizer("The nile?")["input_ids"]) == "the <unk> ?"
+    assert tokenizer.pad_token == "<pad>" and len(tokenizer) == len(tokenizer.get_vocab())
+
+    smaller = sequence_classification.make_tokenizer(replace(args, vocab_size=4), rows, None)
+    assert smaller.get_vocab().keys() == {"<unk>", "<pad>", ".", "the"}
+
+
+def test_unknown_words_are_counted_for_every_split(folder, caplog):
+    write_csv("test", ["word1 word2", "new word1, word2!"], ["long", "short"])
+    with caplog.at_level("INFO", logger="sequence_classification"):
+        train("--max_steps", "1", files=("train", "validation", "test"))
+    assert "--train_file train.csv: 0 of " in caplog.text
+    assert "--validation_file validation.csv: 0 of " in caplog.text
+    assert "--test_file test.csv: 3 of 7 tokens are unknown (42.9 %)." in caplog.text
+    caplog.clear()
+    evaluate_checkpoint.main(["out", "--data", "test.csv"])
+    assert "--data test.csv: 3 of 7 tokens are unknown (42.9 %)." in caplog.text
 
 
 def test_training_goes_on_from_a_language_model(folder):
