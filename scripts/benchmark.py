@@ -58,9 +58,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from command_line import CommandParser, run_command
+
 import torch
 import transformers
-from command_line import CommandParser, run_command
 from matplotlib.figure import Figure
 from output_folder import write_figure, write_whole
 from published_rtransformer import LOSSES, LocalRNN, PublishedRTransformer

@@ -16,6 +16,7 @@
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,18 +54,56 @@ def suggestion(words: Iterable[str], flags: list[str]) -> str:
     return f" (did you mean {' '.join(dict.fromkeys(nearest))}?)" if nearest else ""
 
 
+def on_stop(how_to_go_on: Callable[[], str]):
+    """From now on, Ctrl-C is answered with the sentence that `how_to_go_on` returns, too."""
+    global _how_to_go_on
+    _how_to_go_on = how_to_go_on
+
+
 def run_command(main: Callable[[], None]):
     """
-    Runs a command to its end. Unusable input ends it with one line and exit code 1; Ctrl-C with one line, to which
-    `KeyboardInterrupt` may add how to go on, and exit code 130.
+    Runs a command to its end. Unusable input ends it with one line and exit code 1; Ctrl-C with one line, which says
+    how to go on where `on_stop` has been told, and exit code 130.
     """
-    name = Path(sys.argv[0]).name
+    global _how_to_go_on
+    _how_to_go_on = None
+    interrupted = []
+
+    def interrupt(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes the terminal's on: it comes twice
+        interrupted.append(True)
+        raise KeyboardInterrupt
+
+    if "RANK" in os.environ:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         main()
     except InputError as error:
-        sys.exit(f"{name}: error: {error}")
-    except KeyboardInterrupt as interrupt:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            hint = f" {interrupt}" if str(interrupt) else ""
-            print(f"\n{name}: stopped.{hint}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except KeyboardInterrupt:
+        stop()
+    except Exception:
+        if interrupted:  # what waited for another process, which was stopped first, has failed in its own way
+            stop()
+        raise
+
+
+def stop():
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        hint = f" {_how_to_go_on()}" if _how_to_go_on is not None else ""
+        print(f"\n{Path(sys.argv[0]).name}: stopped.{hint}", file=sys.stderr, flush=True)
+    if "RANK" in os.environ:
+        sys.stdout.flush()
+        os._exit(130)  # at once: to leave its group, a process would wait for the others
+    sys.exit(130)
+
+
+def excepthook(error_type: type[BaseException], error: BaseException, traceback):
+    """Ctrl-C while a command's imports are still under way ends it with one line, too."""
+    if issubclass(error_type, KeyboardInterrupt):
+        stop()
+    sys.__excepthook__(error_type, error, traceback)
+
+
+_how_to_go_on: Callable[[], str] | None = None
+sys.excepthook = excepthook

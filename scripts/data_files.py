@@ -122,6 +122,17 @@ class DataFileArguments:
         return f"--dataset_name {self.dataset_name}{config}"
 
     @property
+    def evaluation_data(self) -> list[str] | None:
+        """The flags of scripts/evaluate_checkpoint.py for the test data, or else for validation data of their own."""
+        for split in ("test", "validation"):
+            files, split_name = getattr(self, f"{split}_file"), getattr(self, f"{split}_split")
+            if files:
+                return ["--data", files[0]] if len(files) == 1 else None
+            if self.dataset_name and split_name:
+                return None if self.dataset_config_name else ["--data", self.dataset_name, "--split", split_name]
+        return None
+
+    @property
     def data_name(self) -> str:
         """What a card calls the data: a Hub id with its configuration, or the names of a local folder or files."""
         if self.train_file:

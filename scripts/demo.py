@@ -30,11 +30,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import gradio as gr
 import numpy as np
 import pretty_midi
 import torch
-from command_line import CommandParser, run_command
 from generate import load_causal_lm
 from generate_music import load_music_model
 from matplotlib import colormaps

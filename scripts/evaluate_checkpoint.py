@@ -33,11 +33,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import language_modeling
 import polyphonic_music
 import sequence_classification
 import torch
-from command_line import CommandParser, run_command
 from model_arguments import check_architecture
 from piano_rolls import PianoRollArguments, load_split
 from script_arguments import InputError
@@ -90,6 +91,12 @@ class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments
     pass
 
 
+COLUMNS = {
+    "text_column": "the text",
+    "image_column": "the images",
+    "label_column": "the labels",
+    "piano_roll_column": "the tunes",
+}
 QUANTIZATIONS = {
     "int8_weight_only": "Int8WeightOnlyConfig",
     "int8_dynamic": "Int8DynamicActivationInt8WeightConfig",
@@ -107,14 +114,47 @@ def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
     )
 
 
-def place(args: argparse.Namespace) -> dict:
-    files = {"train_file": [args.data]} if Path(args.data).is_file() else {"dataset_name": args.data}
-    return {**files, "train_split": args.split}
+def place(args: argparse.Namespace, settings: dict) -> dict:
+    """
+    The arguments of a training script for the data, where a checkpoint's settings say nothing else.
+
+    Raises:
+        InputError: --split is given for a file, which has none.
+    """
+    if Path(args.data).is_file():
+        if args.split is not None:
+            raise InputError(f"--split {args.split} goes with a data set; --data {args.data} is a file, read whole.")
+        print(f"Data: the file {args.data}, whole.", file=sys.stderr)
+        return {**settings, "train_file": [args.data]}
+    return {**settings, "dataset_name": args.data, "train_split": name_split(args)}
+
+
+def name_split(args: argparse.Namespace) -> str:
+    """The split to read, which is also said."""
+    split = args.split or "test"
+    print(f"Data: split {split!r} of {args.data}.", file=sys.stderr)
+    return split
+
+
+def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
+    """
+    The settings of evaluation.json, columns as the flags have them.
+
+    Raises:
+        InputError: a flag names a column that this task does not read.
+    """
+    given = {name: value for name in COLUMNS if (value := getattr(args, name, None)) is not None}
+    for name, value in given.items():
+        if name not in accepted:
+            flags = " or ".join(f"--{flag}" for flag in accepted)
+            raise InputError(f"--{name}: {value!r}, which {args.checkpoint} does not read (expected {flags})")
+    return {**settings, **given}
 
 
 def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
-    data_args = TextData(**place(args), stride=stride, tokenizer=args.checkpoint, **settings)
+    settings = place(args, override(settings, args, "text_column"))
+    data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
     rows = language_modeling.load_rows(data_args, "train")
     model = load_model(args, AutoModelForCausalLM)
     tokenizer = language_modeling.load_tokenizer(args.checkpoint, [])
@@ -129,7 +169,8 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
 
 
 def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
-    data_args = LabeledData(**place(args), **settings)
+    input_column = "text_column" if settings.get("image_column") is None else "image_column"
+    data_args = LabeledData(**place(args, override(settings, args, input_column, "label_column")))
     rows = sequence_classification.load_rows(data_args, "train")
     model = load_model(args, AutoModelForSequenceClassification)
     if data_args.image_column is None:
@@ -148,7 +189,8 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
 
 
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
-    tunes = polyphonic_music.Tunes(load_split(PianoRollArguments(data=args.data, **settings), args.split))
+    data_args = PianoRollArguments(data=args.data, **override(settings, args, "piano_roll_column"))
+    tunes = polyphonic_music.Tunes(load_split(data_args, name_split(args)))
     return Evaluation(
         load_model(args, AutoModelForTimeSeriesPrediction),
         tunes,
@@ -223,9 +265,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="What to evaluate on: a file, a folder, or a data set on the Hub, as for training.",
     )
-    parser.add_argument(
-        "--split", default="test", help="Split of the data, where it is no single file of text. (default: test)"
-    )
+    parser.add_argument("--split", help="Split of the data, where it is no file of texts or of rows. (default: test)")
+    for name, what in COLUMNS.items():
+        parser.add_argument(f"--{name}", help=f"Column with {what}, where it is not that of the training.")
     parser.add_argument("--batch_size", type=int, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
         "--quantization",

@@ -36,10 +36,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import onnxruntime
 import torch
 from benchmark import TOKENS_AFTER_PREFILL, Phase, time_interleaved
-from command_line import CommandParser, run_command
 from model_arguments import check_architecture
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from script_arguments import InputError

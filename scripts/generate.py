@@ -22,6 +22,7 @@ import argparse
 import sys
 
 from command_line import CommandParser, run_command
+
 from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from script_arguments import InputError
 from transformers import (

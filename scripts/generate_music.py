@@ -23,9 +23,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import numpy as np
 import torch
-from command_line import CommandParser, run_command
 from model_arguments import check_architecture, default_device
 from piano_rolls import (
     MAX_FRAMES_PER_BEAT,

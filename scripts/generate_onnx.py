@@ -24,6 +24,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import numpy as np
 from onnxruntime import InferenceSession
 from tokenizers import Tokenizer
@@ -98,9 +100,7 @@ def load(folder: str) -> tuple[InferenceSession, Tokenizer]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("folder", help="What export_onnx.py has made, with --with_cache.")
     parser.add_argument("prompt", help="Text to continue.")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="Tokens to write. (default: %(default)s)")
@@ -123,8 +123,4 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("\ngenerate_onnx.py: stopped.", file=sys.stderr)
-        sys.exit(130)
+    run_command(main)

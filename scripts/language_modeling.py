@@ -32,8 +32,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from data_files import DataFileArguments, as_text, joined, load_split
-from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
-from script_arguments import InputError
+from model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
+from script_arguments import Defaults, InputError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -53,6 +53,12 @@ METRICS = Path(__file__).parent / "metrics"
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 # English contractions in two, as in the Penn Treebank (do n't, it 's); numbers and other words; any other character.
 NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
+
+DEFAULTS = Defaults(
+    new={**NEW_MODEL, "embedding_initializer_range": 0.1, "learning_rate": 3e-3, "adam_beta2": 0.99},
+    fine_tuning={"learning_rate": 3e-4, "adam_beta2": 0.99},
+    shown=unset_sizes(ModelArguments),
+)
 
 
 @dataclass
@@ -157,6 +163,12 @@ def run_identity(
 def evaluation_settings(args: DataArguments) -> dict:
     """What scripts/evaluate_checkpoint.py needs to know to read a text as these arguments do."""
     return {name: getattr(args, name) for name in ("text_column", "line_ending", "block_size", "eval_stride")}
+
+
+def describe(windows: dict[str, "TokenWindows"]) -> str:
+    """What a model is trained and evaluated on, in words."""
+    sizes = ", ".join(f"{split} {len(part.tokens):,}" for split, part in windows.items())
+    return f"{sizes} tokens, in windows of {windows['train'].window_size - 1:,}"
 
 
 # From a data set to rows of text

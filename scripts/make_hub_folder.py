@@ -27,8 +27,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from command_line import CommandParser, InputError, run_command
+
+import torch
 from model_card import FACTS_FILE, add_card_arguments, check_license, rewrite_card
 from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file

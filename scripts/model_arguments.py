@@ -13,7 +13,8 @@
 # limitations under the License.
 """The model of a training script: its sizes as flags, for a new one, or a checkpoint to train further."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from script_arguments import InputError
@@ -21,6 +22,14 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rtransformer_hf import RTransformerConfig
 
+# Small enough to learn from a megabyte within minutes on two CPU cores.
+NEW_MODEL = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "local_window_size": 4,
+    "final_layer_norm": True,
+}
 CAUSAL_LM_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -59,6 +68,13 @@ class ModelArguments:
     )
 
 
+def unset_sizes(arguments: type[ModelArguments]) -> dict[str, Any]:
+    """What a new model has where its flags are unset: the defaults of RTransformerConfig."""
+    names = {flag.name for flag in fields(arguments) if flag.init and hasattr(RTransformerConfig, flag.name)}
+    sizes = {name: getattr(RTransformerConfig, name) for name in names}
+    return {**{name: size for name, size in sizes.items() if size is not None}, "intermediate_size": "4 * hidden_size"}
+
+
 def make_model(
     args: ModelArguments,
     new_model_class: type[PreTrainedModel],
@@ -85,7 +101,8 @@ def make_model(
         check_architecture(path, *architectures)
         return auto_class.from_pretrained(path, **chosen)
     except (OSError, ValueError) as error:
-        raise InputError(f"the model can't be made of {chosen | {'model_name_or_path': path}}: {error}") from error
+        what = "these sizes make no model" if path is None else f"--model_name_or_path {path!r} can't be used"
+        raise InputError(f"{what}: {error}") from error
 
 
 def check_architecture(checkpoint: str, *accepted: str) -> str:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from command_line import InputError
+
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 FACTS_FILE = "model_card.json"

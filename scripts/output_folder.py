@@ -21,20 +21,54 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from command_line import InputError, suggestion
-from transformers import Trainer, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
+from command_line import InputError, on_stop, suggestion
+
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    is_deepspeed_available,
+    is_flytekit_available,
+    is_tensorboard_available,
+)
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_liger_kernel_available
+
+from rtransformer_hf import RTransformerConfig
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "training_run.json"  # says what the folder's model is
 TRAINER_STATE_FILE = "trainer_state.json"
 GREATER_IS_BETTER = ("accuracy",)
+REPORTER_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # where names differ
 LOG_EXTRA = ("tensorboard", "wandb")  # what the extra [log] of pyproject.toml installs
+LIMITS = (
+    (lambda value: value >= 0, "at least 0", ("weight_decay", "warmup_steps", "max_grad_norm", "save_total_limit")),
+    (lambda value: value >= 0, "at least 0", ("eval_steps", "eval_delay", "dataloader_num_workers")),
+    (lambda value: value >= 1, "at least 1", ("per_device_train_batch_size", "per_device_eval_batch_size")),
+    (lambda value: value >= 1, "at least 1", ("gradient_accumulation_steps", "early_stopping_patience")),
+    (lambda value: 0 <= value < math.inf, "at least 0", ("learning_rate",)),
+    (lambda value: 0 < value < math.inf, "more than 0", ("muon_learning_rate", "num_train_epochs", "adam_epsilon")),
+    (lambda value: value > 0, "more than 0", ("logging_steps", "save_steps")),
+    (
+        lambda value: value < 1 or value == int(value),
+        "an integer, or less than 1: a share of all steps",
+        ("logging_steps", "eval_steps", "save_steps", "warmup_steps"),
+    ),
+    (lambda value: value == -1 or value >= 1, "at least 1, or -1: by --num_train_epochs", ("max_steps",)),
+    (
+        lambda value: 0 <= value < 1,
+        "at least 0 and less than 1",
+        ("adam_beta1", "adam_beta2", "label_smoothing_factor"),
+    ),
+    (lambda value: 0 < value < 1, "more than 0 and less than 1", ("average_decay",)),
+    (lambda value: 0 <= value < 2**32, "0 or more and less than 2**32", ("seed", "data_seed")),
+)
 
 
 @dataclass
@@ -42,7 +76,7 @@ class ResumableTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that HfArgumentParser reads)
+    report_to: list[str] | None = field(
         default=None,
         metadata={
             "help": "What to log to: tensorboard, wandb, trackio, all, none and others of Transformers' integrations. "
@@ -73,19 +107,13 @@ class ResumableTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        if self.muon_learning_rate is not None and not (self.muon and self.muon_learning_rate > 0):
-            raise InputError(
-                f"--muon_learning_rate {self.muon_learning_rate} must be more than 0, and goes with --muon alone."
-            )
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise InputError(f"--average_decay {self.average_decay} must be more than 0 and less than 1.")
+        check_numbers(self)
+        check_json(self)
+        if self.muon_learning_rate is not None and not self.muon:
+            raise InputError(f"--muon_learning_rate {self.muon_learning_rate} goes with --muon alone.")
         for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
             if value and self.fsdp:
                 raise InputError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
-        if not 0 <= self.label_smoothing_factor < 1:
-            raise InputError(
-                f"--label_smoothing_factor: {self.label_smoothing_factor} (expected at least 0 and less than 1)"
-            )
         if self.output_dir is None:
             raise InputError("--output_dir: missing (expected the folder to write to)")
         if self.metric_for_best_model is not None and self.greater_is_better is None:
@@ -94,17 +122,99 @@ class ResumableTrainingArguments(TrainingArguments):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         check_report_to(self.report_to)
-        if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise InputError(f"--early_stopping_patience: {self.early_stopping_patience} (expected at least 1)")
-            if not self.load_best_model_at_end:
-                raise InputError("--early_stopping_patience needs --load_best_model_at_end and an --eval_strategy.")
-            self.restore_callback_states_from_checkpoint = True  # a resumed run goes on counting
-        super().__post_init__()
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise InputError("--early_stopping_patience needs --load_best_model_at_end and an --eval_strategy.")
+        evaluates, saves = (getattr(value, "value", value) for value in (self.eval_strategy, self.save_strategy))
+        if self.load_best_model_at_end and evaluates == "no":
+            raise InputError("--load_best_model_at_end needs an --eval_strategy (expected epoch or steps, got no)")
+        if self.load_best_model_at_end and saves not in ("best", evaluates):
+            raise InputError(
+                f"--load_best_model_at_end: --save_strategy {saves} (expected best, or {evaluates} as --eval_strategy)"
+            )
+        if self.dataloader_persistent_workers and self.dataloader_num_workers == 0:
+            raise InputError("--dataloader_persistent_workers needs --dataloader_num_workers (expected at least 1)")
+        is_cpu = self.use_cpu or not torch.accelerator.is_available()
+        for flag in ("fp16", "fp16_full_eval"):
+            if is_cpu and getattr(self, flag):
+                raise InputError(f"--{flag} needs an accelerator, and the training is on the CPU (expected --bf16)")
+        for flag in ("bf16", "bf16_full_eval"):
+            if is_cpu and getattr(self, flag) and not self.use_cpu:
+                raise InputError(f"--{flag}: there is no accelerator (expected --use_cpu with it)")
+        if self.use_liger_kernel and not is_liger_kernel_available():
+            raise InputError("--use_liger_kernel: not available here; `pip install liger-kernel` installs it.")
+        if self.deepspeed and not is_deepspeed_available():
+            raise InputError(f"--deepspeed {self.deepspeed}: not available here; `pip install deepspeed` installs it.")
+        try:
+            super().__post_init__()
+        except (ImportError, OSError, RuntimeError) as error:  # of what is not installed, or not there
+            raise InputError(one_line(error)) from error
+        if self.torch_compile:
+            try:
+                torch.compile(torch.nn.Identity(), backend=self.torch_compile_backend, mode=self.torch_compile_mode)
+            except RuntimeError as error:
+                raise InputError(f"--torch_compile: {one_line(error)}") from error
+        check_optimizer(self)
 
     def __getstate__(self) -> dict:
         """What training_args.bin holds, which Trainer pushes to the Hub: without the token."""
         return {**self.__dict__, "hub_token": None}
+
+
+def check_numbers(args: ResumableTrainingArguments):
+    """
+    Raises:
+        InputError: a number is out of its range.
+    """
+    for is_accepted, accepted, names in LIMITS:
+        for name in names:
+            value = getattr(args, name, None)
+            if value is not None and not is_accepted(value):
+                raise InputError(f"--{name}: {value} (expected {accepted})")
+
+
+def check_json(args: ResumableTrainingArguments):
+    """
+    Raises:
+        InputError: --lr_scheduler_kwargs is no JSON object.
+    """
+    value = args.lr_scheduler_kwargs
+    if isinstance(value, str):
+        try:
+            is_object = isinstance(json.loads(value), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise InputError(f"""--lr_scheduler_kwargs: {value!r} (expected JSON, such as '{{"min_lr_rate": 0.1}}')""")
+
+
+def check_optimizer(args: ResumableTrainingArguments):
+    """
+    Raises:
+        InputError: the optimizer of --optim can't be made here, or the schedule not with its settings.
+    """
+    toy = torch.nn.ParameterList([torch.zeros(1)])  # a layer would draw random numbers
+    optimizer = torch.optim.SGD(toy.parameters())
+    if hasattr(args, "optim") and args.optim_target_modules is None:
+        try:
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, toy)
+            optimizer = optimizer_class(toy.parameters(), **settings)
+        except Exception as error:  # of many libraries
+            name = getattr(args.optim, "value", args.optim)
+            raise InputError(f"--optim {name} can't be made with these settings: {one_line(error)}") from error
+    schedule, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    settings = json.loads(settings) if isinstance(settings, str) else settings
+    try:
+        get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=settings)
+    except (TypeError, ValueError) as error:
+        given = "none" if settings is None else json.dumps(settings)
+        raise InputError(
+            f"--lr_scheduler_type {getattr(schedule, 'value', schedule)} does not go with these --lr_scheduler_kwargs "
+            f"({given}): {one_line(error)}"
+        ) from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def check_report_to(report_to: str | list[str]):
@@ -113,6 +223,8 @@ def check_report_to(report_to: str | list[str]):
         InputError: a name is not among Transformers' integrations, or its package is not installed.
     """
     names = [report_to] if isinstance(report_to, str) else report_to
+    if len(names) > 1 and (alone := {"none", "all"}.intersection(names)):
+        raise InputError(f"--report_to: {' '.join(names)} (expected {' or '.join(sorted(alone))} alone)")
     for name in names:
         if name in ("none", "all"):
             continue
@@ -120,9 +232,12 @@ def check_report_to(report_to: str | list[str]):
             hint = suggestion([name], list(INTEGRATION_TO_CALLBACK))
             expected = ", ".join(["none", "all", *INTEGRATION_TO_CALLBACK])
             raise InputError(f"--report_to: unknown: {name!r}{hint} (expected {expected})")
-        if name not in get_available_reporting_integrations():
-            package = "'rtransformer-hf[log]'" if name in LOG_EXTRA else f"the package of {name}"
-            raise InputError(f"--report_to {name}: its package is not installed; `pip install {package}` brings it.")
+        if name not in get_available_reporting_integrations() and not (name == "flyte" and is_flytekit_available()):
+            extra = ", as the extra [log] does" if name in LOG_EXTRA else ""
+            raise InputError(
+                f"--report_to {name}: not available here; `pip install {REPORTER_PACKAGES.get(name, name)}` installs "
+                f"its package{extra}."
+            )
 
 
 def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
@@ -144,9 +259,13 @@ def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
 
 def check_output_dir(args: ResumableTrainingArguments):
     """Refuse a folder that holds anything but a run of this script."""
+    on_stop(partial(how_to_go_on, args))
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; a folder is accepted.")
+    nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"--output_dir {args.output_dir}: {nearest} can't be written to (expected a folder)")
     if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint, TRAINER_STATE_FILE).exists():
         raise InputError(
             f"--resume_from_checkpoint {args.resume_from_checkpoint} is no checkpoint of Trainer; a folder with "
@@ -165,10 +284,11 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
     run_file = Path(args.output_dir, RUN_FILE)
     if run_file.exists() and not args.overwrite_output_dir:
         found = json.loads(run_file.read_text(encoding="utf-8"))
+        found, here = with_config_defaults(found), with_config_defaults(identity)
         differences = [
-            f"{key} is {found.get(key)!r} there and {identity.get(key)!r} here"
-            for key in sorted(found.keys() | identity.keys())
-            if found.get(key) != identity.get(key)
+            f"{key} is {found.get(key)!r} there and {here.get(key)!r} here"
+            for key in sorted(found.keys() | here.keys())
+            if found.get(key) != here.get(key)
         ]
         if differences:
             raise InputError(
@@ -179,6 +299,7 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
         if args.overwrite_output_dir:
             for checkpoint in checkpoints(args.output_dir):
                 shutil.rmtree(checkpoint)
+            Path(args.output_dir, TRAINER_STATE_FILE).unlink(missing_ok=True)
         write_whole(run_file, json.dumps(identity, indent=2).encode())
     if args.resume_from_checkpoint or args.overwrite_output_dir:
         return args.resume_from_checkpoint
@@ -188,28 +309,36 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
     return checkpoint
 
 
+def with_config_defaults(identity: dict) -> dict:
+    """What a new model has in place of what is unset, so that it may also be said: it is the same model."""
+    if identity.get("model_name_or_path") is not None:
+        return identity
+    return {key: getattr(RTransformerConfig, key, None) if value is None else value for key, value in identity.items()}
+
+
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest whole checkpoint. A checkpoint gets its state last: one without it was cut short."""
     whole = [path for path in checkpoints(output_dir) if (path / TRAINER_STATE_FILE).exists()]
     return str(whole[-1]) if whole else None
 
 
-def how_to_go_on(output_dir: str) -> str:
-    checkpoint = last_checkpoint(output_dir)
+def how_to_go_on(args: ResumableTrainingArguments) -> str:
+    checkpoint = last_checkpoint(args.output_dir)
     if checkpoint is None:
         return "There is no checkpoint yet: the same command starts from the beginning."
-    return f"The same command goes on from {checkpoint}."
+    flags = [flag for flag in ("overwrite_output_dir", "resume_from_checkpoint") if getattr(args, flag)]
+    without = f" without --{' and --'.join(flags)}" if flags else ""
+    return f"The same command{without} goes on from {checkpoint}."
 
 
 def checkpoints(output_dir: str) -> list[Path]:
     return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
-def planned_steps(trainer: Trainer) -> int:
-    args = trainer.args
+def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int) -> int:
     if args.max_steps > 0:
         return args.max_steps
-    steps_per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
     return math.ceil(args.num_train_epochs * steps_per_epoch)
 
 

@@ -31,9 +31,10 @@ import json
 import sys
 from pathlib import Path
 
+from command_line import CommandParser, run_command
+
 import torch
 import torch.nn.functional as F
-from command_line import CommandParser, run_command
 from evaluate_checkpoint import language_model, load_settings
 from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
@@ -210,7 +211,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     results.set_defaults(draw=draw_results)
     for command in (context, layers):
         command.add_argument("--data", required=True, help="Text: a file, a folder, or a data set on the Hub.")
-        command.add_argument("--split", default="test", help="Split of a data set. (default: test)")
+        command.add_argument("--split", help="Split of a data set. (default: test)")
         command.add_argument("--max_tokens", type=int, default=100_000, help="How much of it. (default: 100000)")
         command.add_argument("--batch_size", type=int, default=4, help="Contexts at a time. (default: 4)")
     for command in (context, layers, results):

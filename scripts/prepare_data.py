@@ -31,8 +31,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 from command_line import CommandParser, run_command
+
+import datasets
 from output_folder import write_whole
 from script_arguments import InputError
 

@@ -29,8 +29,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from command_line import CommandParser, run_command
+
+import torch
 from hub_errors import reason
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError

@@ -14,24 +14,93 @@
 """The command line of the training scripts: a recipe and flags, flags winning, and errors that say what to do."""
 
 import json
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from command_line import InputError, suggestion
 
 import yaml
-from command_line import InputError, suggestion
 from transformers import HfArgumentParser
+
+# Of these Trainer's own defaults hold as soon as one is given: they go together.
+EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")
+TRAINING_DEFAULTS = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,  # of all steps
+    "weight_decay": 0.1,
+    "logging_steps": 20,
+    "dataloader_pin_memory": False,
+}
+EVALUATION_DEFAULTS = {
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,  # of all steps
+    "save_strategy": "steps",
+    "save_steps": 0.1,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+}
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parse_arguments(argument_types: Sequence[type], argv: list[str], description: str) -> tuple:
+@dataclass
+class Defaults:
+    """
+    What a training script takes where neither a recipe nor a flag says anything, beside `TRAINING_DEFAULTS` and
+    `EVALUATION_DEFAULTS`.
+
+    Args:
+        new: flags and their values, for a new model.
+        fine_tuning: flags and their values with --model_name_or_path.
+        shown: flags and what they come to in the end where they are unset, for --help alone.
+    """
+
+    new: dict[str, Any] = field(default_factory=dict)
+    fine_tuning: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+    def flags(self, given: set[str]) -> list[str]:
+        """The defaults beneath the flags that are given, themselves as flags."""
+        values = TRAINING_DEFAULTS | (self.fine_tuning if "model_name_or_path" in given else self.new)
+        if not given.intersection(EVALUATION_FLAGS):
+            values |= EVALUATION_DEFAULTS
+        return [f"--{name}={value}" for name, value in values.items()]
+
+    def explain(self, action: Action):
+        """Writes into a flag's help what it is by default."""
+        name = action.dest
+        if name in self.fine_tuning and name in self.new and self.fine_tuning[name] != self.new[name]:
+            text = f"{self.new[name]}; with --model_name_or_path {self.fine_tuning[name]}"
+        elif name in self.new and name in self.fine_tuning:
+            text = self.new[name]
+        elif name in self.new or name in self.shown:
+            value = self.new.get(name, self.shown.get(name))
+            text = f"{value}; with --model_name_or_path, that of the checkpoint"
+        elif name in EVALUATION_DEFAULTS:
+            flags = ", ".join(f"--{flag}" for flag in EVALUATION_FLAGS)
+            others = "unset" if action.default is None else action.default
+            text = f"{EVALUATION_DEFAULTS[name]}; where one of {flags} is given: {others}"
+        elif name in TRAINING_DEFAULTS:
+            text = TRAINING_DEFAULTS[name]
+        else:
+            return
+        action.help = f"{action.help} (default: {text})"
+        action.default = None  # what was said here is not said again
+
+
+def parse_arguments(
+    argument_types: Sequence[type], argv: list[str], description: str, defaults: Defaults | None = None
+) -> tuple:
     """
     One dataclass of each type from `[RECIPE.yaml] [--flag value ...]`. What is wrong ends the program with a message.
     """
+    unsupported = {name for arguments in argument_types for name in getattr(arguments, "unsupported_flags", ())}
     parser = HfArgumentParser(
         argument_types,
         description=description,
@@ -42,19 +111,32 @@ def parse_arguments(argument_types: Sequence[type], argv: list[str], description
     try:
         if argv and not argv[0].startswith("-"):
             known = {flag.name for arguments in argument_types for flag in fields(arguments) if flag.init}
-            argv = [*recipe_flags(argv[0], known), *argv[1:]]  # of two values for one flag the later one counts
+            # Of two values for one flag the later one counts.
+            argv = [*recipe_flags(argv[0], known, unsupported), *argv[1:]]
+        if defaults is not None:
+            argv = [*defaults.flags(given_flags(argv)), *argv]
+            if {"-h", "--help"}.intersection(argv):
+                for action in parser._actions:
+                    defaults.explain(action)
         *arguments, unknown = parser.parse_args_into_dataclasses(
             argv, return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(" ".join(str(error).split()))
     if unknown:
         flags = [flag for action in parser._actions for flag in action.option_strings]
+        if elsewhere := given_flags(unknown) & unsupported:
+            names = ", ".join(f"--{name}" for name in sorted(elsewhere))
+            parser.error(f"unknown arguments: {' '.join(unknown)}; {names}: Trainer's alone, not honoured here.")
         parser.error(f"unknown arguments: {' '.join(unknown)}{suggestion(unknown, flags)}; --help lists all flags.")
     return tuple(arguments)
 
 
-def recipe_flags(path: str, known: set[str]) -> list[str]:
+def given_flags(argv: list[str]) -> set[str]:
+    return {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def recipe_flags(path: str, known: set[str], unsupported: set[str]) -> list[str]:
     """The lines of a recipe as flags, so that they are read and checked as those are."""
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -64,6 +146,8 @@ def recipe_flags(path: str, known: set[str]) -> list[str]:
         raise InputError(f"recipe {path!r} has no lines of `flag: value`, which are accepted.")
     flags = []
     for key, value in recipe.items():
+        if key in unsupported:
+            raise InputError(f"recipe {path!r} has an unknown key {key!r}: Trainer's alone, not honoured here.")
         if key not in known:
             hint = suggestion([str(key)], sorted(known))
             raise InputError(f"recipe {path!r} has an unknown key {key!r}{hint}; --help lists all flags.")

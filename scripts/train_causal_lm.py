@@ -24,9 +24,12 @@ import logging
 import sys
 
 from command_line import run_command
+
 from language_modeling import (
+    DEFAULTS,
     METRIC_NAMES,
     DataArguments,
+    describe,
     evaluation_settings,
     exact_metrics,
     model_and_windows,
@@ -39,7 +42,7 @@ from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from script_arguments import InputError, parse_arguments
 from training_report import TaskReport, prompt_for
-from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
+from training_run import EpochCallback, ReportingTrainer, command, evaluation_command, train_and_evaluate
 from transformers import default_data_collator, set_seed
 
 
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None):
     logging.getLogger("output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
-        (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
+        (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
@@ -81,7 +84,19 @@ def main(argv: list[str] | None = None):
         ),
         callbacks=[EpochCallback(windows["train"])],
     )
-    train_and_evaluate(trainer, windows, exact_metrics, checkpoint, evaluation_settings(data_args))
+    commands = [
+        command("generate.py", training_args.output_dir, prompt_for(tokenizer)),
+        evaluation_command(training_args, data_args.evaluation_data),
+    ]
+    train_and_evaluate(
+        trainer,
+        windows,
+        exact_metrics,
+        checkpoint,
+        evaluation_settings(data_args),
+        data=describe(windows),
+        commands=commands,
+    )
 
 
 if __name__ == "__main__":

@@ -31,13 +31,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import count, islice
 from pathlib import Path
+from typing import ClassVar
+
+from command_line import run_command
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-from command_line import run_command
 from language_modeling import (
+    DEFAULTS,
     DataArguments,
     TokenWindows,
+    describe,
     evaluation_settings,
     exact_metrics,
     model_and_windows,
@@ -48,16 +52,28 @@ from model_arguments import ModelArguments
 from output_folder import (
     TRAINER_STATE_FILE,
     ResumableTrainingArguments,
+    check_json,
+    check_numbers,
+    check_optimizer,
     check_output_dir,
     checkpoints,
     claim_output_dir,
-    how_to_go_on,
+    planned_steps,
     write_whole,
 )
 from script_arguments import InputError, parse_arguments
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from training_run import EVALUATION_FILE, refuse_divergence
+from training_report import prompt_for
+from training_run import (
+    EVALUATION_FILE,
+    command,
+    evaluation_command,
+    print_end,
+    print_finished,
+    print_start,
+    refuse_divergence,
+)
 from transformers import (
     AutoModelForCausalLM,
     EvalPrediction,
@@ -80,7 +96,7 @@ LOOP_FLAGS = (
 )
 ACCEPTED = {
     "lr_scheduler_type": [kind.value for kind in SchedulerType if kind not in ("reduce_lr_on_plateau", "greedy")],
-    "metric_for_best_model": [None, "loss"],
+    "metric_for_best_model": [None, "loss", "eval_loss"],
     "save_strategy": ["no", "steps", "epoch"],
 }
 FIELDS = [(flag.name, flag.type, flag) for flag in fields(ResumableTrainingArguments) if flag.name in LOOP_FLAGS]
@@ -90,6 +106,9 @@ FIELDS = [(flag.name, flag.type, flag) for flag in fields(ResumableTrainingArgum
 class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
     """The flags of `LOOP_FLAGS`, with Trainer's defaults and meaning."""
 
+    unsupported_flags: ClassVar[set[str]] = {flag.name for flag in fields(ResumableTrainingArguments)}.difference(
+        LOOP_FLAGS
+    )
     should_save = should_log = property(lambda self: PartialState().is_main_process)
 
     def __post_init__(self):
@@ -98,9 +117,13 @@ class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
         for name, accepted in ACCEPTED.items():
             if getattr(self, name) not in accepted:
                 raise InputError(f"--{name} {getattr(self, name)} is not accepted; {accepted} are.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)} must be at least 1.")
+        check_numbers(self)
+        check_json(self)
+        check_optimizer(self)
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise InputError("--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)")
+        if self.fp16 and self.bf16:
+            raise InputError("--fp16 and --bf16 exclude each other (expected one of them)")
         if isinstance(self.lr_scheduler_kwargs, str):
             self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
 
@@ -110,7 +133,7 @@ def main(argv: list[str] | None = None):
     logging.getLogger("output_folder").setLevel(logging.INFO)
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns that tied weights are saved once
     model_args, data_args, args = parse_arguments(
-        (ModelArguments, DataArguments, LoopArguments), sys.argv[1:] if argv is None else argv, __doc__
+        (ModelArguments, DataArguments, LoopArguments), sys.argv[1:] if argv is None else argv, __doc__, DEFAULTS
     )
     accelerator = Accelerator(
         cpu=args.use_cpu,
@@ -128,10 +151,7 @@ def main(argv: list[str] | None = None):
     checkpoint = claim_output_dir(args, identity)
     accelerator.init_trackers("tensorboard")
 
-    try:
-        train(accelerator, model, tokenizer, windows, args, checkpoint)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(how_to_go_on(args.output_dir)) from None
+    train(accelerator, model, tokenizer, windows, args, checkpoint)
 
     model = AutoModelForCausalLM.from_pretrained(args.output_dir)  # the last or the best
     model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -149,6 +169,12 @@ def main(argv: list[str] | None = None):
         settings = json.dumps(evaluation_settings(data_args), indent=2)
         write_whole(Path(args.output_dir, EVALUATION_FILE), settings.encode())
     accelerator.end_training()
+    if accelerator.is_main_process:
+        commands = [
+            command("generate.py", args.output_dir, prompt_for(tokenizer)),
+            evaluation_command(args, data_args.evaluation_data),
+        ]
+        print_end(args.output_dir, commands)
 
 
 def train(
@@ -169,7 +195,7 @@ def train(
     )
     loader = accelerator.prepare(loader)
     steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
-    num_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
+    num_steps = planned_steps(args, len(loader))
 
     def as_steps(number: float) -> int:
         """Trainer's flags hold steps, or below 1 a share of all steps."""
@@ -198,6 +224,20 @@ def train(
         accelerator.load_state(checkpoint)
         step, best_loss = json.loads(Path(checkpoint, TRAINER_STATE_FILE).read_text()).values()
 
+    if accelerator.is_main_process and step >= num_steps:
+        print_finished(args, step, num_steps)
+    elif accelerator.is_main_process:
+        print_start(
+            accelerator.unwrap_model(model),
+            describe(windows),
+            args,
+            batches_per_epoch=len(loader),
+            device=accelerator.device,
+            num_processes=accelerator.num_processes,
+            loggers=[f"{tracker.name} ({args.output_dir}/{tracker.name})" for tracker in accelerator.trackers],
+            checkpoint=checkpoint,
+            step=step,
+        )
     progress_bar = tqdm(total=num_steps, initial=step, disable=args.disable_tqdm or not accelerator.is_main_process)
     for epoch in count(step // steps_per_epoch):
         loader.set_epoch(epoch)

@@ -27,14 +27,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from command_line import run_command
-from model_arguments import ModelArguments, make_model
+
+from model_arguments import NEW_MODEL, ModelArguments, make_model, unset_sizes
 from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from piano_rolls import PianoRollArguments, load_piano_rolls
 from polyphonic_music import METRIC_NAMES, MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
-from script_arguments import InputError, parse_arguments
+from script_arguments import Defaults, InputError, parse_arguments
 from training_report import TaskReport
-from training_run import train_and_evaluate
+from training_run import command, evaluation_command, train_and_evaluate
 from transformers import AutoModelForTimeSeriesPrediction, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
@@ -69,12 +70,20 @@ class MusicArguments(PianoRollArguments):
             raise InputError(f"--transpose {self.transpose} must be at least 0 and less than 88 semitones.")
 
 
+TRAINING = {"per_device_train_batch_size": 4, "num_train_epochs": 20, "adam_beta2": 0.99}
+DEFAULTS = Defaults(
+    new={**NEW_MODEL, **TRAINING, "hidden_dropout": 0.2, "learning_rate": 1e-3},
+    fine_tuning={**TRAINING, "learning_rate": 3e-4},
+    shown=unset_sizes(MusicModelArguments),
+)
+
+
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     logging.getLogger("output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
-        (MusicModelArguments, MusicArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
+        (MusicModelArguments, MusicArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
     check_metric(training_args, METRIC_NAMES)
     if training_args.label_smoothing_factor != 0:
@@ -123,7 +132,23 @@ def main(argv: list[str] | None = None):
         ),
     )
     evaluation = {"piano_roll_column": data_args.piano_roll_column, "frames_per_beat": data_args.frames_per_beat}
-    train_and_evaluate(trainer, splits, exact_metrics, checkpoint, evaluation)
+    sizes = ", ".join(f"{split} {len(tunes):,}" for split, tunes in rolls.items())
+    num_frames = sum(map(len, rolls["train"]))
+    test_split = data_args.test_split or data_args.validation_split
+    data = ["--data", data_args.data, "--split", test_split]
+    commands = [
+        command("generate_music.py", training_args.output_dir),
+        evaluation_command(training_args, None if data_args.dataset_config_name else data),
+    ]
+    train_and_evaluate(
+        trainer,
+        splits,
+        exact_metrics,
+        checkpoint,
+        evaluation,
+        data=f"{sizes} tunes; {num_frames:,} frames to train on",
+        commands=commands,
+    )
 
 
 if __name__ == "__main__":

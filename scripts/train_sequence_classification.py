@@ -28,14 +28,15 @@ import logging
 import sys
 from dataclasses import asdict, dataclass, field
 
-import datasets
 from command_line import run_command
+
+import datasets
 from image_augmentation import AugmentedImages
-from model_arguments import CAUSAL_LM_ARCHITECTURES, ModelArguments, make_model
+from model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
 from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from PIL import Image
-from script_arguments import InputError, parse_arguments
+from script_arguments import Defaults, InputError, parse_arguments
 from sequence_classification import (
     ARCHITECTURE,
     METRIC_NAMES,
@@ -55,7 +56,7 @@ from sequence_classification import (
     trained_label2id,
 )
 from training_report import TEXT, TaskReport
-from training_run import EpochCallback, ReportingTrainer, train_and_evaluate
+from training_run import EpochCallback, ReportingTrainer, evaluation_command, train_and_evaluate
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
@@ -70,13 +71,24 @@ class ClassifierArguments(ModelArguments):
     problem_type: str = field(default="single_label_classification", init=False)
 
 
+TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_for_best_model": "accuracy"}
+DEFAULTS = Defaults(
+    new={**NEW_MODEL, **TRAINING, "hidden_dropout": 0.1, "learning_rate": 1e-3},
+    fine_tuning={**TRAINING, "learning_rate": 3e-4},
+    shown=unset_sizes(ClassifierArguments),
+)
+
+
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     for name in ("output_folder", "sequence_classification"):
         logging.getLogger(name).setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
-        (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments), argv, __doc__
+        (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments),
+        argv,
+        __doc__,
+        DEFAULTS,
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
         raise InputError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
@@ -135,7 +147,17 @@ def main(argv: list[str] | None = None):
     evaluation = {
         name: getattr(data_args, name) for name in ("text_column", "image_column", "label_column", "max_length")
     }
-    train_and_evaluate(trainer, encoded, exact_metrics, checkpoint, evaluation)
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in encoded.items())
+    kind = "texts" if data_args.image_column is None else "images"
+    train_and_evaluate(
+        trainer,
+        encoded,
+        exact_metrics,
+        checkpoint,
+        evaluation,
+        data=f"{sizes} {kind} with {len(model_args.label2id):,} labels",
+        commands=[evaluation_command(training_args, data_args.evaluation_data)],
+    )
 
 
 def set_labels(model_args: ClassifierArguments, data_args: ClassificationArguments, rows: datasets.Dataset):

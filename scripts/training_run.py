@@ -17,6 +17,7 @@ import atexit
 import json
 import logging
 import math
+import os
 import shlex
 import shutil
 import time
@@ -32,7 +33,7 @@ from hub_errors import reason
 from huggingface_hub import HfApi
 from model_card import FACTS_FILE, render_card
 from optimization import MuonWithAdamW, WeightAverage, block_matrices
-from output_folder import TRAINER_STATE_FILE, how_to_go_on, planned_steps, write_whole
+from output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps, write_whole
 from script_arguments import InputError
 from torch import distributed
 from torch.utils.data import Dataset
@@ -50,12 +51,17 @@ class ReportingTrainer(Trainer):
     """Trainer whose model card says what the model is and how to use it, in pushes to the Hub too."""
 
     def __init__(self, *args, report: TaskReport, **kwargs):
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except InputError:
+            raise
+        except (ImportError, ValueError) as error:
+            raise InputError(f"Trainer does not take these flags: {one_line(error)}") from error
         self.report = report
         self.outcome = Outcome(metrics={})
         self.num_parameters = self.model.num_parameters()  # before FSDP shards them
         if self.args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+            self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.average: WeightAverage | None = None
         if self.args.average_decay is not None:
             self.add_callback(AverageCallback(self))
@@ -123,6 +129,11 @@ class ReportingTrainer(Trainer):
         refuse_divergence(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
         return metrics
 
+    def _issue_warnings_after_load(self, load_result):
+        # A tied weight is saved once, under one of its names: under the others nothing is missing.
+        missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
             facts = card_facts(self, self.report, self.num_parameters, self.outcome)
@@ -185,6 +196,32 @@ class AverageCallback(TrainerCallback):
             self.trainer.average = None
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """
+    In a resumed training, it goes on counting. Trainer could restore it as well, but with the patience of before in
+    place of the one that is given now.
+    """
+
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = self.counter(state)
+        state.stateful_callbacks[type(self).__name__] = self.state()  # Trainer keeps those that it knows from before
+
+    def on_evaluate(self, args, state: TrainerState, control, metrics, **kwargs):
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if control.should_training_stop:
+            control.should_save = True
+
+    def on_train_end(self, args, state: TrainerState, control, **kwargs):
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    @classmethod
+    def counter(cls, state: TrainerState) -> int:
+        """Evaluations in a row without a better metric, as of a state that has been saved."""
+        saved = state.stateful_callbacks.get(cls.__name__, {})
+        return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+
+
 class EpochCallback(TrainerCallback):
     """Tells a training set of every epoch, which Trainer tells samplers alone."""
 
@@ -218,6 +255,8 @@ def train_and_evaluate(
     metrics_of: Callable[[Dataset], Callable[[EvalPrediction], dict[str, float]]],
     checkpoint: str | None,
     evaluation: dict,
+    data: str,
+    commands: list[list[str]],
 ):
     """
     Args:
@@ -226,28 +265,45 @@ def train_and_evaluate(
         metrics_of: makes Trainer's `compute_metrics` for a split.
         checkpoint: that to go on from, as of `claim_output_dir`.
         evaluation: settings of the data, written beside the model for who evaluates it.
+        data: what is trained on, in words.
+        commands: those that use the model, as of `command`.
 
     Raises:
         InputError: --fsdp is given where nothing would be sharded.
     """
     atexit.register(leave_process_group)
-    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+    args = trainer.args
+    if args.fsdp and not trainer.is_fsdp_enabled:
         raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
+    num_batches = len(trainer.get_train_dataloader())
+    num_steps = planned_steps(args, num_batches)
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
-    if state is None or state.global_step < planned_steps(trainer):
-        try:
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(how_to_go_on(trainer.args.output_dir)) from None
+    finished, state_of_finished = finished_model(trainer, checkpoint, state, num_steps)
+    is_main = trainer.is_world_process_zero()
+    if is_main and finished is None:
+        print_start(
+            trainer.model,
+            data,
+            args,
+            batches_per_epoch=num_batches,
+            device=args.device,
+            num_processes=args.world_size,
+            loggers=[f"tensorboard ({args.output_dir}/runs)" if n == "tensorboard" else n for n in args.report_to],
+            checkpoint=checkpoint,
+            step=0 if state is None else state.global_step,
+        )
+    if finished is None:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.remove_callback(EarlyStopping)  # what is evaluated below is nothing to stop
         result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
         trainer.outcome.training = result.metrics
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
     else:  # Trainer would take one step more
-        trainer.state = state
-        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-        load_model(trainer, best or checkpoint)
+        if is_main:
+            print_finished(args, state_of_finished.global_step, num_steps)
+        trainer.state = state_of_finished
+        load_model(trainer, finished)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
             trainer.compute_metrics = metrics_of(splits[split])
@@ -258,13 +314,103 @@ def train_and_evaluate(
     trainer.model.config.use_cache = True  # Trainer turns it off while it trains
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the model is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    if trainer.is_world_process_zero():
-        write_whole(Path(trainer.args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
+    if is_main:
+        write_whole(Path(args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
         trainer.outcome.has_curves = plot_learning_curves(trainer, trainer.report.loss_unit)
     trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
+    trainer.save_state()  # after the model, of which it says that it is finished
     trainer.create_model_card()
-    if trainer.args.push_to_hub:
+    if args.push_to_hub:
         push(trainer)
+    if is_main:
+        print_end(args.output_dir, commands)
+
+
+def finished_model(
+    trainer: ReportingTrainer, checkpoint: str | None, state: TrainerState | None, num_steps: int
+) -> tuple[str | None, TrainerState | None]:
+    """The folder with the model of a training that is over, and its state; None and None where it is not."""
+    args = trainer.args
+
+    def is_over(state: TrainerState) -> bool:
+        patience = args.early_stopping_patience
+        return state.global_step >= num_steps or (patience is not None and EarlyStopping.counter(state) >= patience)
+
+    if state is not None and is_over(state):
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        return best or checkpoint, state
+    # Not every --save_strategy leaves a checkpoint of the last step.
+    file = Path(args.output_dir, TRAINER_STATE_FILE)
+    if args.resume_from_checkpoint is None and file.exists() and not trainer.is_fsdp_enabled:
+        state = TrainerState.load_from_json(str(file))
+        if is_over(state):
+            return args.output_dir, state
+    return None, None
+
+
+def print_start(
+    model: PreTrainedModel,
+    data: str,
+    args: ResumableTrainingArguments,
+    *,
+    batches_per_epoch: int,
+    device: torch.device,
+    num_processes: int,
+    loggers: list[str],
+    checkpoint: str | None,
+    step: int,
+):
+    """Says what is about to be trained, on what, for how long, and where it logs to."""
+    num_steps = planned_steps(args, batches_per_epoch)
+    steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
+    name = type(model).__name__.removeprefix("FSDP")
+    reads = "" if getattr(model.config, "input_size", None) else f", a vocabulary of {model.config.vocab_size:,}"
+    batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
+    factors = f"{args.per_device_train_batch_size} a device x {num_processes} {plural(num_processes, 'process')}"
+    if args.gradient_accumulation_steps > 1:
+        factors += f" x {args.gradient_accumulation_steps} accumulated"
+    places = "".join(f", {logger}" for logger in loggers)
+    done = "" if checkpoint is None else f" On from step {step:,} ({checkpoint})."
+    print(
+        f"Model: {name}, {model.num_parameters():,} parameters{reads}.\n"
+        f"Data: {data}.\n"
+        f"Device: {device}, {num_processes} {plural(num_processes, 'process')}. "
+        f"Batch: {batch_size} ({factors}).\n"
+        f"Steps: {num_steps:,}, {num_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,}.{done}\n"
+        f"Logs: the terminal{places}. Model and checkpoints: {args.output_dir}.",
+        flush=True,
+    )
+
+
+def print_finished(args: ResumableTrainingArguments, step: int, num_steps: int):
+    why = "" if step >= num_steps else f" of {num_steps:,}, as --early_stopping_patience has it"
+    print(
+        f"{args.output_dir} holds this training, finished at step {step:,}{why}. It is evaluated again, not trained. "
+        "More --num_train_epochs or --max_steps go on; --overwrite_output_dir starts anew.",
+        flush=True,
+    )
+
+
+def print_end(output_dir: str, commands: list[list[str]]):
+    """Says where the model is, and how to use it."""
+    print(f"The model is in {output_dir}. To use it:", flush=True)
+    for words in commands:
+        print(f"    {shlex.join(words)}", flush=True)
+
+
+def command(script: str, *words: str) -> list[str]:
+    """The command that runs one of the scripts from the current folder."""
+    path = Path(os.path.relpath(Path(__file__).with_name(script)))
+    return ["python", str(path if ".." not in path.parts else path.resolve()), *words]
+
+
+def evaluation_command(args: ResumableTrainingArguments, data: list[str] | None) -> list[str]:
+    """That which evaluates the model again: on these flags for its data, or where there are none, on any data."""
+    return command("evaluate_checkpoint.py", args.output_dir, *(data or ["--data", "DATA"]))
+
+
+def plural(number: int, noun: str) -> str:
+    return noun if number == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
 
 
 def leave_process_group():

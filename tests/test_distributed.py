@@ -39,6 +39,7 @@ hidden_size: 8
 num_hidden_layers: 2
 num_attention_heads: 2
 local_window_size: 3
+hidden_dropout: 0  # processes draw their own
 max_steps: 20
 logging_steps: 1
 save_steps: 10
@@ -200,7 +201,7 @@ def test_fsdp(folder):
 def test_fsdp_without_accelerators():
     trainer = SimpleNamespace(args=SimpleNamespace(fsdp=True), is_fsdp_enabled=False)
     with pytest.raises(InputError, match="--fsdp shards on accelerators alone"):
-        train_and_evaluate(trainer, {}, None, None, {})
+        train_and_evaluate(trainer, {}, None, None, {}, data="", commands=[])
 
 
 @pytest.mark.parametrize(("name", "layout"), TRAINED)

@@ -157,6 +157,53 @@ def test_another_split(trained, capsys):
     assert result["nll_per_frame"] == pytest.approx(reported["eval_nll_per_frame"], rel=1e-6)
 
 
+def test_the_split_that_is_read_is_said(trained, capsys):
+    for arguments, said in (
+        (["music", "--data", "tunes.mat"], "Data: split 'test' of {}."),
+        (["music", "--data", "tunes.mat", "--split", "validation"], "Data: split 'validation' of {}."),
+        (["pixels", "--data", "pictures", "--split", "train"], "Data: split 'train' of {}."),
+        (["language", "--data", "test.txt"], "Data: the file {}, whole."),
+    ):
+        checkpoint, _, data, *rest = arguments
+        evaluate_checkpoint.main([str(trained / checkpoint), "--data", str(trained / data), *rest])
+        assert said.format(trained / data) in capsys.readouterr().err
+    for checkpoint, data in (("language", "test.txt"), ("classifier", "test.csv")):
+        with pytest.raises(SystemExit, match=f"--split train goes with a data set; --data .*{data} is a file"):
+            evaluate_checkpoint.main([str(trained / checkpoint), "--data", str(trained / data), "--split", "train"])
+
+
+def test_columns_of_other_names(trained, capsys, tmp_path):
+    """The same rows under other names give the same figures."""
+    text = (trained / "test.txt").read_text().splitlines()
+    datasets.Dataset.from_dict({"body": text}).to_csv(tmp_path / "lines.csv")
+    rows = datasets.load_dataset("csv", data_files=str(trained / "test.csv"), split="train")
+    rows.rename_columns({"text": "question", "label": "kind"}).to_csv(tmp_path / "rows.csv")
+    pictures = datasets.load_dataset("parquet", data_files=str(trained / "pictures" / "test.parquet"), split="train")
+    pictures.rename_columns({"image": "picture", "label": "kind"}).to_parquet(tmp_path / "pictures.parquet")
+    for task, data, other, flags in (
+        ("language", "test.txt", "lines.csv", ["--text_column", "body"]),
+        ("classifier", "test.csv", "rows.csv", ["--text_column", "question", "--label_column", "kind"]),
+        ("pixels", "pictures", "pictures.parquet", ["--image_column", "picture", "--label_column", "kind"]),
+    ):
+        folder = str(trained / task)
+        expected = evaluate(capsys, folder, "--data", str(trained / data))
+        assert evaluate(capsys, folder, "--data", str(tmp_path / other), *flags) == expected
+    folder = tmp_path / "tunes"
+    folder.mkdir()
+    tunes = [tune.tolist() for tune in scipy.io.loadmat(trained / "tunes.mat")["testdata"][0]]
+    datasets.Dataset.from_dict({"roll": tunes}).to_parquet(folder / "test.parquet")
+    expected = evaluate(capsys, str(trained / "music"), "--data", str(trained / "tunes.mat"))
+    assert evaluate(capsys, str(trained / "music"), "--data", str(folder), "--piano_roll_column", "roll") == expected
+
+    for task, flag, accepted in (
+        ("language", "--label_column", "--text_column"),
+        ("pixels", "--text_column", "--image_column or --label_column"),
+        ("music", "--text_column", "--piano_roll_column"),
+    ):
+        with pytest.raises(SystemExit, match=rf"{flag}: 'x', which .* does not read \(expected {accepted}\)"):
+            evaluate_checkpoint.main([str(trained / task), "--data", str(trained / "test.txt"), flag, "x"])
+
+
 def test_a_folder_to_share(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     make_hub_folder.main(["music", "cards/music", "--dtype", "float16"])

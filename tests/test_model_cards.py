@@ -50,6 +50,7 @@ ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
 AUTO_CLASS_OF = {model_class.__name__: auto_class for auto_class, model_class in AUTO_CLASSES.items()}
 RECIPE = """
+per_device_train_batch_size: 8
 hidden_size: 8
 num_hidden_layers: 1
 num_attention_heads: 2
@@ -166,9 +167,9 @@ def test_a_card_says_what_holds_of_this_model_alone(trained):
     assert 'classifier("Your text here.")' in cards["moods"].text and "diary, day" not in cards["moods"].content
     assert 'Image.new("RGB", (5, 4))' in cards["pixels"].text
     assert cards["pixels"].data.pipeline_tag == "image-classification"
-    assert "- optimizer: adamw_torch_fused, betas 0.9 and 0.999, " in cards["tunes"].text
+    assert "- optimizer: adamw_torch_fused, betas 0.9 and 0.99, " in cards["tunes"].text
     further = cards["further"].text
-    assert "- optimizer: Muon (learning rate 5e-05) for the matrices of the blocks, else AdamW" in further
+    assert "- optimizer: Muon (learning rate 0.0003) for the matrices of the blocks, else AdamW" in further
     assert "- weights: exponential moving average with decay 0.9\n" in further
     assert "trained on tunes.mat, starting from the weights of an earlier training, `tunes`." in further
     assert cards["further"].data.base_model is None

@@ -15,6 +15,7 @@
 
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,9 +26,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+from command_line import InputError, run_command
+
 import output_folder
 import train_causal_lm
-from command_line import InputError, run_command
 from conftest import recipes, write_texts
 from huggingface_hub import ModelCard
 from language_modeling import TokenWindows
@@ -54,11 +56,15 @@ eval_steps: 3
 per_device_train_batch_size: 4
 per_device_eval_batch_size: 5
 learning_rate: 1e-2
+warmup_steps: 0
 lr_scheduler_type: cosine_with_min_lr
 lr_scheduler_kwargs: {min_lr_rate: 0.1}
 dataloader_pin_memory: false
 disable_tqdm: true
 """
+
+
+STEPS = ["--eval_strategy", "steps", "--eval_steps", "3", "--save_steps", "5"]
 
 
 @pytest.fixture
@@ -209,12 +215,92 @@ def test_early_stopping_counts_on_in_a_resumed_run(folder, killed_at):
     assert f"The weights are those of step {last - 6}, the best on validation by perplexity.\n" in card
 
 
-def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch):
-    first = train()
+def test_early_stopping_goes_by_the_patience_that_is_given_now(folder, killed_at, monkeypatch):
+    flags = ("--max_steps", "60", "--eval_steps", "1", "--save_steps", "2", "--learning_rate", "0")
+    flags += ("--load_best_model_at_end", "--metric_for_best_model", "eval_perplexity")
+    steps = killed_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        train(*flags, "--early_stopping_patience", "50")
+    train(*flags, "--early_stopping_patience", "7")  # not 50: what is given now counts
+    assert steps[-1] == 7  # no evaluation is better than that of step 1
+
     monkeypatch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
-    second = train()
+    train(*flags, "--early_stopping_patience", "7")
+
+
+def test_early_stopping_of_a_run_that_began_without(folder, capsys):
+    flags = ("--eval_steps", "1", "--save_steps", "1", "--learning_rate", "0", "--load_best_model_at_end")
+    train(*flags, "--max_steps", "2")
+    train(*flags, "--max_steps", "9", "--early_stopping_patience", "3")
+    assert log_history()[-1]["step"] == 5
+    capsys.readouterr()
+    train(*flags, "--max_steps", "9", "--early_stopping_patience", "3")
+    said = capsys.readouterr().out
+    assert "out holds this training, finished at step 5 of 9, as --early_stopping_patience has it." in said
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--save_strategy", "no"), ("--save_strategy", "best", "--load_best_model_at_end")]
+)
+def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch, capsys, flags):
+    first = train(*flags)
+    weights = AutoModelForCausalLM.from_pretrained("out").state_dict()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", lambda *args, **kwargs: pytest.fail("trains again"))
+        second = train(*flags)
+    assert (
+        "out holds this training, finished at step 6. It is evaluated again, not trained." in capsys.readouterr().out
+    )
     for key in ("train_loss", "eval_loss", "eval_bits_per_character"):
         assert first[key] == second[key]
+    for name, weight in AutoModelForCausalLM.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+
+    train(*flags, "--overwrite_output_dir", "--max_steps", "1")
+    train(*flags)
+    assert log_history()[-1]["step"] == 6
+
+
+def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
+    files = ("train", "validation", "test")
+    data = [part for name in files for part in (f"--{name}_file", f"{name}.txt")]
+    flags = ("--output_dir", "out put", "--gradient_accumulation_steps", "2", "--use_cpu")
+    train_causal_lm.main(["recipe.yaml", *data, *flags])
+    said = capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained("out put")
+    tokens = [len(Path(f"{name}.txt").read_text()) for name in files]
+    num_windows = len(TokenWindows(torch.zeros(tokens[0]), 0, 16, 12))
+    steps_per_epoch = math.ceil(math.ceil(num_windows / 4) / 2)
+    assert said.startswith(
+        f"Model: RTransformerForCausalLM, {model.num_parameters():,} parameters, a vocabulary of "
+        f"{model.config.vocab_size}.\n"
+        f"Data: train {tokens[0]:,}, validation {tokens[1]:,}, test {tokens[2]:,} tokens, in windows of 16.\n"
+        "Device: cpu, 1 process. Batch: 8 (4 a device x 1 process x 2 accumulated).\n"
+        f"Steps: 6, {6 / steps_per_epoch:.3g} epochs of {steps_per_epoch}.\n"
+        "Logs: the terminal. Model and checkpoints: out put.\n"
+    )
+    scripts = Path(train_causal_lm.__file__).parent
+    prompt = shlex.quote(train_causal_lm.prompt_for(AutoTokenizer.from_pretrained("out put")))
+    assert said.endswith(
+        "The model is in out put. To use it:\n"
+        f"    python {scripts}/generate.py 'out put' {prompt}\n"
+        f"    python {scripts}/evaluate_checkpoint.py 'out put' --data test.txt\n"
+    )
+
+
+def test_commands_are_named_from_where_they_are_given(monkeypatch):
+    monkeypatch.chdir(Path(train_causal_lm.__file__).parent.parent)
+    assert train_causal_lm.command("generate.py", "out") == ["python", "scripts/generate.py", "out"]
+
+
+def test_it_learns_without_a_recipe(folder):
+    write_texts(train=400)
+    flags = ("--block_size", "64", "--max_steps", "30", "--disable_tqdm", "true", "--use_cpu")
+    train_causal_lm.main(["--train_file", "train.txt", "--output_dir", "out", *flags])
+    assert json.loads(Path("out/all_results.json").read_text())["eval_bits_per_character"] < 2.5
+    assert {entry["step"] for entry in log_history() if "loss" in entry} == {20}
+    assert [entry["step"] for entry in log_history() if "eval_loss" in entry][:10] == list(range(3, 31, 3))
 
 
 def test_more_steps_go_on_from_the_last_checkpoint(folder):
@@ -322,14 +408,49 @@ def test_flags_win_over_the_recipe(folder):
         (
             "report_to: wandb",
             [],
-            "--report_to wandb: its package is not installed; `pip install 'rtransformer",
+            "--report_to wandb: not available here; `pip install wandb` installs its package, as the extra [log]",
         ),
-        ("early_stopping_patience: 2", [], "--early_stopping_patience needs --load_best_model_at_end"),
+        (
+            "early_stopping_patience: 2",
+            ["--eval_strategy", "no"],
+            "--early_stopping_patience needs --load_best_model_at_end",
+        ),
         ("early_stopping_patience: 0", [], "--early_stopping_patience: 0 (expected at least 1)"),
         ("block_size: 8", ["--hidden", "9"], "unknown arguments: --hidden 9"),
         ("block_size: 8", ["--stride", "9"], "--stride 9 must be at least 1 and at most --block_size 8"),
         ("lr_scheduler_type: nosuch", [], "nosuch"),
         ("eval_strategy: sometimes", [], "sometimes"),
+        (
+            "load_best_model_at_end: true",
+            ["--eval_strategy", "epoch"],
+            "--save_strategy steps (expected best, or epoch",
+        ),
+        (
+            "load_best_model_at_end: true",
+            ["--eval_strategy", "no"],
+            "--load_best_model_at_end needs an --eval_strategy",
+        ),
+        ("load_best_model_at_end: true", STEPS, "--load_best_model_at_end requires the saving steps to be a round"),
+        ("fp16: true", ["--use_cpu"], "--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)"),
+        ("num_train_epochs: 0", [], "--num_train_epochs: 0.0 (expected more than 0)"),
+        ("max_steps: 0", [], "--max_steps: 0 (expected at least 1, or -1: by --num_train_epochs)"),
+        ("save_steps: 1.5", [], "--save_steps: 1.5 (expected an integer, or less than 1: a share of all steps)"),
+        ("seed: -1", [], "--seed: -1 (expected 0 or more and less than 2**32)"),
+        ("adam_beta1: 1.5", [], "--adam_beta1: 1.5 (expected at least 0 and less than 1)"),
+        ("learning_rate: .nan", [], "--learning_rate: nan (expected at least 0)"),
+        ("lr_scheduler_kwargs: min_lr=1", [], "--lr_scheduler_kwargs: 'min_lr=1' (expected JSON"),
+        ("lr_scheduler_kwargs: {nosuch: 1}", [], """--lr_scheduler_kwargs ({"nosuch": 1}): """),
+        ("lr_scheduler_type: cosine_with_min_lr", [], "--lr_scheduler_type cosine_with_min_lr does not go with these"),
+        ("optim: galore_adamw", [], "--optim galore_adamw can't be made with these settings: You need to install"),
+        ("dataloader_persistent_workers: true", [], "--dataloader_persistent_workers needs --dataloader_num_workers"),
+        ("use_liger_kernel: true", [], "--use_liger_kernel: not available here; `pip install liger-kernel`"),
+        ("deepspeed: x.json", [], "--deepspeed x.json: not available here; `pip install deepspeed`"),
+        ("report_to: [none, tensorboard]", [], "--report_to: none tensorboard (expected none alone)"),
+        (
+            "report_to: mlflow",
+            [],
+            "--report_to mlflow: not available here; `pip install mlflow` installs its package.",
+        ),
         ("label_smoothing_factor: 1.5", [], "--label_smoothing_factor: 1.5 (expected at least 0 and"),
     ],
 )
@@ -362,7 +483,10 @@ def test_missing_recipe(folder, capsys):
         (["--model_name_or_path", "./no_such_model"], "no_such_model"),
         (["--tokenizer", "./no_such_tokenizer"], "--tokenizer './no_such_tokenizer'"),
         (["--metric_for_best_model", "eval_perplexty"], "unknown: 'eval_perplexty' (did you mean perplexity?)"),
-        (["--shift_windows", "--dataloader_persistent_workers"], "--dataloader_persistent_workers does not go with"),
+        (
+            ["--shift_windows", "--dataloader_persistent_workers", "--dataloader_num_workers", "1"],
+            "--dataloader_persistent_workers does not go with",
+        ),
     ],
 )
 def test_models_and_flags_that_do_not_fit(folder, flags, named):
@@ -378,6 +502,16 @@ def test_help(capsys):
     assert stop.value.code == 0
     output = capsys.readouterr().out
     assert "--local_window_size" in output and "--push_to_hub" in output and "--line_ending" in output
+    text = " ".join(output.split())
+    for flag, default in (
+        ("hidden_size", "Width of the model. (default: 128; with --model_name_or_path, that of the checkpoint)"),
+        ("local_rnn_type", "rnn, gru or lstm. (default: gru; with --model_name_or_path, that of the checkpoint)"),
+        ("learning_rate", "for the optimizer. (default: 0.003; with --model_name_or_path 0.0003)"),
+        ("logging_steps", "(default: 20)"),
+        ("eval_strategy", "(default: steps; where one of --eval_strategy, --eval_steps, "),
+    ):
+        assert default in text[text.index(f"--{flag.replace('_', '-')} ") :][:700], flag
+    assert "(default: None)" not in text
 
 
 @pytest.mark.parametrize("recipe", recipes("block_size:"))

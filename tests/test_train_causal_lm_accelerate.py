@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+from command_line import run_command
+
 import evaluate_checkpoint
 import train_causal_lm
 import train_causal_lm_accelerate
@@ -30,6 +32,7 @@ hidden_size: 8
 num_hidden_layers: 1
 num_attention_heads: 2
 local_window_size: 3
+final_layer_norm: false
 embedding_initializer_range: 0.3
 max_steps: 12
 logging_steps: 1
@@ -141,6 +144,41 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, capsys, monkeypatch):
         torch.testing.assert_close(weights("out")[name], weight, rtol=0, atol=0)
 
 
+def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
+    train("--max_steps", "2")
+    said = capsys.readouterr().out
+    assert re.match(
+        r"Model: RTransformerForCausalLM, [\d,]+ parameters, a vocabulary of \d+.\n"
+        r"Data: train [\d,]+, validation \d+, test \d+ tokens, in windows of 16.\n"
+        r"Device: cpu, 1 process. Batch: 12 \(4 a device x 1 process x 3 accumulated\).\n"
+        r"Steps: 2, 0.5 epochs of 4.\nLogs: the terminal.* Model and checkpoints: out.\n",
+        said,
+    )
+    assert said.splitlines()[-1].endswith("scripts/evaluate_checkpoint.py out --data test.txt")
+    train("--max_steps", "2")
+    said = capsys.readouterr().out
+    assert said.startswith("out holds this training, finished at step 2. It is evaluated again, not trained.")
+    train("--max_steps", "3")
+    assert "Steps: 3, 0.75 epochs of 4. On from step 2 (out/checkpoint-2).\n" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_how_to_go_on(folder, capsys, monkeypatch):
+    backward, num_backward = Accelerator.backward, []
+
+    def backward_or_end(self, *args, **kwargs):
+        num_backward.append(1)
+        if len(num_backward) == 3 * 3:
+            raise KeyboardInterrupt
+        backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "backward", backward_or_end)
+    monkeypatch.setattr("sys.argv", ["loop.py"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(train)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("\nloop.py: stopped. The same command goes on from out/checkpoint-2.\n")
+
+
 def test_the_best_model_is_kept(folder, capsys):
     flags = ["--learning_rate", "0.5", "--lr_scheduler_type", "constant", "--max_steps", "6"]  # it gets worse
     results = train(*flags, "--load_best_model_at_end", "--metric_for_best_model", "loss")
@@ -184,12 +222,16 @@ def test_two_processes_train_as_one(folder, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--optim", "sgd"], "unknown arguments: --optim sgd"),
+        (["--optim", "sgd"], "unknown arguments: --optim sgd; --optim: Trainer's alone, not honoured here."),
+        (["--early_stopping_patience", "2"], "--early_stopping_patience: Trainer's alone, not honoured here."),
+        (["--learning_rte", "1"], "unknown arguments: --learning_rte 1 (did you mean --learning_rate?)"),
+        (["--fp16"], "--fp16 needs an accelerator"),
+        (["--lr_scheduler_kwargs", '{"nosuch": 1}'], "nosuch"),
         (["--group_by_length"], "unknown arguments: --group_by_length"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau"], "--lr_scheduler_type reduce_lr_on_plateau is not accepted"),
         (["--metric_for_best_model", "accuracy"], "--metric_for_best_model accuracy is not accepted"),
         (["--save_strategy", "best"], "--save_strategy best is not accepted; ['no', 'steps', 'epoch'] are"),
-        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0 must be at least 1"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps: 0 (expected at least 1)"),
     ],
 )
 def test_bad_flags(folder, capsys, flags, named):

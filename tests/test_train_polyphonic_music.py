@@ -101,8 +101,15 @@ def nats_tune_by_tune(model, rolls: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("key_head_type", ["independent", "autoregressive"])
-def test_a_run_leaves_a_model_ready_to_use(folder, key_head_type):
+def test_a_run_leaves_a_model_ready_to_use(folder, key_head_type, capsys):
     results = train("--key_head_type", key_head_type, "--transpose", "2")
+    said = capsys.readouterr().out
+    num_frames = sum(map(len, read_rolls("traindata")))
+    assert re.match(r"Model: RTransformerForPolyphonicMusic, [\d,]+ parameters\.\n", said)
+    assert f"\nData: train 10, validation 5, test 4 tunes; {num_frames} frames to train on.\n" in said
+    assert "\nSteps: 6, 2 epochs of 3.\n" in said
+    commands = [line.split("/")[-1] for line in said.splitlines()[-2:]]
+    assert commands == ["generate_music.py out", "evaluate_checkpoint.py out --data tunes.mat --split test"]
     files = {path.name for path in Path("out").iterdir()}
     assert files >= {"model.safetensors", "config.json", "all_results.json", "evaluation.json", "README.md"}
     assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}

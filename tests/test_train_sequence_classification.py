@@ -122,8 +122,12 @@ def assert_metrics(results: dict, prefix: str, logits: torch.Tensor, labels: tor
     assert results[f"{prefix}_samples"] == len(labels)
 
 
-def test_a_run_on_text_leaves_a_model_ready_to_use(folder):
+def test_a_run_on_text_leaves_a_model_ready_to_use(folder, capsys):
     results = train(files=("train", "validation", "test"))
+    said = capsys.readouterr().out
+    assert "\nData: train 40, validation 13, test 7 texts with 2 labels.\n" in said
+    assert "\nSteps: 6, 0.6 epochs of 10.\n" in said
+    assert said.splitlines()[-1].endswith("evaluate_checkpoint.py out --data test.csv")
 
     files = {path.name for path in Path("out").iterdir() if path.is_file()}
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
@@ -152,12 +156,15 @@ def test_a_run_on_text_leaves_a_model_ready_to_use(folder):
     assert str(folder) not in card.content
 
 
-def test_a_run_on_images_leaves_a_model_ready_to_use(folder):
+def test_a_run_on_images_leaves_a_model_ready_to_use(folder, capsys):
     pixels = {"train": random_pixels(20), "test": random_pixels(8)}
     for split, images in pixels.items():
         write_images(split, [Image.fromarray(image) for image in images])
     flags = ("--permutation_seed", "3", "--image_mean", "0.4", "--image_std", "0.2", "--max_steps", "2")
     results = train_on_images("--test_split", "test", "--validation_fraction", "0.3", *flags)
+    said = capsys.readouterr().out
+    assert "\nData: train 14, test 8, validation 6 images with 3 labels.\n" in said
+    assert said.splitlines()[-1].endswith("evaluate_checkpoint.py out --data images --split test")
 
     model = AutoModelForSequenceClassification.from_pretrained("out").eval()
     processor = AutoImageProcessor.from_pretrained("out")

@@ -1,0 +1,137 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from command_line import CommandParser, InputError, on_stop, run_command
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+COMMANDS = [path for path in sorted(SCRIPTS.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+
+
+@pytest.fixture
+def stopped(monkeypatch, capsys):
+    """What a command prints, and its exit code, when `main` ends it."""
+    monkeypatch.setattr("sys.argv", ["scripts/some_command.py"])
+
+    def run(main) -> tuple[str, int]:
+        with pytest.raises(SystemExit) as stop:
+            run_command(main)
+        return capsys.readouterr().err, stop.value.code
+
+    return run
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_one_line(stopped):
+    assert stopped(interrupt) == ("\nsome_command.py: stopped.\n", 130)
+
+    def interrupted_training():
+        on_stop(lambda: "The same command goes on.")
+        raise KeyboardInterrupt
+
+    assert stopped(interrupted_training) == ("\nsome_command.py: stopped. The same command goes on.\n", 130)
+    assert stopped(interrupt) == ("\nsome_command.py: stopped.\n", 130)
+
+
+def test_unusable_input_is_one_line(stopped):
+    def refuse():
+        raise InputError("--data: no such file: 'x' (expected text)")
+
+    assert stopped(refuse) == ("", "some_command.py: error: --data: no such file: 'x' (expected text)")
+
+
+# Stands for a training of two processes. The first is stopped; the second, which waits for it, fails in its own way.
+MEMBER = """
+import os, signal, sys
+from command_line import run_command
+
+def main():
+    print("ready", flush=True)
+    try:
+        while True:
+            signal.pause()
+    finally:
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("Connection closed by peer")
+
+sys.argv[0] = "train.py"
+run_command(main)
+"""
+IMPORTING = """
+import command_line, sys
+sys.argv[0] = "train.py"
+raise KeyboardInterrupt  # where an import would be under way
+"""
+
+
+def start(code: str, **environment: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_one_of_several_processes_speaks():
+    members = [start(MEMBER, RANK=rank) for rank in "01"]
+    for member in members:
+        member.stdout.readline()
+        member.send_signal(signal.SIGINT)  # the terminal's
+        member.send_signal(signal.SIGINT)  # the launcher's
+    assert [member.communicate(timeout=30)[1] for member in members] == ["\ntrain.py: stopped.\n", ""]
+    assert [member.returncode for member in members] == [130, 130]
+
+
+def test_ctrl_c_while_imports_are_under_way():
+    command = start(IMPORTING)
+    assert command.communicate(timeout=30)[1] == "\ntrain.py: stopped.\n"
+    assert command.returncode == 130
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_every_command_is_run_the_same_way(path):
+    source = path.read_text()
+    assert source.endswith('\n\nif __name__ == "__main__":\n    run_command(main)\n')
+    assert "argparse.ArgumentParser(description" not in source
+    imported = re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)
+    ours = [name for name in imported if name not in sys.stdlib_module_names]
+    assert ours[0] == "command_line"  # so that Ctrl-C is answered while the others load
+
+
+def test_an_unknown_flag_is_answered_with_the_nearest(capsys):
+    parser = CommandParser()
+    parser.add_argument("--learning_rate")
+    parser.add_subparsers().add_parser("part").add_argument("--batch_size")
+    for arguments, hint in (
+        (["part", "--learning_rte=1"], "unrecognized arguments: --learning_rte=1 (did you mean --learning_rate?)"),
+        (["part", "--batchsize=1"], "(did you mean --batch_size?)"),
+        (["part", "--xyz"], "unrecognized arguments: --xyz\n"),
+        (["part", "--learning=1"], "unrecognized arguments: --learning=1"),  # no abbreviations
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(arguments)
+        assert stop.value.code == 2
+        assert hint in capsys.readouterr().err
