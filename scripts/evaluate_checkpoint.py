@@ -40,6 +40,7 @@ import polyphonic_music
 import sequence_classification
 import torch
 from model_arguments import check_architecture
+from new_tokenizers import load_tokenizer
 from piano_rolls import PianoRollArguments, load_split
 from script_arguments import InputError
 from torch.utils.data import Dataset
@@ -157,7 +158,7 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
     rows = language_modeling.load_rows(data_args, "train")
     model = load_model(args, AutoModelForCausalLM)
-    tokenizer = language_modeling.load_tokenizer(args.checkpoint, [])
+    tokenizer = load_tokenizer(args.checkpoint, [])
     windows = language_modeling.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
     return Evaluation(
         model,

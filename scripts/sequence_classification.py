@@ -31,7 +31,8 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
-from language_modeling import METRICS, load_tokenizer, train_natural_word_tokenizer
+from language_modeling import METRICS
+from new_tokenizers import load_tokenizer, train_natural_word_tokenizer
 from script_arguments import InputError
 from transformers import (
     AutoConfig,

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import export_onnx
 import generate_onnx
 from export_onnx import OnnxModel, export, make_inputs, make_past
-from language_modeling import load_tokenizer
+from new_tokenizers import load_tokenizer
 
 from rtransformer_hf import (
     RTransformerForCausalLM,

@@ -22,7 +22,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import generate
-from language_modeling import load_tokenizer
+from new_tokenizers import load_tokenizer
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
 

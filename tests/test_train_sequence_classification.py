@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import evaluate_checkpoint
 import sequence_classification
 import train_sequence_classification as script
-from language_modeling import load_tokenizer
+from new_tokenizers import load_tokenizer
 from script_arguments import InputError
 
 from rtransformer_hf import (
