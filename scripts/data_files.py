@@ -151,8 +151,8 @@ def load_split(
     args: DataFileArguments, split: str, columns: dict[str, str]
 ) -> list[tuple[str, datasets.Dataset]] | None:
     """
-    The rows of "train", "validation" or "test" in parts, each with its name for messages: a part for each file with a
-    table, one for all text files, or one for a data set. None where the arguments ask for none. Validation is taken
+    The rows of "train", "validation" or "test" in parts, each with its name for messages: a part for each file, or one
+    for a data set. None where the arguments ask for none. Validation is taken
     unasked where a data set has it.
 
     Args:
@@ -218,15 +218,14 @@ def load_files(args: DataFileArguments, split: str) -> list[tuple[str, datasets.
     (file_format,) = formats
     for file in files:
         check_content(args.source(split, [file]), file)
-    # Tables one by one, so that messages can name one and a row in it.
-    groups = [files] if file_format == "text" else [[file] for file in files]
-    return [(args.source(split, group), load_file_group(args, split, group, file_format)) for group in groups]
+    # One by one, so that messages can name a file and a row in it, and so that texts end where their files do.
+    return [(args.source(split, [file]), load_file(args, split, file, file_format)) for file in files]
 
 
-def load_file_group(args: DataFileArguments, split: str, files: list[str], file_format: str) -> datasets.Dataset:
-    where = args.source(split, files)
-    options = {"data_files": {"train": [glob.escape(file) for file in files]}}
-    if suffix(files[0]) == ".tsv":
+def load_file(args: DataFileArguments, split: str, file: str, file_format: str) -> datasets.Dataset:
+    where = args.source(split, [file])
+    options = {"data_files": {"train": [glob.escape(file)]}}
+    if suffix(file) == ".tsv":
         options["sep"] = "\t"
     try:
         builder = datasets.load_dataset_builder(file_format, **options)
@@ -234,8 +233,7 @@ def load_file_group(args: DataFileArguments, split: str, files: list[str], file_
     except InputError:
         raise
     except Exception as error:  # the readers of the formats have no common one
-        for file in files:
-            check_utf8(args.source(split, [file]), file)
+        check_utf8(where, file)
         raise InputError(
             f"{where} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
             f"{error.__cause__ or error}"

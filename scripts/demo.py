@@ -41,6 +41,7 @@ from generate_music import load_music_model
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from model_arguments import check_architecture, default_device
+from new_tokenizers import unknown_token_id
 from piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi, write_audio, write_midi, write_piano_roll_picture
 from PIL import Image, ImageDraw
 from script_arguments import InputError
@@ -101,14 +102,14 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[torch.
         prompt = prompt[-MAX_PROMPT:]
         notes.append(f"The beginning was cut to its last {MAX_PROMPT:,} characters.")
     encoding = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-    ids, unknown = [], []
+    unknown_id, ids, unknown = unknown_token_id(tokenizer), [], []
     for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
-        if token != tokenizer.unk_token_id:
+        if token != unknown_id:
             ids.append(token)
             continue
         unknown.append(prompt[start:end])
         lower = tokenizer(prompt[start:end].lower(), add_special_tokens=False)["input_ids"]
-        ids += [token for token in lower if token != tokenizer.unk_token_id]
+        ids += [token for token in lower if token != unknown_id]
     if unknown:
         named = list(dict.fromkeys(unknown))
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
@@ -140,8 +141,10 @@ def write_text(
         probabilities = warpers(input_ids, logits).softmax(dim=-1)
         tokens = torch.multinomial(probabilities, 1, generator=generator)
         input_ids = torch.cat([input_ids, tokens], dim=-1)
-        yield tokenizer.decode(input_ids[0]), probabilities[0], int(tokens)
-        if int(tokens) == tokenizer.eos_token_id:
+        has_ended = int(tokens) == tokenizer.eos_token_id
+        text = input_ids[0, :-1] if has_ended else input_ids[0]
+        yield tokenizer.decode(text), probabilities[0], int(tokens)
+        if has_ended:
             return
 
 
@@ -280,7 +283,7 @@ def draw_next_token(tokenizer: PreTrainedTokenizerBase, probabilities: torch.Ten
 
 def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     text = tokenizer.decode([token])
-    return {" ": "space", "\n": "new line"}.get(text, text)
+    return {" ": "space", "\n": "new line", "<|endoftext|>": "end"}.get(text, text)
 
 
 def draw_chart(svg: str, width: int, height: int, labels: dict[str, float], caption: str) -> str:
@@ -669,6 +672,7 @@ SPACE_SCRIPTS = (
     "generate",
     "generate_music",
     "model_arguments",
+    "new_tokenizers",
     "output_folder",
     "piano_rolls",
     "script_arguments",

@@ -154,6 +154,7 @@ def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
 
 def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
+    settings = {"end_of_text": "none", **settings}  # checkpoints that do not say so were trained without
     settings = place(args, override(settings, args, "text_column"))
     data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
     rows = language_modeling.load_rows(data_args, "train")

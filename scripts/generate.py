@@ -21,9 +21,11 @@ Writes text with a causal language model, as it is made.
 import argparse
 import sys
 
+import torch
 from command_line import CommandParser, run_command
 
 from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
+from new_tokenizers import unknown_token_id
 from script_arguments import InputError
 from transformers import (
     AutoModelForCausalLM,
@@ -48,7 +50,8 @@ def main(argv: list[str] | None = None):
     prompt_ids = inputs["input_ids"]
     if prompt_ids.numel() == 0:
         sys.exit(f"generate.py: error: prompt {prompt!r} holds no token; a text of at least one is accepted.")
-    if tokenizer.unk_token_id is not None and (unknown := int((prompt_ids == tokenizer.unk_token_id).sum())):
+    unknown_id = unknown_token_id(tokenizer)
+    if unknown_id is not None and (unknown := int((prompt_ids == unknown_id).sum())):
         print(f"{unknown} of the prompt's {prompt_ids.numel()} tokens are unknown to the model.", file=sys.stderr)
 
     set_seed(args.seed)
@@ -60,8 +63,28 @@ def main(argv: list[str] | None = None):
         top_k=args.top_k if args.do_sample else None,
         top_p=args.top_p if args.do_sample else None,
         repetition_penalty=args.repetition_penalty,
-        streamer=TextStreamer(tokenizer),
+        streamer=TextWriter(tokenizer, prompt),
     )
+
+
+class TextWriter(TextStreamer):
+    """
+    Prints prompt and continuation as they are decoded, without the token that ends the text, and without the space
+    that word tokenizers put before the first word too.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str):
+        super().__init__(tokenizer)
+        self.extra_space = "" if prompt.startswith(" ") else " "
+
+    def put(self, value: torch.Tensor):
+        if value.tolist() != [self.tokenizer.eos_token_id]:  # as is told of the prompt by its shape, (1, tokens)
+            super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False):
+        super().on_finalized_text(text.removeprefix(self.extra_space), stream_end)
+        if text:
+            self.extra_space = ""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import evaluate
@@ -32,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from data_files import DataFileArguments, as_text, joined, load_split
 from model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
-from new_tokenizers import load_tokenizer
+from new_tokenizers import load_tokenizer, unknown_token_id
 from script_arguments import Defaults, InputError
 from transformers import (
     AutoModelForCausalLM,
@@ -48,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+LONGEST_TOKEN = 10_000  # characters
 
 DEFAULTS = Defaults(
     new={**NEW_MODEL, "embedding_initializer_range": 0.1, "learning_rate": 3e-3, "adam_beta2": 0.99},
@@ -70,6 +72,14 @@ class DataArguments(DataFileArguments):
     line_ending: str = field(
         default="\n",
         metadata={"help": "What stands after each line of a text file, or row of another format. May be empty."},
+    )
+    end_of_text: Literal["row", "file", "none"] | None = field(
+        default=None,
+        metadata={
+            "help": "What a text is, for the tokenizer's end-of-text token (eos) to follow it, on which generation "
+            "stops: a row (a line of a text file), a whole file (of a data set: a split), or none, for no such token. "
+            "Unset: a file of bare text, a row of other formats."
+        },
     )
     tokenizer: str | None = field(
         default=None,
@@ -125,6 +135,7 @@ def model_and_windows(
     texts = load_texts(data_args)
     tokenizer_name = data_args.tokenizer or model_args.model_name_or_path or "char"
     tokenizer = load_tokenizer(tokenizer_name, lines(texts["train"], data_args.line_ending), data_args.vocab_size)
+    tokenizer.padding_side = "left"  # text is generated on the right
     special_tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = make_model(
         model_args,
@@ -157,7 +168,8 @@ def run_identity(
 
 def evaluation_settings(args: DataArguments) -> dict:
     """What scripts/evaluate_checkpoint.py needs to know to read a text as these arguments do."""
-    return {name: getattr(args, name) for name in ("text_column", "line_ending", "block_size", "eval_stride")}
+    names = ("text_column", "line_ending", "end_of_text", "block_size", "eval_stride")
+    return {name: getattr(args, name) for name in names}
 
 
 def describe(windows: dict[str, "TokenWindows"]) -> str:
@@ -170,7 +182,7 @@ def describe(windows: dict[str, "TokenWindows"]) -> str:
 
 
 def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
-    """The splits "train", "validation" and, where one is given, "test", each with one column, "text"."""
+    """The splits "train", "validation" and, where one is given, "test", as of [`load_rows`]."""
     texts = {split: load_rows(args, split) for split in ("train", "validation", "test")}
     if texts["validation"] is None:
         texts["train"], texts["validation"] = hold_out(texts["train"], args.validation_fraction)
@@ -178,7 +190,9 @@ def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
 
 
 def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
-    """One split with one column, "text", or None where the arguments ask for none."""
+    """
+    One split with two columns, "text" and whether a text "ends" with the row; None where the arguments ask for none.
+    """
     parts = load_split(args, split, {"--text_column": args.text_column})
     if parts is None:
         return None
@@ -187,7 +201,11 @@ def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
         rows = as_text(rows, args.text_column, where)
         if missing := rows.with_format("arrow")[:][args.text_column].null_count:
             logger.warning(f"{where}: {missing:,} of {len(rows):,} rows have no text and are read as empty lines.")
-        texts.append(rows if args.text_column == "text" else rows.rename_column(args.text_column, "text"))
+        rows = rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
+        unit = args.end_of_text or ("file" if rows.builder_name == "text" else "row")
+        ends = np.full(len(rows), unit == "row")
+        ends[-1] |= unit == "file"
+        texts.append(rows.add_column("ends", ends))
     return joined(texts)
 
 
@@ -196,7 +214,11 @@ def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset,
     if len(rows) == 1:
         text = rows[0]["text"] or ""
         cut = round(len(text) * (1 - fraction))
-        return tuple(datasets.Dataset.from_dict({"text": [part]}) for part in (text[:cut], text[cut:]))
+        ends = [False, rows[0]["ends"]]
+        return tuple(
+            datasets.Dataset.from_dict({"text": [part], "ends": [end]})
+            for part, end in zip((text[:cut], text[cut:]), ends, strict=True)
+        )
     cut = min(max(1, round(len(rows) * (1 - fraction))), len(rows) - 1)
     return rows.select(range(cut)), rows.select(range(cut, len(rows)))
 
@@ -215,16 +237,41 @@ def with_line_endings(texts: list[str | None], line_ending: str) -> list[str]:
 
 
 def tokenize(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str) -> torch.Tensor:
-    """All rows as one stream of token ids, without the special tokens that some tokenizers put around a text."""
+    """
+    All rows as one stream of token ids, with the end-of-text token where a text ends, once, but without other special
+    tokens that some tokenizers put around a text.
+    """
+    end_of_text = tokenizer.eos_token_id
 
     def token_ids(batch: dict) -> dict:
         texts = with_line_endings(batch["text"], line_ending)
-        return {"input_ids": tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]}
+        input_ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        if end_of_text is not None:
+            for ids, ends in zip(input_ids, batch["ends"], strict=True):
+                if ends and ids[-1:] != [end_of_text]:  # to the word tokenizer, a line's end is that of a text
+                    ids.append(end_of_text)
+        return {"input_ids": input_ids}
 
-    tokenized = rows.map(token_ids, batched=True, remove_columns="text", desc="Tokenizing")
+    tokenized = rows.map(token_ids, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
     column = tokenized.with_format("arrow")[:]["input_ids"]
     ids = [chunk.flatten().to_numpy() for chunk in column.chunks]
     return torch.from_numpy(np.concatenate(ids).astype(np.int32))
+
+
+def characters_of_first_token(
+    tokens: torch.Tensor, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str
+) -> int:
+    """Of the text that the first token of the stream stands for: none if a text without tokens ends there."""
+    if not tokenizer.is_fast:
+        return len(tokenizer.decode(tokens[:1].tolist()))
+    for text, ends in zip(lines(rows, line_ending), rows["ends"], strict=True):
+        start = tokenizer(text[:LONGEST_TOKEN], add_special_tokens=False, return_offsets_mapping=True)
+        if start["input_ids"]:
+            first, last = start["offset_mapping"][0]
+            return last - first
+        if ends and tokenizer.eos_token_id is not None:
+            break
+    return 0
 
 
 # From tokens to windows
@@ -238,7 +285,7 @@ class TokenWindows(torch.utils.data.Dataset):
 
     Args:
         tokens: (time,) the stream's token ids; at least two.
-        num_characters: number of characters that the predicted tokens stand for.
+        num_characters: number of characters that the predicted tokens stand for; end-of-text tokens stand for none.
         block_size: inputs in a window. A window has one token more: the label of its last input.
         stride: inputs from a window's start to the next one's, 1 to `block_size`.
         shifts: whether the stream begins elsewhere every epoch, less than `stride` tokens on, with what lies before
@@ -272,6 +319,11 @@ def make_windows(
     texts: dict[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, vocab_size: int, args: DataArguments
 ) -> dict[str, TokenWindows]:
     """The windows of every split, for a model with `vocab_size` token ids."""
+    if tokenizer.eos_token_id is None and args.end_of_text != "none":
+        lacking = f"--tokenizer {args.tokenizer} has no end-of-text token (eos_token)"
+        if args.end_of_text is not None:
+            raise InputError(f"--end_of_text {args.end_of_text}: {lacking}; none is accepted.")
+        logger.warning(f"{lacking}: nothing tells where a text ends.")
     windows = {}
     for split, rows in texts.items():
         tokens = tokenize(rows, tokenizer, args.line_ending)
@@ -282,10 +334,12 @@ def make_windows(
                 f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {args.source(split)}; the model's "
                 f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
             )
-        if tokenizer.unk_token_id is not None and (unknown := int((tokens == tokenizer.unk_token_id).sum())):
+        unknown_id = unknown_token_id(tokenizer)
+        if unknown_id is not None and (unknown := int((tokens == unknown_id).sum())):
             share = f"{unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %)"
             logger.warning(f"{args.source(split)}: {share}.")
-        num_characters = sum(map(len, lines(rows, args.line_ending))) - len(tokenizer.decode(tokens[:1].tolist()))
+        num_characters = sum(map(len, lines(rows, args.line_ending)))
+        num_characters -= characters_of_first_token(tokens, rows, tokenizer, args.line_ending)
         stride = args.stride if split == "train" else args.eval_stride
         shifts = args.shift_windows and split == "train"
         windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride, shifts)

@@ -11,7 +11,12 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tokenizers that the training scripts train: characters, words, byte pairs."""
+"""
+The tokenizers that the training scripts train: characters, words, byte pairs.
+
+Those for language models have a token for the end of a text, which is also what precedes a text (bos and eos), and one
+for padding. The token for what is unknown is none of Transformers' special tokens: those are left out of decoded text.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +25,9 @@ from script_arguments import InputError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pairs
+UNKNOWN_WORD, END_OF_LINE, WORD_PADDING = "<unk>", "<eos>", "<pad>"
 # English contractions in two, as in the Penn Treebank (do n't, it 's); numbers and other words; any other character.
 NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
 
@@ -37,31 +45,83 @@ def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = Non
     return NEW_TOKENIZERS[name](texts, vocab_size)
 
 
+def unknown_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id of what a tokenizer does not know, whether or not its token is a special one; None: it has none."""
+    if tokenizer.unk_token_id is not None or not tokenizer.is_fast:
+        return tokenizer.unk_token_id
+    token = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    return None if token is None else tokenizer.convert_tokens_to_ids(token)
+
+
 def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
     """One token a character; decoding gives the text back. Unknown ones become U+FFFD, the replacement character."""
     if vocab_size is not None:
         raise InputError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
-    unknown = "\N{REPLACEMENT CHARACTER}"
-    alphabet = sorted(set().union(*texts) - {unknown})
-    vocab = {character: index for index, character in enumerate([unknown, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token=unknown))  # without merges, BPE splits to characters
+    alphabet = sorted(set().union(*texts) - {UNKNOWN_CHARACTER})
+    vocab = make_vocab([UNKNOWN_CHARACTER, END_OF_TEXT, PADDING, *alphabet])
+    # Without merges, BPE splits to characters.
+    tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN_CHARACTER))
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, clean_up_tokenization_spaces=False)
+    return for_language_models(tokenizer, END_OF_TEXT, PADDING)
 
 
 def train_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
-    """Words between white space, and <eos> for each line's end, as is the custom with Penn Treebank and WikiText."""
-    special_tokens = ["<unk>", "<eos>"]
+    """
+    Words between white space, and <eos> for each line's end, as is the custom with Penn Treebank and WikiText: a line
+    is a text. Decoding puts a space before every word, the first one too, so that it continues a text.
+    """
+    special_tokens = [UNKNOWN_WORD, END_OF_LINE, WORD_PADDING]
+    check_vocab_size("word", vocab_size, len(special_tokens))
     counts = Counter(word for text in texts for word in text.split() if word not in special_tokens)
     words = sorted(counts, key=lambda word: (-counts[word], word))
     if vocab_size is not None:
         words = words[: vocab_size - len(special_tokens)]
-    vocab = {word: index for index, word in enumerate([*special_tokens, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Replace("\n", " <eos> ")
+    tokenizer = Tokenizer(models.WordLevel(make_vocab([*special_tokens, *words]), unk_token=UNKNOWN_WORD))
+    tokenizer.normalizer = normalizers.Replace("\n", f" {END_OF_LINE} ")
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("^"), " "), decoders.Fuse()])
+    return for_language_models(tokenizer, END_OF_LINE, WORD_PADDING)
+
+
+def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+    """Byte-level byte-pair encoding, as of GPT-2: no text is unknown to it, and decoding gives the text back."""
+    special_tokens = [END_OF_TEXT, PADDING]
+    check_vocab_size("bpe", vocab_size, len(pre_tokenizers.ByteLevel.alphabet()) + len(special_tokens))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size or 8192,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return for_language_models(tokenizer, END_OF_TEXT, PADDING)
+
+
+def make_vocab(tokens: list[str]) -> dict[str, int]:
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def check_vocab_size(name: str, vocab_size: int | None, smallest: int):
+    """
+    Raises:
+        InputError: the vocabulary has no room for the tokens that it must hold.
+    """
+    if vocab_size is not None and vocab_size < smallest:
+        raise InputError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer {name}.")
+
+
+def for_language_models(tokenizer: Tokenizer, end_of_text: str, padding: str) -> PreTrainedTokenizerFast:
+    """With the special tokens that generation, batches and evaluation look for. Padding is on the left."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token=end_of_text,
+        eos_token=end_of_text,
+        pad_token=padding,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -80,26 +140,6 @@ def train_natural_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", clean_up_tokenization_spaces=False
-    )
-
-
-def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
-    """Byte-level byte-pair encoding, as of GPT-2: no text is unknown to it, and decoding gives the text back."""
-    end_of_text = "<|endoftext|>"
-    smallest = len(pre_tokenizers.ByteLevel.alphabet()) + 1
-    if vocab_size is not None and vocab_size < smallest:
-        raise InputError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer bpe.")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size or 8192,
-        special_tokens=[end_of_text],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=end_of_text, clean_up_tokenization_spaces=False
     )
 
 

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from language_modeling import METRICS
-from new_tokenizers import load_tokenizer, train_natural_word_tokenizer
+from new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 from script_arguments import InputError
 from transformers import (
     AutoConfig,
@@ -490,10 +490,11 @@ def encode(
 
 def log_unknown_words(encoded: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, where: str):
     """Says how many tokens of the rows of [`encode`] are unknown to the tokenizer, if any could be."""
-    if tokenizer.unk_token_id is None:
+    unknown_id = unknown_token_id(tokenizer)
+    if unknown_id is None:
         return
     tokens = pc.list_flatten(encoded.with_format("arrow")[:]["input_ids"])
-    unknown = pc.sum(pc.equal(tokens, tokenizer.unk_token_id)).as_py()
+    unknown = pc.sum(pc.equal(tokens, unknown_id)).as_py()
     logger.info(f"{where}: {unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %).")
 
 

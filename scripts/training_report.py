@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 from model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
+from new_tokenizers import unknown_token_id
 from output_folder import ResumableTrainingArguments, write_figure
 from transformers import PreTrainedTokenizerBase, Trainer
 
@@ -220,7 +221,7 @@ def prompt_for(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def is_known(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer.unk_token_id not in ids and tokenizer.decode(ids).strip() == text.strip()
+    return unknown_token_id(tokenizer) not in ids and tokenizer.decode(ids).strip() == text.strip()
 
 
 def command_line(command: list[str], args: ResumableTrainingArguments) -> str:

@@ -43,6 +43,7 @@ import plot_checkpoint
 import train_causal_lm
 import train_polyphonic_music
 import train_sequence_classification
+from training_run import EVALUATION_FILE
 
 TRAINING = """
 hidden_size: 8
@@ -237,6 +238,19 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     assert result["perplexity"] == pytest.approx(reported["test_perplexity"], rel=1e-6)
 
 
+def test_checkpoints_of_before_know_no_end_of_text(trained, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "language", "language")
+    text = (trained / "test.txt").read_text().replace("\n", "")
+    now = evaluate(capsys, "language", "--data", str(trained / "test.txt"))
+    assert now["predicted_tokens"] == len(text)  # of which the first is not predicted, but the end
+    settings = json.loads(Path("language", EVALUATION_FILE).read_text())
+    assert settings.pop("end_of_text") is None
+    Path("language", EVALUATION_FILE).write_text(json.dumps(settings))
+    before = evaluate(capsys, "language", "--data", str(trained / "test.txt"))
+    assert before["predicted_tokens"] == len(text) - 1
+
+
 @torch.no_grad()
 def test_the_loss_against_the_position(trained, monkeypatch):
     monkeypatch.chdir(trained)
@@ -247,7 +261,8 @@ def test_the_loss_against_the_position(trained, monkeypatch):
 
     model = AutoModelForCausalLM.from_pretrained("language")
     text = Path("test.txt").read_text().replace("\n", "")
-    tokens = torch.tensor(AutoTokenizer.from_pretrained("language")(text)["input_ids"])
+    tokenizer = AutoTokenizer.from_pretrained("language")
+    tokens = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
     starts = range(0, len(tokens) - 33, 32)
     windows = torch.stack([tokens[start : start + 33] for start in starts])
     losses = F.cross_entropy(model(windows).logits[:, :-1].mT, windows[:, 1:], reduction="none").sum(dim=0)

@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from conftest import recipes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -30,13 +32,14 @@ from language_modeling import (
     exact_metrics,
     lines,
     load_texts,
-    load_tokenizer,
     make_windows,
     window_losses,
 )
+from new_tokenizers import load_tokenizer, unknown_token_id
 from script_arguments import InputError
-from transformers import AutoTokenizer, EvalPrediction
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
+SETTINGS = ("tokenizer", "line_ending", "end_of_text", "block_size", "stride", "eval_stride")
 TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"
 
 
@@ -82,24 +85,59 @@ def test_tokenizers_give_the_text_back_without_this_package(tmp_path, name, text
     load_tokenizer(name, [TEXT], vocab_size).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.is_fast
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    input_ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(input_ids) == tokenizer.decode(input_ids, skip_special_tokens=True) == text
+
+
+@pytest.mark.parametrize("name", ["char", "word", "bpe"])
+def test_tokenizers_have_what_batches_and_generation_need(tmp_path, name):
+    vocab_size = 300 if name == "bpe" else None
+    load_tokenizer(name, [TEXT], vocab_size).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id is not None
+    assert max(tokenizer.bos_token_id, tokenizer.pad_token_id) < tokenizer.vocab_size == len(tokenizer)
+    texts = ["the", "the cat sat"]
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert set(batch) == {"input_ids", "attention_mask"}
+    assert batch["attention_mask"].sum(dim=-1).tolist() == lengths
+    assert batch["attention_mask"][0].tolist() == [0] * (lengths[1] - lengths[0]) + [1] * lengths[0]
+    assert (batch["input_ids"][0] == tokenizer.pad_token_id).sum() == lengths[1] - lengths[0]
+    decoded = tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert [text.removeprefix(" ") for text in decoded] == texts
+    # A collator that masks padding keeps the end of the text.
+    ids = [*tokenizer(texts[0])["input_ids"], tokenizer.eos_token_id]
+    longer = tokenizer(texts[1])["input_ids"]
+    collated = DataCollatorForLanguageModeling(tokenizer, mlm=False)([{"input_ids": ids}, {"input_ids": longer}])
+    assert collated["labels"][0].tolist() == [-100] * (len(longer) - len(ids)) + ids
 
 
 def test_char_tokenizer_has_one_token_a_character():
     tokenizer = load_tokenizer("char", [TEXT])
-    assert len(tokenizer) == len(set(TEXT)) + 1
+    assert len(tokenizer) == len(set(TEXT)) + 3
     ids = tokenizer("a☃☃\n")["input_ids"]
-    assert len(ids) == 4 and ids[1] == ids[2] == tokenizer.unk_token_id
-    assert tokenizer.decode(ids) == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n"
+    assert len(ids) == 4 and ids[1] == ids[2] == unknown_token_id(tokenizer)
+    for skip in (False, True):
+        assert (
+            tokenizer.decode(ids, skip_special_tokens=skip) == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n"
+        )
 
 
 def test_word_tokenizer_ends_lines_and_keeps_the_most_frequent_words():
     tokenizer = load_tokenizer("word", [" the cat \n", "the <unk> sat\n"])
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(" the  dog \nthe <unk>\n")["input_ids"])
     assert tokens == ["the", "<unk>", "<eos>", "the", "<unk>", "<eos>"]
-    assert len(tokenizer) == 5  # <unk> <eos> the cat sat
-    small = load_tokenizer("word", [" the cat \n", "the sat\n"], vocab_size=3)
-    assert set(small.get_vocab()) == {"<unk>", "<eos>", "the"}
+    assert len(tokenizer) == 6  # <unk> <eos> <pad> the cat sat
+    small = load_tokenizer("word", [" the cat \n", "the sat\n"], vocab_size=4)
+    assert set(small.get_vocab()) == {"<unk>", "<eos>", "<pad>", "the"}
+
+
+def test_words_continue_a_text_and_unknown_ones_show():
+    tokenizer = load_tokenizer("word", ["the cat\n"])
+    ids = tokenizer("cat <unk> the dog\n")["input_ids"]
+    assert tokenizer.decode(ids) == " cat <unk> the <unk> <eos>"
+    assert tokenizer.decode(ids, skip_special_tokens=True) == " cat <unk> the <unk>"
+    assert "the" + tokenizer.decode(ids[:1]) == "the cat"
 
 
 def test_text_files_keep_every_character(text_file):
@@ -134,6 +172,79 @@ def test_local_folder_with_splits(tmp_path):
     }
 
 
+def end_positions(args: DataArguments, name: str = "char", split: str = "train") -> tuple[str, list[int]]:
+    """A split as its tokens decode, with | for the end-of-text token, and the number of its characters."""
+    texts = load_texts(args)
+    tokenizer = load_tokenizer(name, lines(texts["train"], args.line_ending))
+    windows = make_windows(texts, tokenizer, len(tokenizer), args)[split]
+    text = tokenizer.decode(windows.tokens.tolist()).replace(tokenizer.eos_token, "|")
+    return text, windows.num_characters
+
+
+@pytest.mark.parametrize(
+    ("end_of_text", "from_files", "from_rows"),
+    [
+        (None, "a b\nc\n|d\n|", "a b\n|c\n|d\n|"),
+        ("file", "a b\nc\n|d\n|", "a b\nc\n|d\n|"),
+        ("row", "a b\n|c\n|d\n|", "a b\n|c\n|d\n|"),
+        ("none", "a b\nc\nd\n", "a b\nc\nd\n"),
+    ],
+)
+def test_where_texts_end(tmp_path, end_of_text, from_files, from_rows):
+    files = [write(tmp_path / "a.txt", "a b\nc\n"), write(tmp_path / "b.txt", "d")]
+    tables = [write(tmp_path / "a.csv", "text\na b\nc\n"), write(tmp_path / "b.csv", "text\nd\n")]
+    for paths, expected in ((files, from_files), (tables, from_rows)):
+        args = DataArguments(train_file=paths, validation_file=paths[:1], end_of_text=end_of_text)
+        # The end counts as no character, and the first token, which is not predicted, as none either.
+        assert end_positions(args) == (expected, len("a b\nc\nd\n") - 1)
+    args = DataArguments(train_file=files[:1], validation_file=files[:1], end_of_text=end_of_text)
+    assert end_positions(args, "word") == (" a b | c |", len("a b\nc\n") - 1)  # as published, whatever a text is
+
+
+def test_a_text_of_which_the_end_is_held_out_goes_on(tmp_path):
+    args = DataArguments(train_file=[write(tmp_path / "a.txt", "abcd\nabcd\n")], validation_fraction=0.5)
+    assert [end_positions(args, split=split)[0] for split in ("train", "validation")] == ["abcd\n", "abcd\n|"]
+    args = DataArguments(train_file=[write(tmp_path / "a.txt", "abcdabcd")], validation_fraction=0.5, line_ending="")
+    assert [end_positions(args, split=split)[0] for split in ("train", "validation")] == ["abcd", "abcd|"]
+
+
+def test_a_text_without_tokens_ends_too(tmp_path):
+    table = write(tmp_path / "a.csv", 'text\n""\nab\n')
+    args = DataArguments(train_file=[table], validation_file=[table], line_ending="")
+    assert end_positions(args) == ("|ab|", 2)
+
+
+def test_the_text_of_a_folder_ends_with_its_split(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text("ab\ncd\n")
+    assert end_positions(DataArguments(dataset_name=str(tmp_path)))[0] == "ab\ncd\n|"
+
+
+@pytest.mark.parametrize("recipe", recipes("tokenizer: char\nline_ending"))
+def test_published_protocols_predict_characters_alone(tmp_path, recipe):
+    path = write(tmp_path / "a.txt", " ab c\n d\n")
+    settings = {name: value for name, value in yaml.safe_load(recipe.read_text()).items() if name in SETTINGS}
+    text, num_characters = end_positions(DataArguments(train_file=[path], validation_file=[path], **settings))
+    assert text == " ab c d" and num_characters == len(text) - 1
+
+
+def test_a_tokenizer_without_an_end_of_text(tmp_path, caplog):
+    path = write(tmp_path / "a.txt", "abc\n")
+    args = DataArguments(train_file=[path], validation_file=[path], tokenizer="./old")
+    texts = load_texts(args)
+    tokenizer = load_tokenizer("char", ["abc\n"])
+    tokenizer.eos_token = None
+    assert len(make_windows(texts, tokenizer, 10, args)["train"].tokens) == 4
+    assert "./old has no end-of-text token" in caplog.text
+    args.end_of_text = "file"
+    with pytest.raises(InputError, match=r"--end_of_text file: --tokenizer ./old has no end-of-text token"):
+        make_windows(texts, tokenizer, 10, args)
+    caplog.clear()
+    args.end_of_text = "none"
+    make_windows(texts, tokenizer, 10, args)
+    assert not caplog.text
+
+
 def test_hold_out_without_rows_to_spare(tmp_path):
     path = tmp_path / "one_line.txt"
     path.write_text("abcdefghij" * 10)
@@ -153,9 +264,11 @@ def test_metrics_equal_a_plain_loop(text_file, name):
 
     nats = 0.0
     tokens = tokenizer(TEXT * 20)["input_ids"]
+    if name != "word":  # whose last line's end is that of the text
+        tokens.append(tokenizer.eos_token_id)
     for previous, current in itertools.pairwise(tokens):
         nats -= F.log_softmax(bigram[previous].double(), dim=-1)[current].item()
-    num_characters = len(TEXT * 20) - len(tokenizer.decode(tokens[:1]))
+    num_characters = len(TEXT * 20) - len(tokenizer.decode(tokens[:1]).removeprefix(" "))
 
     batches = [torch.utils.data.default_collate([windows[i]]) for i in range(len(windows))]
     predictions = torch.cat([window_losses(bigram[batch["input_ids"]], batch["labels"]) for batch in batches])
@@ -235,7 +348,7 @@ def test_token_ids_outside_the_vocabulary(text_file):
 
 def test_text_of_one_token(tmp_path):
     path = write(tmp_path / "one.txt", "a")
-    args = DataArguments(train_file=[path], validation_file=[path], line_ending="")
+    args = DataArguments(train_file=[path], validation_file=[path], line_ending="", end_of_text="none")
     texts = load_texts(args)
     with pytest.raises(InputError, match=r"--train_file .*one\.txt holds 1 tokens; at least 2"):
         make_windows(texts, load_tokenizer("char", ["a"]), 10, args)
@@ -246,7 +359,7 @@ def test_unknown_tokens_are_counted(tmp_path, caplog):
     args = DataArguments(train_file=[train], validation_file=[validation])
     texts = load_texts(args)
     make_windows(texts, load_tokenizer("char", lines(texts["train"], "\n")), 10, args)
-    assert "2 of 5 tokens are unknown (40.0 %)." in caplog.text
+    assert "2 of 6 tokens are unknown (33.3 %)." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -254,7 +367,8 @@ def test_unknown_tokens_are_counted(tmp_path, caplog):
     [
         ("charr", None, ["--tokenizer 'charr'", "char, word, bpe"]),
         ("char", 50, ["--vocab_size 50", "word or bpe"]),
-        ("bpe", 100, ["--vocab_size 100", "at least 257"]),
+        ("bpe", 100, ["--vocab_size 100", "at least 258"]),
+        ("word", 2, ["--vocab_size 2", "at least 3"]),
     ],
 )
 def test_bad_tokenizers(name, vocab_size, named, monkeypatch):

@@ -484,7 +484,8 @@ def test_unknown_words_are_counted_for_every_split(folder, caplog):
 
 def test_training_goes_on_from_a_language_model(folder):
     texts = datasets.Dataset.from_csv("train.csv")["text"][:]
-    tokenizer = load_tokenizer("char", texts)  # without a token for padding
+    tokenizer = load_tokenizer("char", texts)
+    tokenizer.pad_token = None
     model = RTransformerForCausalLM(
         RTransformerConfig(vocab_size=len(tokenizer), hidden_size=8, num_attention_heads=2)
     )
