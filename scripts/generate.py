@@ -21,9 +21,9 @@ Writes text with a causal language model, as it is made.
 import argparse
 import sys
 
-import torch
 from command_line import CommandParser, run_command
 
+import torch
 from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from new_tokenizers import unknown_token_id
 from script_arguments import InputError

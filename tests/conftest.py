@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 # Nothing in the tests may reach for the Hub; and two test workers share two cores.
@@ -15,6 +16,8 @@ from accelerate.state import AcceleratorState
 from transformers import Trainer
 
 from rtransformer_hf import RTransformerConfig
+
+SENTENCES = ("the cat sat on the mat", "my dog ran to the log", "one bird flew over a roof", "no fox fell in")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,36 @@ def killed_at(monkeypatch):
         return steps
 
     return install
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory):
+    """
+    `text_model(tokenizer)`: a folder that scripts/train_causal_lm.py has made of a few sentences, each of them a text,
+    with a tokenizer of "char", "word" or "bpe".
+    """
+    folder = tmp_path_factory.mktemp("text_models")
+    sentences = torch.randint(len(SENTENCES), (100,), generator=torch.Generator().manual_seed(0))
+    (folder / "text.csv").write_text("text\n" + "".join(f"{SENTENCES[index]}\n" for index in sentences))
+    sizes = {"block_size": 24, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    steps = {"max_steps": 150, "learning_rate": 1e-2, "eval_strategy": "no", "save_strategy": "no"}
+    quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "dataloader_pin_memory": False}
+    flags = {"train_file": folder / "text.csv", "validation_file": folder / "text.csv", **sizes, **steps, **quiet}
+
+    def train(tokenizer: str) -> str:
+        output_dir = folder / tokenizer
+        if not output_dir.exists():
+            scripts = str(Path(__file__).parent.parent / "scripts")
+            if scripts not in sys.path:
+                sys.path.insert(0, scripts)
+            import train_causal_lm
+
+            vocab_size = {"vocab_size": 270} if tokenizer == "bpe" else {}
+            own = {"tokenizer": tokenizer, "output_dir": output_dir, **vocab_size}
+            train_causal_lm.main([f"--{name}={value}" for name, value in {**flags, **own}.items()])
+        return str(output_dir)
+
+    return train
 
 
 def recipes(word: str) -> list:

@@ -37,7 +37,8 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
     tokenizer.save_pretrained(checkpoint)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "local_window_size": 3}
-    config = export_onnx.RTransformerConfig(**sizes, vocab_size=len(tokenizer), initializer_range=0.15)
+    tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    config = export_onnx.RTransformerConfig(**sizes, **tokens, initializer_range=0.15)
     RTransformerForCausalLM(config).save_pretrained(checkpoint)
     export_onnx.main([str(checkpoint), str(exported), "--with_cache"])
     return checkpoint, exported
@@ -139,7 +140,8 @@ def test_generation_token_by_token(folders):
     """A padded batch, and one sequence alone."""
     checkpoint, exported = folders
     model = RTransformerForCausalLM.from_pretrained(checkpoint)
-    session, _ = generate_onnx.load(str(exported))
+    model.generation_config.eos_token_id = None
+    session, _, _ = generate_onnx.load(str(exported))
     for rows in (slice(0, 2), slice(0, 1)):
         prompt, mask = PROMPTS[rows], ATTENTION_MASK[rows]
         expected = model.generate(
@@ -152,10 +154,32 @@ def test_generation_token_by_token(folders):
         tokens = np.concatenate(list(generate_onnx.generate(session, prompt, mask, max_new_tokens=12)), axis=1)
         assert tokens.tolist() == expected[:, prompt.shape[1] :].tolist()
 
+        # Either token of a batch ends its own sequence alone, and the last to end ends generation.
+        for eos_token_id in tokens[:, 3].tolist():
+            options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": eos_token_id}
+            expected = model.generate(
+                torch.from_numpy(prompt),
+                attention_mask=torch.from_numpy(mask),
+                eos_token_id=eos_token_id,
+                **options,
+            )
+            steps = generate_onnx.generate(session, prompt, mask, max_new_tokens=12, eos_token_id=eos_token_id)
+            assert np.concatenate(list(steps), axis=1).tolist() == expected[:, prompt.shape[1] :].tolist()
+
+
+def test_the_text_ends_where_the_model_ends_it(folders, capsys, monkeypatch):
+    _, exported = folders
+    _, tokenizer, eos_token_id = generate_onnx.load(str(exported))
+    assert eos_token_id == tokenizer.token_to_id("<|endoftext|>")
+    written = [*tokenizer.encode("de").ids, eos_token_id]
+    monkeypatch.setattr(generate_onnx, "generate", lambda *args: (np.array([[token]]) for token in written))
+    generate_onnx.main([str(exported), " ab"])
+    assert capsys.readouterr().out == " abde\n"
+
 
 def test_sampling_follows_the_distribution(folders):
     checkpoint, exported = folders
-    session, _ = generate_onnx.load(str(exported))
+    session, _, _ = generate_onnx.load(str(exported))
     prompts = np.repeat(PROMPTS[:1], 3000, axis=0)
     [draws] = generate_onnx.generate(session, prompts, max_new_tokens=1, temperature=0.5, seed=1)
     with torch.no_grad():

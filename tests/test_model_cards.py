@@ -36,8 +36,8 @@ import train_sequence_classification
 import training_report
 from card_code import code_of, run_code
 from huggingface_hub import ModelCard
-from language_modeling import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
 from model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
+from new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
 from output_folder import ResumableTrainingArguments
 from script_arguments import InputError
 from test_train_polyphonic_music import write_mat
@@ -145,7 +145,8 @@ def test_the_code_of_every_card_runs_as_printed(trained, tmp_path):
         facts = read_facts(folder)
         labels = list(AutoConfig.from_pretrained(folder).label2id)
         if facts.task == "language-modeling":
-            assert output.startswith(facts.example.strip()) and len(output) > 20
+            # Word tokenizers decode a space before the first word too.
+            assert output.strip().startswith(facts.example.strip()) and len(output) > 20
         elif facts.task == "text-classification":
             assert any(f"'label': '{label}', 'score': " in output for label in labels)
         elif facts.task == "image-classification":

@@ -32,8 +32,16 @@ from PIL import Image
 REPOSITORY = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
 
-# What sets up an environment is run with a stand-in for Python by test_shell_scripts.py, the demo by test_demo.py.
-ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "python scripts/demo.py", "hf auth")
+# What sets up an environment is run with a stand-in for Python by test_shell_scripts.py, the demo by test_demo.py, the
+# server by test_serve.py and the evaluation harness by test_lm_eval.py.
+SERVERS = (
+    "python scripts/demo.py",
+    "python scripts/serve.py",
+    "curl",
+    "lm_eval",
+    'python -c "import rtransformer_hf;',
+)
+ELSEWHERE = ("bash scripts/quickstart.sh", "bash scripts/test.sh", "pip install", "hf auth", *SERVERS)
 HUB_USER, TOKEN = "someone", "hf_someoneWrites"
 SMALL = (
     "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 "

@@ -101,10 +101,11 @@ def test_a_run_leaves_a_model_ready_to_use(folder):
     model = AutoModelForCausalLM.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
     assert model.config.use_cache and model.config.vocab_size == len(tokenizer)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id and tokenizer.padding_side == "left"
     for prefix, name in (("eval", "validation"), ("test", "test")):
         text = Path(f"{name}.txt").read_text()
-        tokens = torch.tensor(tokenizer(text)["input_ids"])
-        assert tokenizer.decode(tokens) == text
+        tokens = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        assert tokenizer.decode(tokens, skip_special_tokens=True) == text
         nats = plain_loop_nats(model, tokens, block_size=16, stride=9)
         assert results[f"{prefix}_predicted_tokens"] == len(tokens) - 1
         assert results[f"{prefix}_loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-5)
@@ -140,7 +141,7 @@ def test_label_smoothing(folder, flags):
     flags = (*flags, "--max_steps", "1", "--learning_rate", "0", "--per_device_train_batch_size", "200")
     results = train("--label_smoothing_factor", "0.1", "--hidden_dropout", "0", "--shift_windows", "false", *flags)
     model, tokenizer = AutoModelForCausalLM.from_pretrained("out").eval(), AutoTokenizer.from_pretrained("out")
-    tokens = torch.tensor(tokenizer(Path("train.txt").read_text())["input_ids"])
+    tokens = torch.tensor([*tokenizer(Path("train.txt").read_text())["input_ids"], tokenizer.eos_token_id])
     nats = number = 0
     for row in TokenWindows(tokens, 0, block_size=16, stride=12):
         with torch.no_grad():
@@ -269,7 +270,7 @@ def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
     train_causal_lm.main(["recipe.yaml", *data, *flags])
     said = capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained("out put")
-    tokens = [len(Path(f"{name}.txt").read_text()) for name in files]
+    tokens = [len(Path(f"{name}.txt").read_text()) + 1 for name in files]  # and the end of the text
     num_windows = len(TokenWindows(torch.zeros(tokens[0]), 0, 16, 12))
     steps_per_epoch = math.ceil(math.ceil(num_windows / 4) / 2)
     assert said.startswith(

@@ -1,0 +1,211 @@
+# Copyright 2026 The rtransformer_hf authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+Serves a causal language model by HTTP, with the server of `transformers serve`, which speaks OpenAI's API.
+
+    python scripts/serve.py outputs/quickstart
+    curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
+        -d '{"prompt": "The following", "max_tokens": 100, "temperature": 0.7, "stream": true}'
+
+/v1/completions continues text. /v1/chat/completions and /v1/responses answer messages, which takes a tokenizer with a
+chat template. Requests are answered one after another. A temperature of 0 takes the likeliest tokens, any other draws
+them. (`transformers serve` by itself knows no classes but those of Transformers.)
+"""
+
+import argparse
+import socket
+from typing import TYPE_CHECKING, Any
+
+from command_line import CommandParser, InputError, run_command
+
+from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_serve_available
+
+from rtransformer_hf import RTransformerForCausalLM
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving.model_manager import ModelManager
+
+COMPLETIONS, CHAT_COMPLETIONS, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    serve(args.checkpoint, args.host, args.port, args.device, args.dtype)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("checkpoint", help="Folder or Hub id of a causal language model with its tokenizer.")
+    parser.add_argument("--host", default="localhost", help="Address to listen on. (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="Port to listen on. (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="Such as cpu or cuda:0. (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="Such as bfloat16. (default: that of the checkpoint)")
+    parser.add_argument(
+        "--continuous_batching",
+        action="store_true",
+        help="Refused: it keeps keys and values of attention alone, and LocalRNN layers have a state of their own.",
+    )
+    args = parser.parse_args(argv)
+    if args.continuous_batching:
+        parser.error(
+            "--continuous_batching: Transformers' continuous batching has no cache for the state of LocalRNN layers; "
+            "without the flag, requests are answered one after another."
+        )
+    if not 0 < args.port < 2**16:
+        parser.error(f"--port {args.port} is not accepted; it must be more than 0 and less than {2**16}.")
+    return args
+
+
+def serve(
+    checkpoint: str, host: str, port: int, device: str = "auto", dtype: str = "auto", non_blocking: bool = False
+) -> "Serve":
+    """
+    Serves a checkpoint until the process is interrupted or, with `non_blocking`, until `kill_server` of what is
+    returned is called.
+
+    Raises:
+        InputError: the packages of the server are missing, there is no such checkpoint, it is none of a causal
+            language model, or the port is taken.
+    """
+    if not is_serve_available():
+        raise InputError("the server's packages are not installed: pip install -e '.[serve]'")
+    try:
+        check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {checkpoint!r} can't be served; a folder or Hub id of a causal language model with its "
+            f"tokenizer is accepted: {error}"
+        ) from error
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port} can't be listened on: {error}") from error
+
+    from transformers.cli.serve import Serve
+    from transformers.cli.serving import model_manager as manager
+    from transformers.cli.serving import server
+
+    # The server looks a model's class up by its name in `transformers`, and nowhere else. The module that it holds may
+    # be another than `import transformers` gave before: importing parts of the library can put a new one in its place.
+    manager.transformers.RTransformerForCausalLM = RTransformerForCausalLM
+    build_server = server.build_server
+
+    def build_checked_server(model_manager, *args, **kwargs):
+        draw_tokens(model_manager)
+        return check_requests(build_server(model_manager, *args, **kwargs), tokenizer)
+
+    server.build_server = build_checked_server
+    try:
+        return Serve(
+            force_model=checkpoint, host=host, port=port, device=device, dtype=dtype, non_blocking=non_blocking
+        )
+    finally:
+        server.build_server = build_server
+
+
+def draw_tokens(model_manager: "ModelManager"):
+    """Makes the models that it loads draw tokens unless a request says otherwise; they would ignore temperatures."""
+    load = model_manager.load_model_and_processor
+
+    def load_to_draw(*args, **kwargs):
+        model, processor = load(*args, **kwargs)
+        model.generation_config.do_sample = True
+        return model, processor
+
+    model_manager.load_model_and_processor = load_to_draw
+
+
+def check_requests(app: "FastAPI", tokenizer: PreTrainedTokenizerBase) -> "FastAPI":
+    """The application, which now answers requests that it can't fulfil with status 400 and what is wrong."""
+    from fastapi import Request
+    from fastapi.responses import JSONResponse
+    from jinja2 import TemplateError
+
+    def refuse(message: str) -> JSONResponse:
+        return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
+
+    @app.middleware("http")
+    async def check(request: Request, call_next):
+        if request.method == "POST" and request.url.path in (COMPLETIONS, CHAT_COMPLETIONS, RESPONSES):
+            try:
+                find_faults(request.url.path, await request.json(), tokenizer)
+            except ValueError as error:
+                return refuse(str(error))
+        return await call_next(request)
+
+    async def on_bad_value(_request: Request, error: Exception) -> JSONResponse:
+        return refuse(str(error))
+
+    app.add_exception_handler(ValueError, on_bad_value)
+    app.add_exception_handler(TemplateError, on_bad_value)  # such as roles that the chat template does not take
+    return app
+
+
+def find_faults(path: str, body: Any, tokenizer: PreTrainedTokenizerBase):
+    """
+    Raises:
+        ValueError: what a request asks for can't be done.
+    """
+    if not isinstance(body, dict):
+        raise ValueError("the request's body must be a JSON object.")
+
+    def is_number(value: Any, *types: type) -> bool:
+        return isinstance(value, types) and not isinstance(value, bool)
+
+    at_least_one = (lambda value: is_number(value, int) and value >= 1, "an integer of at least 1")
+    for name, (is_accepted, accepted) in {
+        "max_tokens": at_least_one,
+        "max_completion_tokens": at_least_one,
+        "max_output_tokens": at_least_one,
+        "temperature": (lambda value: is_number(value, int, float) and value >= 0, "a number of at least 0"),
+        "top_p": (lambda value: is_number(value, int, float) and 0 < value <= 1, "more than 0 and at most 1"),
+        "frequency_penalty": (lambda value: is_number(value, int, float) and value > -1, "a number of more than -1"),
+        "seed": (lambda value: is_number(value, int) and 0 <= value < 2**32, "an integer from 0 to 2**32 - 1"),
+        "stream": (lambda value: isinstance(value, bool), "true or false"),
+        "generation_config": (lambda value: isinstance(value, str), "a string that holds a JSON object"),
+    }.items():
+        if body.get(name) is not None and not is_accepted(body[name]):
+            raise ValueError(f"{name} {body[name]!r} is not accepted; it must be {accepted}.")
+    if path == COMPLETIONS:
+        prompt = body.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {prompt!r} is not accepted; it must be a string.")
+        if len(tokenizer(prompt)["input_ids"]) == 0:
+            raise ValueError(f"prompt {prompt!r} holds no token; a text of at least one is accepted.")
+        return
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"{path} needs a chat template, which the checkpoint's tokenizer has not (tokenizer.chat_template); "
+            f"{COMPLETIONS} continues a text without one."
+        )
+    name = "messages" if path == CHAT_COMPLETIONS else "input"
+    messages = body.get(name)
+    if path == RESPONSES and isinstance(messages, str):
+        return
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{name} {messages!r} is not accepted; it must be a list of at least one message.")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"{name}: {message!r} is no message, which has a role and content.")
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise ValueError(f"{name}: content {message['content']!r} is not accepted; it must be a string.")
+
+
+if __name__ == "__main__":
+    run_command(main)
