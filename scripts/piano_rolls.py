@@ -17,9 +17,16 @@ Piano rolls: from .mat files, MIDI files and data sets, and to MIDI, pictures an
 A tune is a (frames, 88) array of uint8, 1 where a key sounds: the keys of a piano from A0 (MIDI pitch 21) to C8 (108).
 """
 
+import hashlib
 import io
+import json
+import logging
+import struct
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -29,18 +36,26 @@ from output_folder import write_figure, write_whole
 from scipy.io import loadmat, wavfile
 from script_arguments import InputError
 
+logger = logging.getLogger(__name__)
+
 LOWEST_PITCH = 21  # A0
 NUM_KEYS = 88
 PITCHES = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
 MAT_ARRAYS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
-MIDI_SUFFIXES = (".mid", ".midi")
+MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
+PERCUSSION_CHANNEL = 9
+# Bytes of data after the status byte of what is sent to a channel, by its upper half, and of the other messages.
+CHANNEL_DATA = {0x8: 2, 0x9: 2, 0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
+SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1, 0xF6: 0, 0xF8: 0, 0xFA: 0, 0xFB: 0, 0xFC: 0, 0xFE: 0}
+DEFAULT_FRAMES_PER_BEAT = 2
 MAX_FRAMES_PER_BEAT = 96
+SKIPPED_FILE = "skipped_tunes.json"
 MAX_FRAMES = 1_000_000  # of a MIDI file, where a few bytes can claim silence of years
 TICKS_PER_FRAME = 120  # of the MIDI files written here
 SAMPLE_RATE = 44100  # Hz
 ACCEPTED_DATA = (
-    "a .mat file, a folder of MIDI files with a sub-folder for each split, and a data set's id on the Hub or local "
-    "folder are accepted"
+    "a .mat file, a folder of MIDI files, with or without a sub-folder for each split, and a data set's id on the Hub "
+    "or local folder are accepted"
 )
 
 
@@ -49,8 +64,9 @@ class PianoRollArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "A .mat file with traindata, validdata and testdata; a folder of MIDI files with sub-folders "
-            "train, validation and test; or a data set with a column of piano rolls: an id on the Hub or a folder."
+            "help": "A .mat file with traindata, validdata and testdata; a folder of MIDI files, with sub-folders "
+            "train, validation and test or without; or a data set with a column of piano rolls: an id on the Hub or a "
+            "folder."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
@@ -68,7 +84,27 @@ class PianoRollArguments:
             "pitches that sound."
         },
     )
-    frames_per_beat: int = field(default=2, metadata={"help": "Frames for each quarter note of MIDI files."})
+    frames_per_beat: int | None = field(
+        default=None,
+        metadata={
+            "help": "Frames for each quarter note, by which MIDI files are read. Unset: those of "
+            f"--model_name_or_path, or else {DEFAULT_FRAMES_PER_BEAT}."
+        },
+    )
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the files of a MIDI folder held out where it has no sub-folder to validate on: some by "
+            "their names, the same whatever --seed is."
+        },
+    )
+    skip_unreadable: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out tunes that can't be used, and name them with the reason here and in "
+            f"{SKIPPED_FILE} of the output folder. Unset: they are named, and nothing is trained."
+        },
+    )
 
     def __post_init__(self):
         if not self.data:
@@ -77,24 +113,56 @@ class PianoRollArguments:
             if not getattr(self, name):
                 raise InputError(f"--{name} {getattr(self, name)!r} is no name; the name of a split is accepted.")
         self.test_split = self.test_split or None
-        if not 1 <= self.frames_per_beat <= MAX_FRAMES_PER_BEAT:
+        if self.frames_per_beat is not None and not 1 <= self.frames_per_beat <= MAX_FRAMES_PER_BEAT:
             raise InputError(
                 f"--frames_per_beat {self.frames_per_beat} must be at least 1 and at most {MAX_FRAMES_PER_BEAT}."
             )
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
 
 # Reading
 
 
-def load_piano_rolls(args: PianoRollArguments) -> dict[str, list[np.ndarray]]:
+@dataclass
+class ReadTune:
     """
-    The tunes of "train", "validation" and, where `test_split` is given, "test".
+    A tune as it was read.
+
+    Args:
+        name: where it comes from, for messages.
+        roll: (frames, 88), or None where it can't be used.
+        fault: what is wrong then, beginning with the name.
+        left_out: notes of a MIDI file that are not in its roll, in words; None where all are.
+    """
+
+    name: str
+    roll: np.ndarray | None = None
+    fault: str | None = None
+    left_out: str | None = None
+
+
+def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = None) -> dict[str, list[np.ndarray]]:
+    """
+    The tunes of "train", "validation" and, where `test_split` is given, "test", as of [`load_split`]. A folder of MIDI
+    files that are not split has no "test".
+
+    Args:
+        args: where the data is, and how to read it.
+        tunes: a list that gets all tunes as they were read, the unusable ones too.
 
     Raises:
-        InputError: as [`load_split`] does.
+        InputError: as [`load_split`] does, but of the unusable tunes of all splits at once.
     """
     names = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    return {split: load_split(args, name) for split, name in names.items() if name is not None}
+    if names["test"] == "test" and is_midi_folder(args.data) and "all" in midi_splits(args):
+        names["test"] = None
+    splits = {split: read_split(args, name) for split, name in names.items() if name is not None}
+    found = [tune for split in splits.values() for tune in split]
+    if tunes is not None:
+        tunes += found
+    check_tunes(args, found)
+    return {split: usable_rolls(args, names[split], found) for split, found in splits.items()}
 
 
 def load_split(args: PianoRollArguments, split_name: str) -> list[np.ndarray]:
@@ -104,30 +172,103 @@ def load_split(args: PianoRollArguments, split_name: str) -> list[np.ndarray]:
     Args:
         args: where the data is, and how to read it.
         split_name: "train", "validation" or "test" of a .mat file; a sub-folder of a folder of MIDI files, whose own
-            sub-folders count too; or a split of a data set, or a part such as "train[:10%]".
+            sub-folders count too, or one of its other splits as of [`midi_splits`]; or a split of a data set, or a
+            part such as "train[:10%]".
 
     Raises:
-        InputError: the data or the split does not exist, can't be read, holds no tune, or something that is no tune.
+        InputError: the data or the split does not exist, can't be read, or holds no tune; or, unless
+            `args.skip_unreadable`, some of the tunes can't be used, all of which are named.
+    """
+    tunes = read_split(args, split_name)
+    check_tunes(args, tunes)
+    return usable_rolls(args, split_name, tunes)
+
+
+def read_split(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
+    """
+    All tunes of one split as of [`load_split`], the unusable ones too.
+
+    Raises:
+        InputError: the data or the split does not exist, or can't be read.
     """
     path = Path(args.data)
     if path.suffix.lower() == ".mat":
-        tunes = read_mat(path, split_name)
-    elif path.is_dir() and midi_files(path):
-        tunes = read_midi_folder(path, split_name, args.frames_per_beat)
-    elif path.is_file():
+        return read_mat(path, split_name)
+    if is_midi_folder(args.data):
+        return read_midi_files(args, split_name)
+    if path.is_file():
         raise InputError(f"{args.data!r} is a file of another kind; {ACCEPTED_DATA}.")
-    else:
-        tunes = read_data_set(args, split_name)
-    if not tunes:
+    return read_data_set(args, split_name)
+
+
+def usable_rolls(args: PianoRollArguments, split_name: str, tunes: list[ReadTune]) -> list[np.ndarray]:
+    rolls = [tune.roll for tune in tunes if tune.roll is not None]
+    if not rolls:
         raise InputError(f"Split {split_name!r} of {args.data!r} holds no tune; at least one is accepted.")
-    for name, roll in tunes.items():
-        if len(roll) < 2:
-            raise InputError(f"{name} holds {len(roll)} frames; a tune of at least 2 is accepted.")
-    return list(tunes.values())
+    return rolls
 
 
-def read_mat(path: Path, split_name: str) -> dict[str, np.ndarray]:
-    """A split's tunes from a .mat file of `MAT_ARRAYS`, cell arrays of (frames, 88) matrices, each by its name."""
+def check_tunes(args: PianoRollArguments, tunes: list[ReadTune]):
+    """
+    Raises:
+        InputError: some of the tunes can't be used, and may not be skipped. The message names them all.
+    """
+    unusable = [tune for tune in tunes if tune.roll is None]
+    if unusable and not args.skip_unreadable:
+        raise InputError(
+            f"{len(unusable)} of {len(tunes)} tunes of {args.data!r} can't be used; --skip_unreadable goes on without "
+            f"them:\n{faults(unusable)}"
+        )
+
+
+def faults(tunes: list[ReadTune]) -> str:
+    return "\n".join(f"  {tune.fault}" for tune in tunes)
+
+
+def report_skipped(args: PianoRollArguments, tunes: list[ReadTune], output_dir: str):
+    """
+    Names the tunes that are skipped, and those with notes that are left out, in the log and in `SKIPPED_FILE` of the
+    output folder, which is there in this case alone.
+    """
+    skipped = [tune for tune in tunes if tune.roll is None]
+    changed = [tune for tune in tunes if tune.roll is not None and tune.left_out]
+    path = Path(output_dir, SKIPPED_FILE)
+    if not skipped and not changed:
+        path.unlink(missing_ok=True)
+        return
+
+    def shared(text: str) -> str:  # the folder may be pushed to the Hub, which is not told where the data lay
+        return text.replace(str(Path(args.data)), Path(args.data).resolve().name)
+
+    content = {
+        "tunes": len(tunes),
+        "skipped": len(skipped),
+        "reasons": {shared(tune.name): shared(tune.fault.removeprefix(tune.name).strip()) for tune in skipped},
+        "notes left out": {shared(tune.name): tune.left_out for tune in changed},
+    }
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    if skipped:
+        logger.warning(
+            f"--skip_unreadable: {len(skipped)} of {len(tunes)} tunes are left out (see {path}):\n{faults(skipped)}"
+        )
+    if changed:
+        logger.warning(f"Some notes of {len(changed)} of {len(tunes)} tunes are left out (see {path}).")
+
+
+def read_tune(name: str, read: Callable[[], tuple[np.ndarray, str | None]]) -> ReadTune:
+    """What `read` returns, a roll and the notes that are left out, or the InputError that it raises."""
+    try:
+        roll, left_out = read()
+    except InputError as error:
+        return ReadTune(name, fault=str(error))
+    if len(roll) < 2:
+        why = f" (left out: {left_out})" if left_out else ""
+        return ReadTune(name, fault=f"{name} holds {len(roll)} frames{why}; a tune of at least 2 is accepted.")
+    return ReadTune(name, roll, left_out=left_out)
+
+
+def read_mat(path: Path, split_name: str) -> list[ReadTune]:
+    """A split's tunes from a .mat file of `MAT_ARRAYS`, cell arrays of (frames, 88) matrices."""
     if split_name not in MAT_ARRAYS:
         raise InputError(f"Split {split_name!r} of '{path}' does not exist; accepted: {', '.join(MAT_ARRAYS)}.")
     array = MAT_ARRAYS[split_name]
@@ -144,31 +285,31 @@ def read_mat(path: Path, split_name: str) -> dict[str, np.ndarray]:
         raise InputError(f"'{path}' has no array {array}; {accepted}.")
     if cells.dtype != object and cells.size > 0:
         raise InputError(f"{array} of '{path}' is a {cells.shape} array of {cells.dtype}; {accepted}.")
-    tunes = {f"{array}[{index}] of '{path}'": roll for index, roll in enumerate(cells.flat)}
-    for name, roll in tunes.items():
-        if not isinstance(roll, np.ndarray) or roll.ndim != 2 or roll.shape[1] != NUM_KEYS:
-            raise InputError(f"{name} has the shape {np.shape(roll)}; {accepted}.")
-        if not np.isin(roll, (0, 1)).all():
-            raise InputError(f"{name} holds {roll[~np.isin(roll, (0, 1))][0]}; {accepted}.")
-    return {name: roll.astype(np.uint8) for name, roll in tunes.items()}
+    names = [f"{array}[{index}] of '{path}'" for index in range(cells.size)]
+    return [
+        read_tune(name, lambda name=name, roll=roll: (checked_roll(roll, name), None))
+        for name, roll in zip(names, cells.flat, strict=True)
+    ]
 
 
-def read_midi_folder(folder: Path, split_name: str, frames_per_beat: int) -> dict[str, np.ndarray]:
-    """The tunes of a sub-folder, by their files."""
-    accepted = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if split_name not in accepted:
-        raise InputError(
-            f"Split {split_name!r} of '{folder}' does not exist; accepted: the sub-folders, {', '.join(accepted)}."
-        )
-    return {f"'{path}'": read_midi(path, frames_per_beat) for path in midi_files(folder / split_name)}
+def checked_roll(roll: np.ndarray, name: str) -> np.ndarray:
+    """
+    A (frames, 88) array of zeros and ones as uint8.
+
+    Raises:
+        InputError: it is something else.
+    """
+    accepted = f"a (frames, {NUM_KEYS}) matrix of zeros and ones is accepted"
+    if not isinstance(roll, np.ndarray) or roll.ndim != 2 or roll.shape[1] != NUM_KEYS:
+        raise InputError(f"{name} has the shape {np.shape(roll)}; {accepted}.")
+    is_accepted = np.isin(roll, (0, 1))
+    if not is_accepted.all():
+        raise InputError(f"{name} holds {roll[~is_accepted][0]}; {accepted}.")
+    return roll.astype(np.uint8, copy=False)
 
 
-def midi_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MIDI_SUFFIXES)
-
-
-def read_data_set(args: PianoRollArguments, split_name: str) -> dict[str, np.ndarray]:
-    """The tunes of a split of a data set, by their rows."""
+def read_data_set(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
+    """The tunes of a split of a data set, a row each."""
     data_set = (args.data, args.dataset_config_name)
     try:
         available = datasets.get_dataset_split_names(*data_set)
@@ -194,9 +335,10 @@ def read_data_set(args: PianoRollArguments, split_name: str) -> dict[str, np.nda
             f"{', '.join(rows.column_names)}."
         )
     names = [f"Row {index} of split {split_name!r} of {args.data!r}" for index in range(len(rows))]
-    return {
-        name: roll_of_frames(frames, name) for name, frames in zip(names, rows[args.piano_roll_column], strict=True)
-    }
+    return [
+        read_tune(name, lambda name=name, frames=frames: (roll_of_frames(frames, name), None))
+        for name, frames in zip(names, rows[args.piano_roll_column], strict=True)
+    ]
 
 
 def roll_of_frames(frames: list[list[int]], name: str) -> np.ndarray:
@@ -218,43 +360,243 @@ def roll_of_frames(frames: list[list[int]], name: str) -> np.ndarray:
     return roll
 
 
-def read_midi(path: str | Path, frames_per_beat: int) -> np.ndarray:
+# Reading MIDI
+
+
+def is_midi_folder(data: str) -> bool:
+    return Path(data).is_dir() and any(midi_files(Path(data)))
+
+
+def midi_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MIDI_SUFFIXES and path.is_file())
+
+
+def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
     """
-    (frames, 88) of a MIDI file, all its instruments together. Frames are counted by the file's own ticks, whatever its
-    tempo. A key is set in a frame if it sounds a quarter of the frame after its start, so that notes which are played
-    up to that much late still count from their frame on. The percussion channel, whose notes are no pitches, is left
-    out. The last frame is the last one with a key set: a file without notes has none.
+    The files of the splits of a folder of MIDI files. Its sub-folders are the splits; where none is named as one,
+    "all" and "train" have all files. Where there is no "validation", some files of "train" are held out for it: by
+    their names, so that they are the same in every run.
+    """
+    folder, train, validation = Path(args.data), args.train_split, args.validation_split
+    splits = {path.name: midi_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    if train == "train" and not splits.keys() & {*MAT_ARRAYS, validation, args.test_split}:
+        files = midi_files(folder)
+        splits = {"all": files, train: files}
+    if validation == "validation" not in splits and len(files := splits.get(train, [])) > 1:
+        num_held_out = min(max(1, round(len(files) * args.validation_fraction)), len(files) - 1)
+        files = sorted(files, key=lambda file: hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest())
+        splits[train], splits[validation] = sorted(files[num_held_out:]), sorted(files[:num_held_out])
+    return splits
+
+
+def read_midi_files(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
+    """The tunes of one of [`midi_splits`], a file each."""
+    splits = midi_splits(args)
+    if split_name not in splits:
+        raise InputError(
+            f"Split {split_name!r} of {args.data!r} does not exist; accepted: {', '.join(splits)}, of which "
+            "sub-folders are the splits if one is named train, validation or test. Without validation, some of at "
+            "least two files of train are held out (--validation_fraction)."
+        )
+    frames_per_beat = args.frames_per_beat or DEFAULT_FRAMES_PER_BEAT
+    return [
+        read_tune(f"'{path}'", lambda path=path: read_midi_and_rest(path, frames_per_beat))
+        for path in splits[split_name]
+    ]
+
+
+def read_midi(path: str | Path, frames_per_beat: int) -> np.ndarray:
+    """(frames, 88) of a MIDI file, as of [`read_midi_and_rest`]."""
+    return read_midi_and_rest(path, frames_per_beat)[0]
+
+
+def read_midi_and_rest(path: str | Path, frames_per_beat: int) -> tuple[np.ndarray, str | None]:
+    """
+    (frames, 88) of a MIDI file, all its instruments together, and which notes are left out, in words.
+
+    Frames are counted by the file's own ticks, whatever its tempo. A key is set in a frame if it sounds a quarter of
+    the frame after its start, so that notes which are played up to that much late still count from their frame on. The
+    percussion channel, whose notes are no pitches, is left out; so are notes outside of the piano, and those that
+    never end. The last frame is the last one with a key set: a file without notes has none.
 
     Raises:
-        InputError: the file can't be read, holds a pitch that a piano does not have, or more than `MAX_FRAMES` frames.
+        InputError: the file can't be read, or holds more than `MAX_FRAMES` frames.
     """
     try:
-        midi = pretty_midi.PrettyMIDI(str(path))
-        if midi.resolution < 1:
-            raise ValueError("its time is not counted in ticks of a quarter note")
-    except Exception as error:  # a damaged file makes the reader raise errors of many kinds
-        raise InputError(f"'{path}' can't be read; a MIDI file is accepted: {error!r}") from error
+        ticks_per_beat, notes, num_endless = parse_midi(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        why = error.strerror or error if isinstance(error, OSError) else error
+        raise InputError(f"'{path}' can't be read; a MIDI file is accepted: {why}") from error
 
-    def first_frame_from(seconds: float) -> int:
-        """The first frame that is a quarter over at this time or later: (frame + 1 / 4) * ticks_per_frame >= ticks."""
-        quarters = 4 * frames_per_beat * midi.time_to_tick(seconds) - midi.resolution
-        return -(-quarters // (4 * midi.resolution))
+    def first_frame_from(tick: int) -> int:
+        """The first frame that is a quarter over at this time or later: (frame + 1 / 4) * ticks_per_frame >= tick."""
+        return -(-(4 * frames_per_beat * tick - ticks_per_beat) // (4 * ticks_per_beat))
 
-    spans = []
-    for note in (note for instrument in midi.instruments if not instrument.is_drum for note in instrument.notes):
-        if note.pitch not in PITCHES:
-            raise InputError(
-                f"'{path}' holds pitch {note.pitch} at {note.start:.2f} s; pitches {PITCHES[0]} to {PITCHES[-1]}, the "
-                "keys of a piano, are accepted."
-            )
-        spans.append((note.pitch - LOWEST_PITCH, first_frame_from(note.start), first_frame_from(note.end)))
+    pitched = [note for note in notes if note.channel != PERCUSSION_CHANNEL]
+    spans = [
+        (note.pitch - LOWEST_PITCH, first_frame_from(note.start), first_frame_from(note.end))
+        for note in pitched
+        if note.pitch in PITCHES
+    ]
     num_frames = max((end for _, start, end in spans if end > start), default=0)
     if num_frames > MAX_FRAMES:
         raise InputError(f"'{path}' holds {num_frames:,} frames; at most {MAX_FRAMES:,} are accepted.")
     roll = np.zeros((num_frames, NUM_KEYS), dtype=np.uint8)
     for key, start, end in spans:
         roll[start:end, key] = 1
-    return roll
+    rest = {
+        f"outside of the piano (pitches {PITCHES[0]} to {PITCHES[-1]})": len(pitched) - len(spans),
+        "without an end": num_endless,
+        "of percussion": 0 if len(spans) else len(notes) - len(pitched),  # every other tune has some
+    }
+    left_out = [f"{number} note{'s' if number > 1 else ''} {what}" for what, number in rest.items() if number > 0]
+    return roll, ", ".join(left_out) or None
+
+
+class MidiNote(NamedTuple):
+    """Times are in ticks."""
+
+    channel: int
+    pitch: int
+    start: int
+    end: int
+
+
+def parse_midi(content: bytes) -> tuple[int, list[MidiNote], int]:
+    """
+    Reads the notes of a MIDI file (Standard MIDI Files 1.0), or of one in a RIFF file. Of other events no more is read
+    than their size: mido, which reads all of them, gives up a file for a key signature that makes no sense.
+
+    Returns:
+        The ticks of a quarter note, the notes, and the number of notes that are begun and not ended.
+
+    Raises:
+        ValueError: it is no MIDI file, or damaged; the message says how.
+    """
+    content = content_of_riff(content)
+    if not content.startswith(b"MThd"):
+        raise ValueError(kind_of(content))
+    if len(content) < 14:
+        raise ValueError(f"it is cut short: its header has {len(content)} of 14 bytes")
+    header_size, midi_type, num_tracks, ticks_per_beat = struct.unpack(">LHHH", content[4:14])
+    if midi_type > 2:
+        raise ValueError(f"its type is {midi_type}, not 0, 1 or 2")
+    if not 1 <= ticks_per_beat < 2**15:  # those above are of film
+        raise ValueError("its time is not counted in ticks of a quarter note")
+
+    tracks, num_endless, position = [], 0, 8 + header_size
+    while len(tracks) < num_tracks:
+        kind, size = content[position : position + 4], int.from_bytes(content[position + 4 : position + 8], "big")
+        position += 8
+        if position > len(content):
+            raise ValueError(f"it is cut short: it has {len(tracks)} of {num_tracks} tracks")
+        if kind == b"MTrk":
+            try:
+                notes, track_endless = notes_of_track(content[position : position + size], size)
+            except IndexError:
+                lacking = position + size - len(content)
+                raise ValueError(
+                    f"it is cut short: track {len(tracks) + 1} of {num_tracks} lacks {lacking} of {size} bytes"
+                    if lacking > 0
+                    else f"the last event of track {len(tracks) + 1} of {num_tracks} is cut short"
+                ) from None
+            tracks.append(notes)
+            num_endless += track_endless
+        elif not kind.isalnum():  # chunks of other kinds are to be passed over
+            raise ValueError(f"it has {kind!r} in place of track {len(tracks) + 1} of {num_tracks}")
+        position += size
+    if midi_type == 2 and (num_sequences := sum(map(bool, tracks))) > 1:
+        raise ValueError(f"it holds {num_sequences} independent sequences (type 2), which are not one tune")
+    return ticks_per_beat, [note for track in tracks for note in track], num_endless
+
+
+def content_of_riff(content: bytes) -> bytes:
+    """The MIDI file in a RIFF file (RMID), or the content as it is."""
+    if content[:4] != b"RIFF" or content[8:12] != b"RMID":
+        return content
+    position = 12
+    while position + 8 <= len(content):
+        kind, size = struct.unpack("<4sL", content[position : position + 8])
+        if kind == b"data":
+            return content[position + 8 : position + 8 + size]
+        position += 8 + size + size % 2
+    raise ValueError("it is a RIFF file (RMID) without MIDI data in it")
+
+
+def kind_of(content: bytes) -> str:
+    """What a file is that is no MIDI file, as far as its beginning tells."""
+    beginning = content[:1000].lstrip().lower()
+    if not content:
+        return "it is empty"
+    if beginning.startswith((b"<!doctype html", b"<html")) or b"<html" in beginning:
+        return "it is a web page (HTML)"
+    if content.startswith((b"PK\x03\x04", b"\x1f\x8b")):
+        return f"it is compressed ({'ZIP' if content[:1] == b'P' else 'gzip'})"
+    return f"it begins with {content[:8]!r}, not with {b'MThd'!r}"
+
+
+def notes_of_track(track: bytes, size: int) -> tuple[list[MidiNote], int]:
+    """
+    The notes in the bytes of a track, of which there should be `size`, and the number of notes that are not ended. The
+    end of a note ends all notes of its channel and pitch, but for those that begin at the same time.
+
+    Raises:
+        IndexError: the bytes end before the track does, or in the middle of an event.
+        ValueError: an event is none.
+    """
+    notes, open_notes = [], defaultdict(list)
+    position = tick = 0
+    status = None
+
+    def read_number() -> int:
+        """Seven bits a byte, the highest of which says whether another one follows."""
+        nonlocal position
+        number = 0
+        while True:
+            byte = track[position]
+            position += 1
+            number = number << 7 | byte & 0x7F
+            if number >= 2**28:
+                raise ValueError(f"it has a number of more than 4 bytes after tick {tick}")
+            if byte < 0x80:
+                return number
+
+    while position < size:
+        tick += read_number()
+        message = track[position]
+        if message >= 0x80:
+            position += 1
+        else:
+            message = status  # a channel's messages of one kind share their status byte
+        if message is None:
+            raise ValueError(f"it has an event of unknown kind at tick {tick}")
+        if message == 0xFF and track[position] == 0x2F:  # end of the track
+            break
+        if message in (0xF0, 0xF7, 0xFF):
+            position += message == 0xFF  # the kind of a meta event
+            num_data = read_number()
+        elif message >= 0xF0:
+            if message not in SYSTEM_DATA:
+                raise ValueError(f"it has an event of unknown kind, {message:#x}, at tick {tick}")
+            num_data = SYSTEM_DATA[message]
+        else:
+            status, num_data = message, CHANNEL_DATA[message >> 4]
+        position += num_data
+        if position > len(track):
+            raise IndexError
+        if message >> 4 not in (0x8, 0x9):
+            continue
+        key = message & 0xF, min(track[position - 2], 127)
+        if message >> 4 == 0x9 and track[position - 1] > 0:
+            open_notes[key].append(tick)
+            continue
+        starts = open_notes.pop(key, [])
+        ended = [start for start in starts if start != tick]
+        notes += [MidiNote(*key, start, tick) for start in ended]
+        if ended and len(ended) < len(starts):
+            open_notes[key] = [tick] * (len(starts) - len(ended))
+    num_endless = sum(len(starts) for (channel, _), starts in open_notes.items() if channel != PERCUSSION_CHANNEL)
+    return notes, num_endless
 
 
 # Writing

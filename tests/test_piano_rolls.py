@@ -13,6 +13,10 @@
 # limitations under the License.
 """Piano rolls: reading .mat files, MIDI files and data sets; writing MIDI, pictures and sound."""
 
+import json
+import logging
+import shutil
+import struct
 import sys
 from pathlib import Path
 
@@ -31,6 +35,8 @@ from piano_rolls import (
     load_piano_rolls,
     load_split,
     read_midi,
+    read_midi_and_rest,
+    report_skipped,
     write_audio,
     write_midi,
     write_piano_roll_picture,
@@ -69,6 +75,25 @@ def note(pitch: int, wait: int, duration: int, channel: int = 0) -> list[mido.Me
         mido.Message("note_on", note=pitch, time=wait, channel=channel),
         mido.Message("note_off", note=pitch, time=duration, channel=channel),
     ]
+
+
+# Parts of MIDI files by their bytes, as mido writes no damaged ones.
+
+
+def smf(*tracks: bytes, midi_type: int = 1, ticks_per_beat: int = 480, num_tracks: int | None = None) -> bytes:
+    header = struct.pack(">HHH", midi_type, len(tracks) if num_tracks is None else num_tracks, ticks_per_beat)
+    chunks = [(b"MThd", header), *((b"MTrk", track) for track in tracks)]
+    return b"".join(kind + struct.pack(">L", len(data)) + data for kind, data in chunks)
+
+
+def rmid(content: bytes) -> bytes:
+    chunks = b"DISP\x03\0\0\0abc\0" + b"data" + struct.pack("<L", len(content)) + content
+    return b"RIFF" + struct.pack("<L", 4 + len(chunks)) + b"RMID" + chunks
+
+
+END = b"\0\xff\x2f\0"
+TWO_BEATS = b"".join(b"\0\x90" + pitch + b"\x50\x83\x60\x80" + pitch + b"\0" for pitch in (b"\x3c", b"\x40"))
+GOOD = smf(TWO_BEATS + END)
 
 
 def assert_equal_splits(found: dict, expected: dict):
@@ -286,12 +311,207 @@ def test_midi_files_that_are_no_tunes(tmp_path):
         assert_refused(tmp_path, [str(path), "can't be read", "a MIDI file is accepted"])
     for pitch in (20, 109):
         save_midi(path, note(pitch, 192, 96))
-        assert_refused(tmp_path, [str(path), f"pitch {pitch} at 1.00 s", "21 to 108"])
+        assert_refused(tmp_path, [str(path), "holds 0 frames", "1 note outside of the piano (pitches 21 to 108)"])
     save_midi(path, note(60, 5_000_000, 96), ticks_per_beat=4)
     assert_refused(tmp_path, [str(path), "2,500,048 frames", "at most 1,000,000"])
     for messages in ([], note(60, 0, 48), note(40, 0, 960, channel=9)):
         save_midi(path, messages)
         assert_refused(tmp_path, [str(path), "frames", "at least 2"])
+
+
+def test_notes_are_paired_as_pretty_midi_pairs_them(tmp_path):
+    """Notes that overlap, that end at their start, or that end and begin at once, on several channels and tracks."""
+    random = np.random.RandomState(0)
+    kinds = ["note_on", "note_on", "note_off", "note_off", "program_change", "pitchwheel"]
+    for _ in range(12):
+        midi = mido.MidiFile(ticks_per_beat=int(random.choice([7, 24, 480])))
+        for _ in range(3):
+            messages = [mido.MetaMessage("set_tempo", tempo=int(random.randint(20_000, 900_000)))]
+            for kind in random.choice(kinds, 80):
+                message = mido.Message(
+                    str(kind), time=int(random.choice([0, 0, 1, 90])), channel=int(random.choice([1, 9]))
+                )
+                if kind.startswith("note"):
+                    message.note, message.velocity = int(random.randint(60, 64)), int(random.choice([0, 90]))
+                messages.append(message)
+            midi.tracks.append(mido.MidiTrack(messages))
+        midi.save(tmp_path / "tune.mid")
+        expected = pretty_midi.PrettyMIDI(str(tmp_path / "tune.mid"))
+        notes = [
+            (note.pitch, expected.time_to_tick(note.start), expected.time_to_tick(note.end))
+            for instrument in expected.instruments
+            for note in instrument.notes
+            if not instrument.is_drum
+        ]
+        _, found, _ = piano_rolls.parse_midi((tmp_path / "tune.mid").read_bytes())
+        assert sorted((note.pitch, note.start, note.end) for note in found if note.channel != 9) == sorted(notes)
+        assert len(notes) > 10
+
+
+@pytest.mark.parametrize(
+    ("content", "left_out"),
+    [
+        (GOOD, None),
+        (smf(b"\0\xff\x59\x02\xee\0" + TWO_BEATS + END), None),  # a key signature of 18 flats
+        (smf(b"\0\xff\x58\x04\0\x02\x18\x08" + TWO_BEATS + END), None),  # a time signature of 0 / 4
+        (smf(b"\0\xff\x58\x01\x04\0\xff\x51\0\0\xff\x54\x01\xff" + TWO_BEATS + END), None),  # too short ones
+        (smf(b"\0\xff\x51\x03\0\0\0" + TWO_BEATS + END), None),  # a tempo of 0
+        (smf(b"\0\xf0\x03\x01\x02\xf7\0\xf7\x01\x05\0\xc0\x05\0\xf8" + TWO_BEATS + END), None),
+        (smf(b"\0\x90\x3c\xc8\x83\x60\x3c\0\0\x40\x50\x83\x60\x40\0" + END), None),  # a velocity of 200
+        (smf(TWO_BEATS), None),  # no end of the track
+        (smf(TWO_BEATS + END + b"\0\x90\x50"), None),  # something after it
+        (GOOD + b"anything", None),
+        (GOOD[:14] + b"XTRA\0\0\0\x02ab" + GOOD[14:], None),  # a chunk of another kind
+        (smf(TWO_BEATS + END, midi_type=0), None),
+        (smf(END, TWO_BEATS + END, midi_type=2), None),  # one sequence
+        (rmid(GOOD), None),
+        (
+            smf(b"\0\x90\x14\x50\0\x7f\x50\x83\x60\x14\0\0\x7f\0" + END, TWO_BEATS + END),
+            "2 notes outside of the piano",
+        ),
+        (smf(b"\0\x90\x30\x50" + TWO_BEATS + END), "1 note without an end"),
+        (smf(b"\0\x99\x30\x50" + TWO_BEATS + END), None),  # of percussion
+    ],
+    ids=lambda value: len(value) if isinstance(value, bytes) else None,
+)
+def test_odd_midi_files_are_read(tmp_path, content, left_out):
+    (tmp_path / "tune.kar").write_bytes(content)
+    roll, rest = read_midi_and_rest(tmp_path / "tune.kar", frames_per_beat=1)
+    assert [np.flatnonzero(frame).tolist() for frame in roll] == [[60 - 21], [64 - 21]]
+    assert rest is None if left_out is None else left_out in rest
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"", "it is empty"),
+        (b"\n<!DOCTYPE html><html><body>404 Not found</body></html>", "it is a web page"),
+        (b"PK\x03\x04" + GOOD, "it is compressed (ZIP)"),
+        (b"\x1f\x8b" + GOOD, "it is compressed (gzip)"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "it begins with b'RIFF$"),
+        (rmid(GOOD)[:30], "it is a RIFF file (RMID) without MIDI data"),
+        (GOOD[:11], "it is cut short: its header has 11 of 14 bytes"),
+        (GOOD[:14], "it is cut short: it has 0 of 1 tracks"),
+        (GOOD[:-9], "it is cut short: track 1 of 1 lacks 9 of 22 bytes"),
+        (smf(TWO_BEATS + END, num_tracks=2), "it is cut short: it has 1 of 2 tracks"),
+        (smf(TWO_BEATS[:-1]), "the last event of track 1 of 1 is cut short"),
+        (smf(b"\0\xff\x01\x7fabc"), "the last event of track 1 of 1 is cut short"),
+        (smf(b"\0\x3c\x40"), "an event of unknown kind at tick 0"),
+        (smf(b"\x05\xf4"), "an event of unknown kind, 0xf4, at tick 5"),
+        (smf(b"\xff" * 9), "a number of more than 4 bytes"),
+        (GOOD[:14] + b"\0" + GOOD[14:], "it has b'\\x00MTr' in place of track 1 of 1"),
+        (smf(TWO_BEATS + END, ticks_per_beat=0), "not counted in ticks of a quarter note"),
+        (smf(TWO_BEATS + END, ticks_per_beat=0xE728), "not counted in ticks of a quarter note"),
+        (smf(TWO_BEATS + END, midi_type=5), "its type is 5, not 0, 1 or 2"),
+        (smf(TWO_BEATS + END, TWO_BEATS + END, midi_type=2), "it holds 2 independent sequences (type 2)"),
+    ],
+    ids=lambda value: len(value) if isinstance(value, bytes) else None,
+)
+def test_what_is_wrong_with_a_midi_file(tmp_path, content, fault):
+    path = tmp_path / "tune.mid"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read_midi(path, frames_per_beat=1)
+    assert f"'{path}' can't be read; a MIDI file is accepted: " in str(raised.value) and fault in str(raised.value)
+
+
+def bad_tunes(tmp_path: Path, kind: str, splits: dict) -> tuple[str, list[str], list[str]]:
+    """Data of which three tunes can't be used, those of train and of validation; and their names, and the faults."""
+    good = splits["train"]
+    if kind == "mat":
+        data = save_mat(
+            tmp_path / "x.mat", traindata=[good[0] * 2, good[1], good[2] / 2], validdata=[good[0], good[0][:1]]
+        )
+        return data, ["traindata[0]", "traindata[2]", "validdata[1]"], ["holds 2", "holds 0.5", "holds 1 frames"]
+    if kind == "data set":
+        rows = {"train": [[[60], [20]], [[60], [62]], None], "validation": [[[60], [62]], [[60]]]}
+        for split, tunes in rows.items():
+            datasets.Dataset.from_dict({"piano_roll": tunes}).to_parquet(tmp_path / f"{split}.parquet")
+        return str(tmp_path), ["Row 0", "Row 2", "Row 1"], ["holds 20", "no list of frames", "holds 1 frames"]
+    files = {"train/a.mid": b"", "train/b.rmi": rmid(GOOD), "train/c.kar": smf(END)}
+    files |= {"validation/d.midi": GOOD, "validation/e.mid": GOOD[:-9]}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    return (
+        str(tmp_path),
+        ["train/a.mid", "train/c.kar", "validation/e.mid"],
+        ["is empty", "holds 0 frames", "cut short"],
+    )
+
+
+@pytest.mark.parametrize("kind", ["MIDI", "mat", "data set"])
+def test_all_bad_tunes_are_named_at_once(tmp_path, splits, kind, caplog):
+    data, names, named_faults = bad_tunes(tmp_path, kind, splits)
+    with pytest.raises(InputError) as raised:
+        load_piano_rolls(PianoRollArguments(data=data, test_split=""))
+    first, *lines = str(raised.value).splitlines()
+    assert first == f"3 of 5 tunes of {data!r} can't be used; --skip_unreadable goes on without them:"
+    for line, name, fault in zip(lines, names, named_faults, strict=True):
+        assert name in line and fault in line
+
+    args, tunes = PianoRollArguments(data=data, test_split="", skip_unreadable=True), []
+    rolls = load_piano_rolls(args, tunes)
+    assert {split: len(split_rolls) for split, split_rolls in rolls.items()} == {"train": 1, "validation": 1}
+    with caplog.at_level(logging.WARNING):
+        report_skipped(args, tunes, str(tmp_path / "out"))
+    assert "3 of 5 tunes are left out" in caplog.text and all(name in caplog.text for name in names)
+    report = json.loads((tmp_path / "out" / "skipped_tunes.json").read_text())
+    assert (report["tunes"], report["skipped"]) == (5, 3)
+    for (found, reason), name, fault in zip(report["reasons"].items(), names, named_faults, strict=True):
+        assert name in found and fault in reason
+        assert str(tmp_path) not in found + reason  # the folder may be pushed to the Hub
+
+
+def test_notes_that_are_left_out_are_reported(tmp_path, caplog):
+    (tmp_path / "odd.mid").write_bytes(smf(b"\0\x90\x30\x50" + TWO_BEATS + END))
+    (tmp_path / "good.mid").write_bytes(GOOD)
+    args, tunes, path = PianoRollArguments(data=str(tmp_path)), [], tmp_path / "out" / "skipped_tunes.json"
+    load_piano_rolls(args, tunes)
+    report_skipped(args, tunes, str(tmp_path / "out"))
+    assert "Some notes of 1 of 2 tunes are left out" in caplog.text
+    report = json.loads(path.read_text())
+    assert report["skipped"] == 0 and list(report["notes left out"].values()) == ["1 note without an end"]
+    report_skipped(args, [tune for tune in tunes if not tune.left_out], str(tmp_path / "out"))
+    assert not path.exists()
+
+
+def test_a_split_without_a_usable_tune(tmp_path):
+    for name, content in (("train/a.mid", GOOD), ("validation/b.mid", b"")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"Split 'validation' of .* holds no tune"):
+        load_piano_rolls(PianoRollArguments(data=str(tmp_path), test_split="", skip_unreadable=True))
+
+
+@pytest.mark.parametrize("folder_of", [lambda index: "", lambda index: f"composer{index % 3}"])
+def test_a_folder_that_is_not_split(tmp_path, folder_of):
+    """Some files are held out to validate on, by their names."""
+    for index in range(20):
+        write_midi(tmp_path / folder_of(index) / f"{index}.mid", random_roll(3 + index, seed=index), 2, 120)
+    lengths = {}
+    for fraction in (0.1, 0.1, 0.3):
+        rolls = load_piano_rolls(PianoRollArguments(data=str(tmp_path), validation_fraction=fraction))
+        assert list(rolls) == ["train", "validation"] and len(rolls["validation"]) == round(20 * fraction)
+        found = {split: {len(roll) for roll in split_rolls} for split, split_rolls in rolls.items()}
+        assert found["train"] | found["validation"] == set(range(3, 23)) and not found["train"] & found["validation"]
+        assert lengths.setdefault(fraction, found) == found
+    assert lengths[0.1]["validation"] < lengths[0.3]["validation"]
+    args = PianoRollArguments(data=str(tmp_path))
+    for split in ("train", "validation"):
+        assert {len(roll) for roll in load_split(args, split)} == lengths[0.1][split]
+    assert len(load_split(args, "all")) == 20
+    assert_refused(tmp_path, ["'test'", "all, train, validation"], split_name="test")
+
+
+def test_held_out_from_the_sub_folder_to_train_on(midi_folder, splits):
+    shutil.rmtree(Path(midi_folder) / "validation")
+    rolls = load_piano_rolls(PianoRollArguments(data=midi_folder))
+    assert {split: len(split_rolls) for split, split_rolls in rolls.items()} == {
+        "train": 2,
+        "validation": 1,
+        "test": 1,
+    }
 
 
 @pytest.mark.parametrize(
