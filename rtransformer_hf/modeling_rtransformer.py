@@ -742,8 +742,6 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` say what is predicted.
     """
 
-    accepts_loss_kwargs = False  # the loss is a mean over rows, whatever number of items a Trainer counts
-
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -751,6 +749,14 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """
+        Whether Trainer may count the labels of a whole batch. It takes -100 for no label, which a regression may have.
+        """
+        problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else None)
+        return problem_type != "regression"
 
     @can_return_tuple
     @takes_past_key_values
@@ -764,6 +770,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         input_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
@@ -772,6 +779,8 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
                 padding of `input_ids`; without that, rows are taken as unpadded.
             labels: (batch,) class indices; (batch, num_labels) zeros and ones for `"multi_label_classification"`;
                 (batch,) or (batch, num_labels) numbers for `"regression"`.
+            num_items_in_batch: how many values the labels of the whole batch have, of which this is a part: the loss
+                is the part's share of the batch's mean. Unset: the mean over this part. Not for `"regression"`.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -796,7 +805,15 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                pooled_logits=logits,
+                config=self.config,
+                num_items_in_batch=num_items_in_batch,
+            )
+            if num_items_in_batch is not None and self.config.problem_type == "multi_label_classification":
+                loss = loss * (labels.numel() / num_items_in_batch)  # Transformers has the mean over this part alone
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -942,6 +959,31 @@ class RTransformerChordHead(nn.Module):
         return keys < unit_keys[:, None], unit_keys <= keys[:, None]
 
 
+def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None):
+    """
+    Raises a ValueError for (batch, time, keys) frames that are none: `input_values` from 0 to 1, or `labels` of zeros
+    and ones, and -100 for whole frames. What is masked may hold anything. Nothing is checked where that would make
+    the host wait for an accelerator, or where there are no values yet, as in compiled code.
+    """
+    if frames.device.type != "cpu" or is_tracing(frames):
+        return
+    if name == "labels":
+        accepted = "zeros and ones, or -100 in all keys of a frame"
+        is_unlabeled = (frames == -100).all(dim=-1, keepdim=True)
+        is_accepted = (frames == 0) | (frames == 1) | is_unlabeled
+    else:
+        accepted = "values from 0 to 1"
+        is_accepted = (frames >= 0) & (frames <= 1)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and frames.ndim == 3:
+        is_accepted = is_accepted | (attention_mask[:, -frames.shape[1] :, None].to(frames.device) == 0)
+    try:
+        if is_accepted.all():
+            return
+    except RuntimeError:  # of torch.vmap, where there is no one answer
+        return
+    raise ValueError(f"`{name}` must hold {accepted}, got {frames[~is_accepted][0].item()}.")
+
+
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
     """
     The model over piano rolls: frames of keys that sound or not, predicted from the frames before (section 4.2). Given
@@ -953,7 +995,6 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
     """
 
     main_input_name = "input_values"
-    accepts_loss_kwargs = False  # the loss is a mean over frames; a Trainer would count the entries of `labels`
 
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
@@ -977,14 +1018,20 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
         Args:
-            input_values: (batch, time, keys) frames, 1 where a key sounds.
-            labels: (batch, time, keys) frames, mostly `input_values` themselves: shifted inside the model, the output
-                at t is compared with the frame at t + 1. Frames that are -100 or masked carry no loss.
+            input_values: (batch, time, keys) frames, 1 where a key sounds; values between 0 and 1 are accepted.
+            labels: (batch, time, keys) frames of zeros and ones, mostly `input_values` themselves: shifted inside the
+                model, the output at t is compared with the frame at t + 1. Frames that are -100 or masked carry no
+                loss.
             logits_to_keep: how many of the last frames to compute logits for, 0 meaning all; or their indices.
+            num_items_in_batch: how many values of `labels` carry loss in the whole batch, of which this is a part:
+                predicted frames times keys. The loss is the part's share of the batch's mean. `Trainer` counts all
+                values that are not -100, so that labels should be -100 at padding and in each tune's first frame,
+                which nothing predicts. Unset: the mean over the real frames of this part.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -993,7 +1040,15 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             log-likelihood in nats, summed over the keys and averaged over the real frames. With autoregressive keys,
             the logits of a key are given the keys below it in the next frame of `labels`; those are taken as silent
             where there is none.
+
+        Raises:
+            ValueError: frames hold something else. This is found on a CPU alone, outside of compiled code: elsewhere
+                a look at the values would stall the device.
         """
+        if input_values is not None:
+            check_frames("input_values", input_values, attention_mask)
+        if labels is not None:
+            check_frames("labels", labels, attention_mask)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1009,7 +1064,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         logits = self.key_logits(outputs.last_hidden_state[:, kept], next_frames)
 
         return CausalLMOutputWithPast(
-            loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask),
+            loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask, num_items_in_batch),
             logits=logits,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
@@ -1027,13 +1082,24 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
 
     @classmethod
     def next_frame_loss(
-        cls, logits: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+        cls,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Negative log-likelihood of a next frame in nats, averaged over the frames that are real."""
+        """
+        Negative log-likelihood of a next frame in nats, averaged over the frames that are real, or over those of the
+        whole batch. Arguments as in `forward`.
+        """
         if attention_mask is not None:
             labels = labels.masked_fill(attention_mask[:, -labels.shape[1] :, None].to(labels.device) == 0, -100)
-        num_frames = (labels[:, 1:] != -100).all(dim=-1).sum().to(logits.device)
-        return cls.next_frame_nats(logits, labels).sum() / num_frames.clamp(min=1)
+        if num_items_in_batch is None:
+            num_frames = (labels[:, 1:] != -100).all(dim=-1).sum().to(logits.device).clamp(min=1)
+        else:
+            num_items = torch.as_tensor(num_items_in_batch, device=logits.device).clamp(min=1)
+            num_frames = num_items / labels.shape[-1]
+        return cls.next_frame_nats(logits, labels).sum() / num_frames
 
     @staticmethod
     def next_frame_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -1085,6 +1151,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             raise ValueError(f"`temperature` must be greater than 0, got {temperature}.")
         if attention_mask is not None and not attention_mask[:, -1].all():
             raise ValueError("`attention_mask` must have its padding on the left: its last column has zeros here.")
+        check_frames("input_values", input_values, attention_mask)
 
         frames = input_values.to(self.device, self.dtype)
         if streamer is not None:

@@ -22,6 +22,7 @@ import evaluate
 import numpy as np
 import torch
 from language_modeling import METRICS
+from piano_rolls import checked_roll
 from torch.utils.data import Dataset, Sampler
 from training_run import ReportingTrainer
 from transformers import EvalPrediction
@@ -38,10 +39,14 @@ class Tunes(Dataset):
     Args:
         rolls: tunes of (frames, keys) zeros and ones.
         transpose: largest shift, in semitones; 0 leaves the tunes as they are.
+
+    Raises:
+        InputError: a tune holds something else.
     """
 
     def __init__(self, rolls: list[np.ndarray], transpose: int = 0):
-        self.rolls, self.transpose = rolls, transpose
+        self.rolls = [checked_roll(roll, f"tune {index}") for index, roll in enumerate(rolls)]
+        self.transpose = transpose
         self.num_shifts = 2 * transpose + 1
 
     def __len__(self) -> int:
@@ -90,17 +95,22 @@ class TuneSampler(Sampler[int]):
 
 
 def pad_tunes(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch: tunes padded on the right by silent frames that are masked, labels by -100."""
+    """
+    A batch: tunes padded on the right by silent frames that are masked. Labels are -100 there, and in the first frame
+    of each tune, which nothing predicts: so Trainer counts the labels of predicted frames alone.
+    """
 
     def padded(name: str, value: float) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence([example[name] for example in examples], True, value)
 
     lengths = torch.tensor([len(example["input_values"]) for example in examples])
     attention_mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+    labels = padded("labels", -100)
+    labels[:, 0] = -100
     return {
         "input_values": padded("input_values", 0),
         "attention_mask": attention_mask,
-        "labels": padded("labels", -100),
+        "labels": labels,
     }
 
 
@@ -109,8 +119,8 @@ class MusicTrainer(ReportingTrainer):
     Trainer over whole tunes.
 
     Args:
-        sums_loss: whether the loss of a batch is the sum over its frames rather than their mean, as the published
-            training code has it.
+        sums_loss: whether the loss of a step is the sum over the frames of its batch, in all its parts and processes,
+            rather than their mean, as the published training code has it.
     """
 
     def __init__(self, *args, sums_loss: bool = False, **kwargs):
@@ -118,14 +128,20 @@ class MusicTrainer(ReportingTrainer):
         self.sums_loss = sums_loss
 
     def _get_train_sampler(self, train_dataset: Tunes | None = None) -> TuneSampler:
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        args = self.args  # a step's batch is grouped as one, in however many parts and processes it is computed
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return TuneSampler(train_dataset or self.train_dataset, batch_size, self.args.seed)
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not (self.sums_loss and model.training):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # The model divides by the number of frames in a batch with so many labels: by one.
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=inputs["labels"].shape[-1])
+        if self.args.average_tokens_across_devices:
             return result
-        return result * inputs["attention_mask"][:, 1:].sum()
+        # Processes average their gradients. Trainer makes up for it where it counts the labels of all of them.
+        loss, *outputs = result if return_outputs else (result,)
+        return (loss * self.args.world_size, *outputs) if return_outputs else loss * self.args.world_size
 
 
 def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -149,7 +149,7 @@ def test_gap_in_a_mask_has_the_right_gradients(tiny_config):
 )
 def test_every_task_goes_on_after_padding_on_the_right(tiny_config, model_class):
     model = model_class(tiny_config(input_size=5, num_labels=3)).eval()
-    inputs, mask = torch.randn(2, 9, 5), torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 1, 1, 0, 1]])
+    inputs, mask = torch.rand(2, 9, 5), torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 1, 1, 0, 1]])
     cache = DynamicCache(config=model.config)
     pieces = [
         model(input_values=inputs[:, start:end], attention_mask=mask[:, :end], cache=cache)

@@ -18,6 +18,7 @@ from transformers.distributed import DistributedConfig
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import train_causal_lm
+import train_polyphonic_music
 import train_sequence_classification
 from script_arguments import InputError
 from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
@@ -55,6 +56,9 @@ disable_tqdm: true
 """
 TEXT = ("recipe.yaml", "--train_file", "train.txt", "--validation_file", "validation.txt", "--block_size", "16")
 ROWS = ("recipe.yaml", "--train_file", "train.csv", "--validation_file", "validation.csv")
+TUNES = ("recipe.yaml", "--data", "tunes.mat", "--max_steps", "4", "--optim", "sgd", "--max_grad_norm", "0")
+SUMS = ("--sum_loss", "--learning_rate", "1e-4")
+SEPARATELY = ("--average_tokens_across_devices", "false")  # a sum is one over all processes none the less
 FSDP_IN_SHARDS = ("--fsdp", "--fsdp_config", '{"state_dict_type": "SHARDED_STATE_DICT"}')
 FSDP_WHOLE = ("--fsdp", "--fsdp_config", '{"activation_checkpointing": true}')
 ACCELERATE_CONFIG = """
@@ -100,28 +104,23 @@ def folder(tmp_path_factory):
             Path(f"{name}.txt").write_text("".join(f"{i * i} {text}\n" for i, text in enumerate(texts)))
             rows = [f"{text},{'long' if len(text) > 17 else 'short'}" for text in texts]
             Path(f"{name}.csv").write_text("\n".join(["text,label", *rows]))
-        write_mat("tunes.mat", {"traindata": 10, "validdata": 5, "testdata": 4})
+        write_mat("tunes.mat", {"traindata": 16, "validdata": 5, "testdata": 4})
         torch.manual_seed(0)
         for name, model_class in MODEL_CLASSES.items():
             settings = {"local_rnn_implementation": "shared_projection" if name == "classifier" else "blocked"}
             config = RTransformerConfig(**TINY, **settings, tie_word_embeddings=name != "untied_causal_lm")
             model_class(config).save_pretrained(f"tiny/{name}")
 
+        train_polyphonic_music.main([*TUNES, *to("music", 8)])
+        train_polyphonic_music.main([*TUNES, *to("music_sum", 8), *SUMS])
         train_causal_lm.main([*TEXT, *to("causal_lm", 12)])
         train_sequence_classification.main([*ROWS, *to("classifier", 12)])
         half = ("--max_steps", "10")
         launch(
             ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
             [
-                (
-                    "train_polyphonic_music",
-                    "recipe.yaml",
-                    "--data",
-                    "tunes.mat",
-                    *to("music_ddp", 4),
-                    "--max_steps",
-                    "2",
-                ),
+                ("train_polyphonic_music", *TUNES, *to("music_ddp", 2), "--gradient_accumulation_steps", "2"),
+                ("train_polyphonic_music", *TUNES, *to("music_sum_ddp", 4), *SUMS, *SEPARATELY),
                 ("train_causal_lm", *TEXT, *to("causal_lm_ddp", 6), *half),
                 (
                     "train_sequence_classification",
@@ -170,6 +169,16 @@ def test_ddp(folder):
     assert_same_run("classifier_ddp", "classifier", AutoModelForSequenceClassification)
     train_causal_lm.main([*TEXT, *to("causal_lm_ddp", 12)])  # one process goes on for two
     assert_same_run("causal_lm_ddp", "causal_lm", AutoModelForCausalLM)
+
+
+@pytest.mark.parametrize("name", ["music", "music_sum"])
+def test_ddp_of_music(folder, name):
+    """The mean over the frames of all processes, and their sum, of tunes of different lengths."""
+    history, expected = log_history(f"{name}_ddp"), log_history(name)
+    assert len(expected) == 5 and history == pytest.approx(expected, abs=1e-4, rel=1e-5)
+    models = [AutoModelForTimeSeriesPrediction.from_pretrained(folder) for folder in (f"{name}_ddp", name)]
+    weights, expected_weights = (model.state_dict() for model in models)
+    torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-6)
 
 
 def test_ddp_counts_every_frame_once(folder):

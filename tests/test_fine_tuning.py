@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -30,6 +31,7 @@ from new_tokenizers import train_char_tokenizer
 
 from rtransformer_hf import (
     RTransformerForCausalLM,
+    RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
     RTransformerForTokenClassification,
 )
@@ -204,3 +206,79 @@ def test_a_larger_vocabulary(pretrained, tiny_config, tied):
     assert len(AutoTokenizer.from_pretrained("larger")) == loaded.config.vocab_size == old_size + 2
     torch.testing.assert_close(loaded(**new_text).logits, model(**new_text).logits)
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
+
+
+def labeled_rows(problem_type: str) -> list[dict[str, torch.Tensor]]:
+    """Ten rows of one to ten tokens or frames, none as long as another."""
+    rows = []
+    for length in (3, 9, 1, 6, 10, 2, 8, 4, 7, 5):
+        input_ids = torch.randint(1, 23, (length,))
+        labels = {
+            "causal": input_ids,
+            "token": torch.randint(3, (length,)),
+            "music": torch.randint(2, (length, 5)).float(),
+            "single_label_classification": torch.randint(3, ()),
+            "multi_label_classification": torch.randint(2, (3,)).float(),
+        }[problem_type]
+        rows.append({"inputs": labels if problem_type == "music" else input_ids, "labels": labels})
+    return rows
+
+
+def pad_rows(rows: list[dict[str, torch.Tensor]], is_music: bool, is_row_labeled: bool) -> dict[str, torch.Tensor]:
+    def padded(name: str, value: int) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+
+    lengths = torch.tensor([len(row["inputs"]) for row in rows])
+    return {
+        "input_values" if is_music else "input_ids": padded("inputs", 0),
+        "attention_mask": (torch.arange(lengths.max()) < lengths[:, None]).long(),
+        "labels": torch.stack([row["labels"] for row in rows]) if is_row_labeled else padded("labels", -100),
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_class", "problem_type"),
+    [
+        (RTransformerForCausalLM, "causal"),
+        (RTransformerForTokenClassification, "token"),
+        (RTransformerForPolyphonicMusic, "music"),
+        (RTransformerForSequenceClassification, "single_label_classification"),
+        (RTransformerForSequenceClassification, "multi_label_classification"),
+    ],
+)
+def test_accumulated_batches_are_one_batch(tiny_config, tmp_path, model_class, problem_type):
+    """With Trainer as it is, to 1e-6; the last batch of the epoch is smaller than the others."""
+    is_music, is_row_labeled = problem_type == "music", problem_type.endswith("classification")
+    sizes = {"input_size": 5} if is_music else {}
+    problem = {"problem_type": problem_type} if is_row_labeled else {}
+    config = tiny_config(num_labels=3, num_hidden_layers=1, **problem, **sizes)
+    rows, initial = labeled_rows(problem_type), model_class(config).state_dict()
+
+    def train(batch_size: int, accumulation_steps: int) -> tuple[float, dict[str, torch.Tensor]]:
+        model = model_class(config)
+        model.load_state_dict(initial)
+        arguments = TrainingArguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation_steps,
+            optim="sgd",
+            learning_rate=1.0,
+            max_grad_norm=0,
+            logging_steps=1,
+            remove_unused_columns=False,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        collate = partial(pad_rows, is_music=is_music, is_row_labeled=is_row_labeled)
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+        trainer.train()
+        return trainer.state.log_history[0]["loss"], model.state_dict()
+
+    loss, weights = train(12, 1)
+    assert not torch.equal(weights["model.layers.0.mlp.up_proj.weight"], initial["model.layers.0.mlp.up_proj.weight"])
+    other_loss, other_weights = train(4, 3)
+    assert other_loss == pytest.approx(loss, rel=1e-4)  # it is rounded in the log
+    torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-6)

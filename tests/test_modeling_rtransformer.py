@@ -56,7 +56,7 @@ def make_input(config, batch=2, time=9):
     """Keyword arguments of a forward pass: token ids, or vectors where the model reads those."""
     if config.input_size is None:
         return {"input_ids": torch.randint(1, config.vocab_size, (batch, time))}
-    return {"input_values": torch.randn(batch, time, config.input_size)}
+    return {"input_values": torch.rand(batch, time, config.input_size)}
 
 
 def main_output(outputs):
@@ -343,7 +343,7 @@ def test_no_output_depends_on_later_inputs(tiny_config, model_class, input_name,
     model = make_model(model_class, config)
     (inputs,) = make_input(config).values()
     other = inputs.clone()
-    other[:, changed] = (inputs[:, changed] + 1) % config.vocab_size
+    other[:, changed] = (inputs[:, changed] + 1) % config.vocab_size if input_name == "input_ids" else 0
     with torch.no_grad():
         before, after = main_output(model(**{input_name: inputs})), main_output(model(**{input_name: other}))
     assert torch.equal(before[:, :changed], after[:, :changed])
@@ -459,15 +459,43 @@ def test_gradient_checkpointing_takes_no_cache(tiny_config):
     assert cache.get_seq_length() == 0
 
 
-def test_losses_of_parts_of_a_batch(tiny_config):
-    """Trainer tells a part, that of a process or an accumulated step, how many labels the whole batch has."""
-    model = make_model(RTransformerForTokenClassification, tiny_config(num_labels=3))
-    input_ids = make_input(model.config)["input_ids"]
-    labels = torch.randint(3, input_ids.shape)
+def labels_of(model, batch_size: int, time: int, problem_type: str | None) -> torch.Tensor:
+    """For the loss of a model, some of them unlabeled where there is a label a position."""
+    if problem_type == "multi_label_classification":
+        return torch.randint(2, (batch_size, 3)).float()
+    if isinstance(model, RTransformerForSequenceClassification):
+        return torch.randint(3, (batch_size,))
+    shape = (batch_size, time, KEYS) if isinstance(model, RTransformerForPolyphonicMusic) else (batch_size, time)
+    labels = torch.randint(2, shape)
     labels[0, 2:] = -100
+    if not isinstance(model, RTransformerForTokenClassification):
+        labels[:, 0] = -100  # nothing predicts it
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("model_class", "problem_type"),
+    [
+        (RTransformerForCausalLM, None),
+        (RTransformerForTokenClassification, None),
+        (RTransformerForSequenceClassification, None),
+        (RTransformerForSequenceClassification, "multi_label_classification"),
+        (RTransformerForPolyphonicMusic, None),
+    ],
+)
+def test_losses_of_parts_of_a_batch(tiny_config, model_class, problem_type):
+    """Trainer tells a part, that of a process or an accumulated step, how many labels the whole batch has."""
+    sizes = {"input_size": KEYS} if model_class is RTransformerForPolyphonicMusic else {}
+    model = make_model(model_class, tiny_config(num_labels=3, problem_type=problem_type, **sizes))
+    ((name, inputs),) = make_input(model.config, batch=5).items()
+    labels = labels_of(model, *inputs.shape[:2], problem_type)
     num_labels = (labels != -100).sum()
-    parts = [model(input_ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=num_labels) for i in range(2)]
-    assert_equal(parts[0].loss + parts[1].loss, model(input_ids, labels=labels).loss)
+    for count in (num_labels, int(num_labels)):
+        parts = [
+            model(**{name: inputs[rows]}, labels=labels[rows], num_items_in_batch=count).loss
+            for rows in (slice(1), slice(1, 3), slice(3, 5))
+        ]
+        assert_equal(sum(parts), model(**{name: inputs}, labels=labels).loss)
 
 
 def test_adapted_projections_are_called(tiny_config):
@@ -655,6 +683,47 @@ def test_music_sampling_refuses(tiny_config, arguments, message):
     model = make_model(RTransformerForPolyphonicMusic, tiny_config(input_size=KEYS))
     with pytest.raises(ValueError, match=message):
         model.sample(**{"input_values": torch.zeros(1, 2, KEYS), "max_new_frames": 2, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("input_values", 64, "`input_values` must hold values from 0 to 1, got 64"),
+        ("input_values", -0.5, "`input_values` must hold values from 0 to 1, got -0.5"),
+        ("input_values", float("nan"), "`input_values` must hold values from 0 to 1, got nan"),
+        ("labels", 0.5, "`labels` must hold zeros and ones, or -100 in all keys of a frame, got 0.5"),
+        ("labels", 2, "`labels` must hold zeros and ones, .* got 2"),
+        ("labels", -100, "`labels` must hold zeros and ones, or -100 in all keys of a frame, got -100"),
+    ],
+)
+def test_values_that_are_no_music(tiny_config, name, value, named):
+    model = make_model(RTransformerForPolyphonicMusic, tiny_config(input_size=KEYS))
+    frames = {"input_values": torch.full((2, 5, KEYS), 0.5), "labels": torch.ones(2, 5, KEYS)}
+    model(**frames)
+    frames[name][1, 3, 2] = value
+    with pytest.raises(ValueError, match=named):
+        model(**frames)
+    if name == "input_values":
+        with pytest.raises(ValueError, match=named):
+            model(input_values=frames[name])
+        with pytest.raises(ValueError, match=named):
+            model.sample(frames[name], 2)
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    model(**frames, attention_mask=mask)  # what is masked may hold anything
+
+
+def test_compiled_code_does_not_look_at_values(tiny_config):
+    config = tiny_config(input_size=KEYS, local_rnn_implementation="shared_projection")
+    model = make_model(RTransformerForPolyphonicMusic, config)
+    frames = torch.full((2, 5, KEYS), 0.5)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_equal(compiled(input_values=frames, use_cache=False).logits, model(input_values=frames).logits)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return model(input_values=values[None], labels=frames[:1].round(), use_cache=False).logits.sum()
+
+    assert torch.func.vmap(torch.func.grad(loss))(frames).shape == frames.shape
 
 
 def every_frame(keys: int) -> torch.Tensor:
