@@ -65,6 +65,9 @@ class RTransformerConfig(PreTrainedConfig):
             or `"autoregressive"`, each given the keys below it as well.
         key_head_size (`int`, defaults to 16):
             Hidden units for each key of the autoregressive key head.
+        frames_per_beat (`int`, *optional*):
+            Frames for each quarter note in the music that a music model was trained on, by which MIDI is read and
+            written for it. Computes nothing; unset where it is not known.
         final_layer_norm (`bool`, defaults to `False`):
             Whether a layer norm follows the last block. The published model has none.
         layer_norm_type (`str`, defaults to `"standard"`):
@@ -138,6 +141,7 @@ class RTransformerConfig(PreTrainedConfig):
     position_embedding_type: str = "none"
     key_head_type: str = "independent"
     key_head_size: int = 16
+    frames_per_beat: int | None = None
     final_layer_norm: bool = False
     layer_norm_type: str = "standard"
     layer_norm_eps: float = 1e-6
@@ -201,6 +205,7 @@ class RTransformerConfig(PreTrainedConfig):
             "num_local_rnn_layers": 0,
             "input_size": 1,
             "key_head_size": 1,
+            "frames_per_beat": 1,
         }
         for name, minimum in at_least.items():
             value = getattr(self, name)

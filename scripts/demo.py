@@ -40,9 +40,18 @@ from generate import load_causal_lm
 from generate_music import load_music_model
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from model_arguments import check_architecture, default_device
+from model_arguments import check_architecture, default_device, trained_frames_per_beat
 from new_tokenizers import unknown_token_id
-from piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi, write_audio, write_midi, write_piano_roll_picture
+from piano_rolls import (
+    DEFAULT_FRAMES_PER_BEAT,
+    LOWEST_PITCH,
+    MIDI_SUFFIXES,
+    NUM_KEYS,
+    read_midi_and_rest,
+    write_audio,
+    write_midi,
+    write_piano_roll_picture,
+)
 from PIL import Image, ImageDraw
 from script_arguments import InputError
 from transformers import (
@@ -61,7 +70,8 @@ import rtransformer_hf
 
 MAX_PROMPT = 2000  # characters
 NUM_BARS = 10  # likeliest next tokens shown
-FRAMES_PER_BEAT, TEMPO = 2, 120
+FRAMES_PER_BEAT = 2  # of the example tune
+TEMPO = 120
 DIGITS = 10
 IMAGE_SIZE = 28  # of MNIST; a digit fills 20 x 20 of it
 SECONDS_PER_ROW = 0.05  # the model reads a digit faster than the eye
@@ -148,17 +158,20 @@ def write_text(
             return
 
 
-def example_tune() -> np.ndarray:
+def example_tune(frames_per_beat: int = FRAMES_PER_BEAT) -> np.ndarray:
     """(frames, 88)."""
     melody, chords = EXAMPLE_MELODY.split(), EXAMPLE_CHORDS.split()
     roll = np.zeros((len(melody), NUM_KEYS), dtype=np.uint8)
     for frame, note in enumerate(melody):
         for name in (note, *CHORDS[chords[frame // 6]].split()):
             roll[frame, pretty_midi.note_name_to_number(name) - LOWEST_PITCH] = 1
-    return roll
+    num_frames = len(roll) * frames_per_beat // FRAMES_PER_BEAT
+    return roll[np.arange(num_frames) * FRAMES_PER_BEAT // frames_per_beat]
 
 
-def read_tune(start: str, midi_file: str | None, num_frames: int) -> tuple[np.ndarray, list[str]]:
+def read_tune(
+    start: str, midi_file: str | None, num_frames: int, frames_per_beat: int = FRAMES_PER_BEAT
+) -> tuple[np.ndarray, list[str]]:
     """
     The at most `num_frames` frames to continue, (frames, 88), and what a visitor should know of how they were read.
 
@@ -168,18 +181,19 @@ def read_tune(start: str, midi_file: str | None, num_frames: int) -> tuple[np.nd
     if start == "Silence":
         return np.zeros((0, NUM_KEYS), dtype=np.uint8), []
     if start == "Example tune":
-        return example_tune()[:num_frames], []
+        return example_tune(frames_per_beat)[:num_frames], []
     if midi_file is None:
         raise InputError("A MIDI file is needed, or another start.")
     try:
-        tune = read_midi(midi_file, FRAMES_PER_BEAT)
+        tune, left_out = read_midi_and_rest(midi_file, frames_per_beat)
     except InputError as error:
         raise InputError(str(error).replace(midi_file, Path(midi_file).name)) from error
+    notes = [f"Left out: {left_out}."] if left_out else []
     if len(tune) == 0:
-        raise InputError("The MIDI file holds no notes; a tune of at least one frame is accepted.")
-    if len(tune) <= num_frames:
-        return tune, []
-    return tune[:num_frames], [f"The tune was cut to the first {num_frames} of its {len(tune):,} frames."]
+        raise InputError(" ".join(["The MIDI file holds no notes; a tune of at least one frame is accepted.", *notes]))
+    if len(tune) > num_frames:
+        notes.append(f"The tune was cut to the first {num_frames} of its {len(tune):,} frames.")
+    return tune[:num_frames], notes
 
 
 def continue_tune(
@@ -442,10 +456,11 @@ def text_tab(checkpoint: str):
 
 def music_tab(checkpoint: str):
     model = load_music_model(checkpoint)
+    frames_per_beat = trained_frames_per_beat(checkpoint) or DEFAULT_FRAMES_PER_BEAT
 
     def play_on(start: str, midi_file: str | None, num_given: int, num_frames: int, temperature: float):
         try:
-            tune, notes = read_tune(start, midi_file, num_given)
+            tune, notes = read_tune(start, midi_file, num_given, frames_per_beat)
         except InputError as error:
             gr.Warning(str(error))
             yield gr.skip(), None, gr.skip(), gr.skip()  # nothing new to keep
@@ -464,16 +479,16 @@ def music_tab(checkpoint: str):
         roll, num_given = tune
         with tempfile.TemporaryDirectory() as folder:  # Gradio has copies when it asks for what comes next
             audio, midi, picture = (f"{folder}/tune.{suffix}" for suffix in ("wav", "mid", "png"))
-            write_audio(audio, roll, FRAMES_PER_BEAT, TEMPO)
-            write_midi(midi, roll, FRAMES_PER_BEAT, TEMPO)
+            write_audio(audio, roll, frames_per_beat, TEMPO)
+            write_midi(midi, roll, frames_per_beat, TEMPO)
             write_piano_roll_picture(picture, roll, num_given)
             yield audio, [midi, picture]
 
     with gr.Row():
         with gr.Column(scale=1):
             start = gr.Radio(["Example tune", "MIDI file", "Silence"], value="Example tune", label="Start from")
-            midi_file = gr.File(label="MIDI file", file_types=[".mid", ".midi"], height=120)
-            num_given = gr.Slider(1, 256, 48, step=1, precision=0, label="Frames given, two a beat")
+            midi_file = gr.File(label="MIDI file", file_types=list(MIDI_SUFFIXES), height=120)
+            num_given = gr.Slider(1, 256, 48, step=1, precision=0, label=f"Frames given, {frames_per_beat} a beat")
             num_frames = gr.Slider(1, 512, 128, step=1, precision=0, label="Frames to add")
             temperature = gr.Slider(0.1, 2, 1, step=0.05, label="Temperature")
             with gr.Row():

@@ -39,9 +39,9 @@ import language_modeling
 import polyphonic_music
 import sequence_classification
 import torch
-from model_arguments import check_architecture
+from model_arguments import check_architecture, trained_frames_per_beat
 from new_tokenizers import load_tokenizer
-from piano_rolls import PianoRollArguments, load_split
+from piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
 from script_arguments import InputError
 from torch.utils.data import Dataset
 from training_run import EVALUATION_FILE
@@ -191,8 +191,16 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
 
 
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
-    data_args = PianoRollArguments(data=args.data, **override(settings, args, "piano_roll_column"))
-    tunes = polyphonic_music.Tunes(load_split(data_args, name_split(args)))
+    settings = override(settings, args, "piano_roll_column")
+    settings["frames_per_beat"] = trained_frames_per_beat(args.checkpoint)
+    data_args = PianoRollArguments(data=args.data, skip_unreadable=args.skip_unreadable, **settings)
+    split = name_split(args)
+    read = read_split(data_args, split)
+    check_tunes(data_args, read)
+    if skipped := [tune for tune in read if tune.roll is None]:
+        print(f"--skip_unreadable: {len(skipped)} of {len(read)} tunes are left out:", file=sys.stderr)
+        print(faults(skipped), file=sys.stderr)
+    tunes = polyphonic_music.Tunes(usable_rolls(data_args, split, read))
     return Evaluation(
         load_model(args, AutoModelForTimeSeriesPrediction),
         tunes,
@@ -243,6 +251,8 @@ def num_bytes(tensor: torch.Tensor) -> int:
 def load_evaluation(args: argparse.Namespace) -> Evaluation:
     architecture, settings = load_settings(args.checkpoint, *TASKS)
     load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
+    if args.skip_unreadable and load is not music_model:
+        raise InputError(f"--skip_unreadable goes with music; {args.checkpoint} holds {architecture}.")
     return load(args, settings)
 
 
@@ -270,6 +280,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="Split of the data, where it is no file of texts or of rows. (default: test)")
     for name, what in COLUMNS.items():
         parser.add_argument(f"--{name}", help=f"Column with {what}, where it is not that of the training.")
+    parser.add_argument(
+        "--skip_unreadable",
+        action="store_true",
+        help="Leave out tunes that can't be used, and name them with the reason. Of music alone.",
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
         "--quantization",

@@ -27,13 +27,14 @@ from command_line import CommandParser, run_command
 
 import numpy as np
 import torch
-from model_arguments import check_architecture, default_device
+from model_arguments import check_architecture, default_device, trained_frames_per_beat
 from piano_rolls import (
+    DEFAULT_FRAMES_PER_BEAT,
     MAX_FRAMES_PER_BEAT,
     NUM_KEYS,
     PianoRollArguments,
-    load_split,
-    read_midi,
+    read_midi_and_rest,
+    read_split,
     write_audio,
     write_midi,
     write_piano_roll_picture,
@@ -48,6 +49,7 @@ import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
+    set_frames_per_beat(args)
     try:
         prompt = load_prompt(args)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same tune. (default: 0)")
     parser.add_argument(
-        "--frames_per_beat", type=int, default=2, help="Frames for each quarter note of MIDI. (default: %(default)s)"
+        "--frames_per_beat",
+        type=int,
+        help="Frames for each quarter note of MIDI. (default: those that the model was trained on)",
     )
     parser.add_argument(
         "--tempo", type=float, default=120.0, help="Quarter notes a minute of what is written. (default: 120)"
@@ -120,7 +124,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         ("num_frames", args.num_frames > 0, "more than 0"),
         ("temperature", args.temperature > 0, "more than 0"),
         ("seed", 0 <= args.seed < 2**32, "0 or more and less than 2**32"),
-        ("frames_per_beat", 1 <= args.frames_per_beat <= MAX_FRAMES_PER_BEAT, f"1 to {MAX_FRAMES_PER_BEAT}"),
+        (
+            "frames_per_beat",
+            args.frames_per_beat is None or 1 <= args.frames_per_beat <= MAX_FRAMES_PER_BEAT,
+            f"1 to {MAX_FRAMES_PER_BEAT}",
+        ),
         ("tempo", 4 <= args.tempo <= 1000, "4 to 1000"),
         ("output", Path(f"{args.output}.mid").stem != ".mid", "the beginning of file names, not a folder"),
     ):
@@ -135,23 +143,54 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def set_frames_per_beat(args: argparse.Namespace):
+    """
+    Sets the frames for each quarter note, where no flag does, to those that the model was trained on. A flag that
+    differs from them counts, with a word. A checkpoint that can't be opened is refused later on, by what loads it.
+    """
+    try:
+        trained = trained_frames_per_beat(args.checkpoint)
+    except (OSError, ValueError):
+        args.frames_per_beat = args.frames_per_beat or DEFAULT_FRAMES_PER_BEAT
+        return
+    notice = None
+    if args.frames_per_beat is None:
+        args.frames_per_beat = trained or DEFAULT_FRAMES_PER_BEAT
+        if trained is None:
+            notice = f"{args.checkpoint} does not say its frames a beat; taken for {args.frames_per_beat}."
+    elif trained not in (None, args.frames_per_beat):
+        notice = (
+            f"{args.checkpoint} was trained on {trained} frames a beat: with --frames_per_beat {args.frames_per_beat} "
+            "its music has another pace."
+        )
+    if notice:
+        print(f"generate_music.py: {notice}", file=sys.stderr)
+
+
 def load_prompt(args: argparse.Namespace) -> np.ndarray | None:
     """(frames, 88), the frames to continue, or None where none are asked for."""
     if args.prompt is not None:
-        tune, name = read_midi(args.prompt, args.frames_per_beat), f"--prompt {args.prompt}"
+        name = f"--prompt {args.prompt}"
+        tune, left_out = read_midi_and_rest(args.prompt, args.frames_per_beat)
     elif args.prompt_data is not None:
         data = PianoRollArguments(data=args.prompt_data, frames_per_beat=args.frames_per_beat)
-        tunes = load_split(data, args.prompt_split)
+        tunes = read_split(data, args.prompt_split)
         if args.prompt_index >= len(tunes):
             raise InputError(
                 f"--prompt_index {args.prompt_index} is not in split {args.prompt_split!r} of --prompt_data "
                 f"{args.prompt_data}; 0 to {len(tunes) - 1} are accepted."
             )
-        tune, name = tunes[args.prompt_index], f"tune {args.prompt_index} of --prompt_data {args.prompt_data}"
+        name = f"tune {args.prompt_index} of --prompt_data {args.prompt_data}"
+        if (chosen := tunes[args.prompt_index]).roll is None:
+            raise InputError(f"{name} can't be used; another --prompt_index is accepted: {chosen.fault}")
+        tune, left_out = chosen.roll, chosen.left_out
     else:
         return None
     if len(tune) == 0:
-        raise InputError(f"{name} holds no notes; a tune of at least one frame is accepted.")
+        why = f" (left out: {left_out})" if left_out else ""
+        raise InputError(f"{name} holds no notes{why}; a tune of at least one frame is accepted.")
+    if left_out:
+        print(f"{name}: left out: {left_out}", file=sys.stderr)
     if args.prompt_frames is not None and args.prompt_frames > len(tune):
         raise InputError(
             f"--prompt_frames {args.prompt_frames} is more than {name} has; 1 to {len(tune)} are accepted."

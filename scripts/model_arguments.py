@@ -13,12 +13,15 @@
 # limitations under the License.
 """The model of a training script: its sizes as flags, for a new one, or a checkpoint to train further."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from script_arguments import InputError
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from rtransformer_hf import RTransformerConfig
 
@@ -30,6 +33,7 @@ NEW_MODEL = {
     "local_window_size": 4,
     "final_layer_norm": True,
 }
+EVALUATION_FILE = "evaluation.json"  # beside a model: how scripts/evaluate_checkpoint.py is to read the data
 CAUSAL_LM_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 
 
@@ -121,6 +125,33 @@ def check_architecture(checkpoint: str, *accepted: str) -> str:
     if not architectures[0].endswith(accepted):
         raise ValueError(f"it holds {architectures[0]}; accepted: a class that ends with {' or '.join(accepted)}.")
     return architectures[0]
+
+
+def trained_frames_per_beat(checkpoint: str) -> int | None:
+    """
+    Frames for each quarter note in the music that a model was trained on: its configuration says it, or for older
+    checkpoints the settings for their evaluation.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+
+    Returns:
+        None where the checkpoint does not say.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint.
+    """
+    known = getattr(AutoConfig.from_pretrained(checkpoint), "frames_per_beat", None)
+    if known is None:
+        settings = cached_file(
+            checkpoint,
+            EVALUATION_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if settings is not None:
+            known = json.loads(Path(settings).read_text(encoding="utf-8")).get("frames_per_beat")
+    return known
 
 
 def default_device() -> torch.device:

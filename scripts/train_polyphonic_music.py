@@ -20,6 +20,7 @@ A recipe holds flags, one a line (`hidden_size: 160`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_polyphonic_music.py ...`.
 """
 
+import contextlib
 import hashlib
 import logging
 import sys
@@ -28,10 +29,10 @@ from pathlib import Path
 
 from command_line import run_command
 
-from model_arguments import NEW_MODEL, ModelArguments, make_model, unset_sizes
+from model_arguments import NEW_MODEL, ModelArguments, make_model, trained_frames_per_beat, unset_sizes
 from model_card import CardArguments
 from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
-from piano_rolls import PianoRollArguments, load_piano_rolls
+from piano_rolls import DEFAULT_FRAMES_PER_BEAT, PianoRollArguments, ReadTune, load_piano_rolls, report_skipped
 from polyphonic_music import METRIC_NAMES, MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
 from script_arguments import Defaults, InputError, parse_arguments
 from training_report import TaskReport
@@ -39,6 +40,8 @@ from training_run import command, evaluation_command, train_and_evaluate
 from transformers import AutoModelForTimeSeriesPrediction, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,8 +97,10 @@ def main(argv: list[str] | None = None):
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
+    set_frames_per_beat(data_args, model_args.model_name_or_path, warns=training_args.should_log)
+    tunes: list[ReadTune] = []
     with training_args.main_process_first(desc="data"):
-        rolls = load_piano_rolls(data_args)
+        rolls = load_piano_rolls(data_args, tunes)
     model = make_model(
         model_args,
         RTransformerForPolyphonicMusic,
@@ -103,11 +108,14 @@ def main(argv: list[str] | None = None):
         architectures=(RTransformerForPolyphonicMusic.__name__,),
         input_size=rolls["train"][0].shape[1],
     )
+    model.config.frames_per_beat = data_args.frames_per_beat
     identity = {
         **asdict(model_args),
         "training tunes (sha256)": hashlib.sha256(b"".join(roll.tobytes() for roll in rolls["train"])).hexdigest(),
     }
     checkpoint = claim_output_dir(training_args, identity)
+    if training_args.should_save:
+        report_skipped(data_args, tunes, training_args.output_dir)
 
     splits = {split: Tunes(tunes, data_args.transpose if split == "train" else 0) for split, tunes in rolls.items()}
     is_local = Path(data_args.data).exists()
@@ -131,11 +139,14 @@ def main(argv: list[str] | None = None):
             base_model=model_args.model_name_or_path,
         ),
     )
-    evaluation = {"piano_roll_column": data_args.piano_roll_column, "frames_per_beat": data_args.frames_per_beat}
+    evaluation = {
+        name: getattr(data_args, name) for name in ("piano_roll_column", "frames_per_beat", "validation_fraction")
+    }
     sizes = ", ".join(f"{split} {len(tunes):,}" for split, tunes in rolls.items())
     num_frames = sum(map(len, rolls["train"]))
-    test_split = data_args.test_split or data_args.validation_split
+    test_split = data_args.test_split if "test" in rolls else data_args.validation_split
     data = ["--data", data_args.data, "--split", test_split]
+    data += ["--skip_unreadable"] if data_args.skip_unreadable else []
     commands = [
         command("generate_music.py", training_args.output_dir),
         evaluation_command(training_args, None if data_args.dataset_config_name else data),
@@ -149,6 +160,28 @@ def main(argv: list[str] | None = None):
         data=f"{sizes} tunes; {num_frames:,} frames to train on",
         commands=commands,
     )
+
+
+def set_frames_per_beat(args: MusicArguments, model_name_or_path: str | None, warns: bool):
+    """
+    Sets the frames for each quarter note, where no flag does, to those of the model to train further.
+
+    Args:
+        args: that they are set in.
+        model_name_or_path: the model to train further, if it is one. One that can't be opened is refused later on.
+        warns: whether to say that a flag differs from what the model was trained on.
+    """
+    trained = None
+    if model_name_or_path is not None:
+        with contextlib.suppress(OSError, ValueError):
+            trained = trained_frames_per_beat(model_name_or_path)
+    if args.frames_per_beat is None:
+        args.frames_per_beat = trained or DEFAULT_FRAMES_PER_BEAT
+    elif trained not in (None, args.frames_per_beat) and warns:
+        logger.warning(
+            f"--frames_per_beat {args.frames_per_beat}: --model_name_or_path {model_name_or_path} was trained on "
+            f"{trained}, and has to learn another pace."
+        )
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 from accelerate.utils import load_fsdp_model
 from hub_errors import reason
 from huggingface_hub import HfApi
+from model_arguments import EVALUATION_FILE
 from model_card import FACTS_FILE, render_card
 from optimization import MuonWithAdamW, WeightAverage, block_matrices
 from output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps, write_whole
@@ -44,7 +45,6 @@ from transformers.trainer_utils import HubStrategy
 logger = logging.getLogger(__name__)
 
 LAST_WEIGHTS_FILE = "last_weights.safetensors"  # of a checkpoint whose model is an average of the weights
-EVALUATION_FILE = "evaluation.json"  # how scripts/evaluate_checkpoint.py is to read the data
 
 
 class ReportingTrainer(Trainer):

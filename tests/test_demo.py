@@ -171,6 +171,22 @@ def test_bad_midi_files(tmp_path):
         assert str(tmp_path) not in str(error.value)
 
 
+def test_the_models_frames_per_beat(music_model, tmp_path, monkeypatch):
+    """Tunes are read, and written, by the frames for each quarter note that the model was trained on."""
+    example = demo.example_tune()
+    np.testing.assert_array_equal(demo.example_tune(4), example.repeat(2, axis=0))
+    np.testing.assert_array_equal(demo.example_tune(1), example[::2])
+    write_midi(tmp_path / "tune.mid", example, frames_per_beat=2, tempo=100)
+    for frames_per_beat in (1, 2, 4):
+        tune, _ = demo.read_tune("MIDI file", str(tmp_path / "tune.mid"), 200, frames_per_beat)
+        np.testing.assert_array_equal(tune, demo.example_tune(frames_per_beat))
+    monkeypatch.setattr(demo, "load_music_model", lambda checkpoint: music_model)
+    monkeypatch.setattr(demo, "trained_frames_per_beat", lambda checkpoint: 4)
+    with demo.gr.Blocks() as page:
+        demo.music_tab("any")
+    assert "Frames given, 4 a beat" in [getattr(block, "label", None) for block in page.blocks.values()]
+
+
 @torch.no_grad()
 def test_a_digit_is_read_causally():
     model, processor = demo.load_digit_model(DIGIT_MODEL)

@@ -13,17 +13,20 @@
 # limitations under the License.
 """The script that writes tunes with a checkpoint."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pretty_midi
 import pytest
 from scipy.io import savemat, wavfile
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import generate_music
-from piano_rolls import read_midi, write_midi
+from model_arguments import EVALUATION_FILE, trained_frames_per_beat
+from piano_rolls import read_midi, to_midi, write_midi
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForPolyphonicMusic
 
@@ -40,7 +43,7 @@ def checkpoint(tmp_path, tiny_config):
 def generate(checkpoint, tmp_path):
     """Runs the script and returns the tune that it wrote. An untrained model leaves no frame without a key."""
 
-    def run(*flags: str, frames_per_beat: int = 2) -> np.ndarray:
+    def run(*flags: str, frames_per_beat: int = 2, checkpoint: str = checkpoint) -> np.ndarray:
         output = str(tmp_path / "new" / "tune.v1")
         generate_music.main([checkpoint, "--num_frames", str(NUM_FRAMES), "--output", output, "--no_audio", *flags])
         return read_midi(f"{output}.mid", frames_per_beat)
@@ -112,6 +115,48 @@ def test_frames_per_beat(generate, prompt, prompt_file):
     tune = generate("--prompt", prompt_file, "--frames_per_beat", "4", frames_per_beat=4)
     assert len(tune) == 2 * len(prompt) + NUM_FRAMES
     np.testing.assert_array_equal(tune[: 2 * len(prompt)], prompt.repeat(2, axis=0))
+
+
+@pytest.mark.parametrize("place", ["config", EVALUATION_FILE])
+def test_the_checkpoint_says_its_frames_per_beat(generate, tiny_config, tmp_path, prompt, prompt_file, capsys, place):
+    """Its configuration does, or for older ones the settings of its evaluation. A flag wins over both, with a word."""
+    known = {"frames_per_beat": 4}
+    checkpoint = str(tmp_path / "four")
+    config = tiny_config(input_size=88, **(known if place == "config" else {}))
+    RTransformerForPolyphonicMusic(config).save_pretrained(checkpoint)
+    if place == EVALUATION_FILE:
+        Path(checkpoint, EVALUATION_FILE).write_text(json.dumps(known))
+    assert trained_frames_per_beat(checkpoint) == 4
+    tune = generate("--prompt", prompt_file, frames_per_beat=4, checkpoint=checkpoint)
+    np.testing.assert_array_equal(tune[: 2 * len(prompt)], prompt.repeat(2, axis=0))
+    assert "frames a beat" not in capsys.readouterr().err
+
+    tune = generate("--prompt", prompt_file, "--frames_per_beat", "2", checkpoint=checkpoint)
+    np.testing.assert_array_equal(tune[: len(prompt)], prompt)
+    assert f"{checkpoint} was trained on 4 frames a beat: with --frames_per_beat 2 its" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_say_its_frames_per_beat(generate, checkpoint, capsys):
+    generate()
+    assert f"{checkpoint} does not say its frames a beat; taken for 2." in capsys.readouterr().err
+
+
+def test_notes_of_a_prompt_that_are_left_out(generate, tmp_path, prompt, capsys):
+    path = str(tmp_path / "low.mid")
+    midi = to_midi(prompt, frames_per_beat=2, tempo=120)
+    midi.instruments[0].notes.append(pretty_midi.Note(80, 12, 0.0, 1.0))
+    midi.write(path)
+    np.testing.assert_array_equal(generate("--prompt", path)[: len(prompt)], prompt)
+    assert f"--prompt {path}: left out: 1 note outside of the piano" in capsys.readouterr().err
+
+
+def test_bad_tunes_beside_the_prompt_do_no_harm(generate, tmp_path, prompt):
+    cells = np.empty((1, 2), dtype=object)
+    cells[0, :] = [2 * prompt, prompt]
+    savemat(tmp_path / "tunes.mat", {"testdata": cells})
+    data = str(tmp_path / "tunes.mat")
+    np.testing.assert_array_equal(generate("--prompt_data", data, "--prompt_index", "1")[: len(prompt)], prompt)
+    assert_stops(["any", "--prompt_data", data], ["tune 0", data, "holds 2", "another --prompt_index"])
 
 
 def test_a_prompt_from_a_data_set(generate, prompt, prompt_file, prompt_data):

@@ -70,7 +70,8 @@ def test_the_checkpoint_opens(folder):
     assert type(model).__name__ == architecture and model.dtype == torch.float32
     assert not any(loading.values())
     assert (folder / "model.safetensors").stat().st_size <= 10e6
-    assert json.loads((folder / EVALUATION_FILE).read_text())
+    settings = json.loads((folder / EVALUATION_FILE).read_text())
+    assert settings and model.config.frames_per_beat == settings.get("frames_per_beat")
     facts = read_facts(folder)
     assert facts.architecture == architecture and facts.num_parameters == model.num_parameters()
     assert facts.sizes == {name: getattr(model.config, name) for name in facts.sizes}

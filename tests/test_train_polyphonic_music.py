@@ -27,13 +27,15 @@ from transformers import AutoModelForTimeSeriesPrediction, Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import evaluate_checkpoint
 import train_polyphonic_music
 from conftest import recipes
 from huggingface_hub import ModelCard
 from output_folder import ResumableTrainingArguments
-from polyphonic_music import Tunes, TuneSampler, pad_tunes, transposed
+from piano_rolls import write_midi
+from polyphonic_music import MusicTrainer, Tunes, TuneSampler, pad_tunes, transposed
 from script_arguments import InputError, parse_arguments
-from train_polyphonic_music import MusicArguments, MusicModelArguments
+from train_polyphonic_music import MusicArguments, MusicModelArguments, set_frames_per_beat
 from training_run import ReportingTrainer
 
 from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
@@ -181,6 +183,61 @@ def test_summed_loss(folder):
         torch.testing.assert_close(weight, summed[name], rtol=1e-4, atol=1e-6)
 
 
+def fit(batch_size: int, accumulation_steps: int, trainer_class=MusicTrainer, **settings) -> tuple[list[float], dict]:
+    """The losses of two steps, the second of which ends the epoch, and the weights after them."""
+    random = np.random.RandomState(0)
+    lengths = (9, 3, 12, 2, 7, 5, 11, 4, 2, 8)
+    tunes = Tunes([(random.rand(length, 88) < 0.1).astype(np.uint8) for length in lengths])
+    torch.manual_seed(0)
+    config = RTransformerConfig(input_size=88, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = RTransformerForPolyphonicMusic(config)
+    arguments = ResumableTrainingArguments(
+        "fitted",
+        num_train_epochs=1,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation_steps,
+        optim="sgd",
+        learning_rate=1e-3 if settings.get("sums_loss") else 1e-1,
+        max_grad_norm=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    if trainer_class is MusicTrainer:
+        settings["report"] = None
+    trainer = trainer_class(model, arguments, train_dataset=tunes, data_collator=pad_tunes, **settings)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "settings"), [(MusicTrainer, {}), (MusicTrainer, {"sums_loss": True}), (Trainer, {})]
+)
+def test_accumulated_batches_are_one_batch(folder, trainer_class, settings):
+    losses, weights = fit(6, 1, trainer_class, **settings)
+    assert len(losses) == 2
+    for sizes in ((3, 2), (1, 6)):
+        other_losses, other_weights = fit(*sizes, trainer_class, **settings)
+        assert other_losses == pytest.approx(losses, rel=1e-4)  # rounded in the log
+        torch.testing.assert_close(other_weights, weights, rtol=0, atol=1e-6)
+
+
+def test_plain_trainer_has_the_mean_over_predicted_frames(folder):
+    """In training as in evaluation: the labels of a tune's first frame are not counted."""
+    tunes = Tunes([np.eye(88, dtype=np.uint8)[:length] for length in (2, 5)])
+    config = RTransformerConfig(input_size=88, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = RTransformerForPolyphonicMusic(config)
+    batch = pad_tunes([tunes[0], tunes[1]])
+    arguments = ResumableTrainingArguments("plain", report_to="none", use_cpu=True, disable_tqdm=True)
+    evaluated = Trainer(model, arguments, data_collator=pad_tunes).evaluate(tunes)["eval_loss"]
+    frames = [tunes[index]["input_values"][None] for index in range(2)]
+    means = [model(input_values=tune, labels=tune).loss for tune in frames]
+    assert evaluated == pytest.approx(((means[0] + 4 * means[1]) / 5).item(), rel=1e-6)
+    assert evaluated == pytest.approx(model(**batch).loss.item(), rel=1e-6)
+
+
 def test_transposed_tunes_stay_on_the_keyboard():
     roll = np.zeros((3, 88), dtype=np.uint8)
     roll[0, 2], roll[1, 84], roll[2, 40] = 1, 1, 1
@@ -217,7 +274,16 @@ def test_padding_carries_no_loss():
     batch = pad_tunes([Tunes([np.ones((length, 88), dtype=np.uint8)])[0] for length in (2, 5)])
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["input_values"].sum(-1).tolist() == [[88, 88, 0, 0, 0], [88] * 5]
-    assert (batch["labels"][0, 2:] == -100).all() and (batch["labels"][0, :2] == 1).all()
+    assert (batch["labels"][0, 2:] == -100).all() and (batch["labels"][0, 1] == 1).all()
+    assert (batch["labels"][:, 0] == -100).all()  # nothing predicts a tune's first frame
+
+
+@pytest.mark.parametrize("roll", [np.full((3, 88), 0.5), np.full((3, 88), 64), np.ones((3, 87)), np.ones(88)])
+def test_arrays_that_are_no_tunes(roll):
+    with pytest.raises(
+        InputError, match=r"tune 1 (holds (0.5|64)|has the shape \((3, 87|88,)\)); a \(frames, 88\) matrix"
+    ):
+        Tunes([np.ones((2, 88)), roll])
 
 
 @pytest.mark.parametrize(
@@ -226,6 +292,7 @@ def test_padding_carries_no_loss():
         (["--data", "missing.mat"], "missing.mat"),
         (["--validation_split", "valid"], "'valid' of 'tunes.mat' does not exist; accepted: train, validation, test"),
         (["--transpose", "-1"], "--transpose -1 must be at least 0"),
+        (["--validation_fraction", "1"], "--validation_fraction 1.0 must be more than 0 and less than 1"),
         (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM; accepted: .*PolyphonicMusic"),
         (["--key_head_type", "joint"], "`key_head_type` must be one of"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor: 0.1 .*each key of a frame"),
@@ -248,6 +315,57 @@ def test_a_mat_file_without_the_splits(folder):
         train()
 
 
+def test_a_corpus_of_midi_files_with_bad_ones(folder, capsys, caplog, monkeypatch):
+    """All are named before the training; with --skip_unreadable the others are trained on, and evaluated again."""
+    random = np.random.RandomState(0)
+    for index in range(12):
+        roll = (random.rand(random.randint(4, 9), 88) < 0.1).astype(np.uint8)
+        roll[-1, 40] = 1
+        write_midi(f"corpus/{index}.mid", roll, frames_per_beat=4, tempo=120)
+    Path("corpus/empty.mid").touch()
+    Path("corpus/page.mid").write_text("<html></html>")
+    corpus = ("--data", "corpus", "--frames_per_beat", "4", "--validation_fraction", "0.25", "--max_steps", "1")
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
+        train(*corpus)
+    for named in (
+        "2 of 14 tunes of 'corpus'",
+        "'corpus/empty.mid' can't",
+        "it is empty",
+        "'corpus/page.mid' can't",
+        "HTML",
+    ):
+        assert named in str(error.value)
+    assert not Path("out").exists()
+
+    results = train(*corpus, "--skip_unreadable")
+    skipped = json.loads(Path("out/skipped_tunes.json").read_text())
+    assert skipped["skipped"] == 2 and "2 of 14 tunes are left out" in caplog.text
+    assert AutoModelForTimeSeriesPrediction.from_pretrained("out").config.frames_per_beat == 4
+
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "validation", "--skip_unreadable"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["nll_per_frame"] == pytest.approx(results["eval_nll_per_frame"], rel=1e-6)
+    evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "all", "--skip_unreadable"])
+    assert "2 of 14 tunes are left out" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2 of 14 tunes of 'corpus' can't be used"):
+        evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "all"])
+
+
+@pytest.mark.parametrize(
+    ("trained", "flag", "expected"), [(None, None, 2), (4, None, 4), (4, 4, 4), (4, 3, 3), (None, 3, 3)]
+)
+def test_fine_tuning_keeps_the_frames_per_beat(folder, caplog, trained, flag, expected):
+    config = RTransformerConfig(input_size=88, hidden_size=8, num_attention_heads=2, frames_per_beat=trained)
+    config.save_pretrained("pretrained")
+    args = MusicArguments(data="tunes.mat", frames_per_beat=flag)
+    set_frames_per_beat(args, "pretrained", warns=True)
+    assert args.frames_per_beat == expected
+    is_different = (trained, flag) == (4, 3)
+    assert ("--frames_per_beat 3: --model_name_or_path pretrained was trained on 4" in caplog.text) == is_different
+
+
 @pytest.mark.parametrize("recipe", recipes("nll_per_frame"))
 def test_recipes_of_music_models_are_valid(recipe, folder):
     types = (MusicModelArguments, MusicArguments, ResumableTrainingArguments)
@@ -260,4 +378,4 @@ def test_help(capsys):
         train_polyphonic_music.main(["--help"])
     assert stop.value.code == 0
     output = capsys.readouterr().out
-    assert "--transpose" in output and "--key_head_type" in output and "--piano_roll_column" in output
+    assert "--transpose" in output and "--key_head_type" in output and "--skip_unreadable" in output
