@@ -364,11 +364,15 @@ def roll_of_frames(frames: list[list[int]], name: str) -> np.ndarray:
 
 
 def is_midi_folder(data: str) -> bool:
-    return Path(data).is_dir() and any(midi_files(Path(data)))
+    return Path(data).is_dir() and any(map(is_midi_file, Path(data).rglob("*")))
+
+
+def is_midi_file(path: Path) -> bool:
+    return path.suffix.lower() in MIDI_SUFFIXES and path.is_file()
 
 
 def midi_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MIDI_SUFFIXES and path.is_file())
+    return sorted(filter(is_midi_file, folder.rglob("*")))
 
 
 def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
