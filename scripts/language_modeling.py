@@ -78,7 +78,7 @@ class DataArguments(DataFileArguments):
         metadata={
             "help": "What a text is, for the tokenizer's end-of-text token (eos) to follow it, on which generation "
             "stops: a row (a line of a text file), a whole file (of a data set: a split), or none, for no such token. "
-            "Unset: a file of bare text, a row of other formats."
+            "Unset: a file where the training data is bare text, a row where it is of another format."
         },
     )
     tokenizer: str | None = field(
@@ -192,6 +192,7 @@ def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
 def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
     """
     One split with two columns, "text" and whether a text "ends" with the row; None where the arguments ask for none.
+    The first that is loaded, the training split, decides on `args.end_of_text` where that is unset.
     """
     parts = load_split(args, split, {"--text_column": args.text_column})
     if parts is None:
@@ -202,9 +203,9 @@ def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
         if missing := rows.with_format("arrow")[:][args.text_column].null_count:
             logger.warning(f"{where}: {missing:,} of {len(rows):,} rows have no text and are read as empty lines.")
         rows = rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
-        unit = args.end_of_text or ("file" if rows.builder_name == "text" else "row")
-        ends = np.full(len(rows), unit == "row")
-        ends[-1] |= unit == "file"
+        args.end_of_text = args.end_of_text or ("file" if rows.builder_name == "text" else "row")
+        ends = np.full(len(rows), args.end_of_text == "row")
+        ends[-1] |= args.end_of_text == "file"
         texts.append(rows.add_column("ends", ends))
     return joined(texts)
 
@@ -320,10 +321,10 @@ def make_windows(
 ) -> dict[str, TokenWindows]:
     """The windows of every split, for a model with `vocab_size` token ids."""
     if tokenizer.eos_token_id is None and args.end_of_text != "none":
-        lacking = f"--tokenizer {args.tokenizer} has no end-of-text token (eos_token)"
-        if args.end_of_text is not None:
-            raise InputError(f"--end_of_text {args.end_of_text}: {lacking}; none is accepted.")
-        logger.warning(f"{lacking}: nothing tells where a text ends.")
+        logger.warning(
+            f"--tokenizer {args.tokenizer} has no end-of-text token (eos_token), so --end_of_text {args.end_of_text} "
+            "does nothing: the model won't know where texts end."
+        )
     windows = {}
     for split, rows in texts.items():
         tokens = tokenize(rows, tokenizer, args.line_ending)

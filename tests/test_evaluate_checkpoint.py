@@ -245,7 +245,7 @@ def test_checkpoints_of_before_know_no_end_of_text(trained, capsys, monkeypatch,
     now = evaluate(capsys, "language", "--data", str(trained / "test.txt"))
     assert now["predicted_tokens"] == len(text)  # of which the first is not predicted, but the end
     settings = json.loads(Path("language", EVALUATION_FILE).read_text())
-    assert settings.pop("end_of_text") is None
+    assert settings.pop("end_of_text") == "file"
     Path("language", EVALUATION_FILE).write_text(json.dumps(settings))
     before = evaluate(capsys, "language", "--data", str(trained / "test.txt"))
     assert before["predicted_tokens"] == len(text) - 1

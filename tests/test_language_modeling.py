@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from language_modeling import (
     DataArguments,
     TokenWindows,
+    evaluation_settings,
     exact_metrics,
     lines,
     load_texts,
@@ -201,6 +202,17 @@ def test_where_texts_end(tmp_path, end_of_text, from_files, from_rows):
     assert end_positions(args, "word") == (" a b | c |", len("a b\nc\n") - 1)  # as published, whatever a text is
 
 
+def test_validation_has_the_texts_of_training(tmp_path):
+    """Which evaluate_checkpoint.py has too, whatever the format of its data."""
+    lines, table = write(tmp_path / "a.txt", "ab\ncd\n"), write(tmp_path / "a.csv", "text\nab\ncd\n")
+    for train, validation, expected in ((lines, table, "ab\ncd\n|"), (table, lines, "ab\n|cd\n|")):
+        args = DataArguments(train_file=[train], validation_file=[validation])
+        assert end_positions(args, split="validation")[0] == expected
+        settings = evaluation_settings(args)
+        again = DataArguments(train_file=[validation], end_of_text=settings["end_of_text"], validation_file=[train])
+        assert end_positions(again)[0] == expected
+
+
 def test_a_text_of_which_the_end_is_held_out_goes_on(tmp_path):
     args = DataArguments(train_file=[write(tmp_path / "a.txt", "abcd\nabcd\n")], validation_fraction=0.5)
     assert [end_positions(args, split=split)[0] for split in ("train", "validation")] == ["abcd\n", "abcd\n|"]
@@ -235,10 +247,7 @@ def test_a_tokenizer_without_an_end_of_text(tmp_path, caplog):
     tokenizer = load_tokenizer("char", ["abc\n"])
     tokenizer.eos_token = None
     assert len(make_windows(texts, tokenizer, 10, args)["train"].tokens) == 4
-    assert "./old has no end-of-text token" in caplog.text
-    args.end_of_text = "file"
-    with pytest.raises(InputError, match=r"--end_of_text file: --tokenizer ./old has no end-of-text token"):
-        make_windows(texts, tokenizer, 10, args)
+    assert "--tokenizer ./old has no end-of-text token (eos_token), so --end_of_text file does nothing" in caplog.text
     caplog.clear()
     args.end_of_text = "none"
     make_windows(texts, tokenizer, 10, args)

@@ -270,7 +270,7 @@ def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
     train_causal_lm.main(["recipe.yaml", *data, *flags])
     said = capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained("out put")
-    tokens = [len(Path(f"{name}.txt").read_text()) + 1 for name in files]  # and the end of the text
+    tokens = [len(Path(f"{name}.txt").read_text()) + 1 for name in files]  # an end of text follows
     num_windows = len(TokenWindows(torch.zeros(tokens[0]), 0, 16, 12))
     steps_per_epoch = math.ceil(math.ceil(num_windows / 4) / 2)
     assert said.startswith(
