@@ -11,7 +11,9 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""README.md keeps its word: its blocks run in order, each command as it stands but for the size of what it trains."""
+"""
+The documents keep their word: their blocks run in order, each command as it stands but for the size of what it trains.
+"""
 
 import json
 import re
@@ -29,8 +31,18 @@ from golden import CHECKPOINTS, FILES
 from hub_server import Hub
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import prepare_data
+
 REPOSITORY = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+DOCUMENTS = [
+    "README.md",
+    *(f"scripts/{name}.md" for name in ("README", "FINE_TUNING", "DEPLOYMENT", "BENCHMARKS")),
+    ".github/CONTRIBUTING.md",
+]
+TEXT = "\n".join((REPOSITORY / name).read_text(encoding="utf-8") for name in DOCUMENTS)
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
 
 # What sets up an environment is run with a stand-in for Python by test_shell_scripts.py, the demo by test_demo.py, the
 # server by test_serve.py and the evaluation harness by test_lm_eval.py.
@@ -51,28 +63,30 @@ SMALL = (
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The root of the repository as a user sees it, with small files under the names that the README gives to data."""
+    """The root of the repository as a user sees it, with small files under the documents' names of data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scripts").symlink_to(REPOSITORY / "scripts")
     (tmp_path / "model_cards").symlink_to(REPOSITORY / "model_cards")
-    for name in ("book.txt", "ptb.train.txt", "ptb.valid.txt", "ptb.test.txt", "letters.txt"):
-        Path(name).write_text("".join(f"line {i * i} of a text\n" for i in range(300)))
-    for name in ("train.csv", "test.csv"):
-        Path(name).write_text("text,label\n" + "".join(f"{'abc'[i % 3]} {i},{i % 3}\n" for i in range(40)))
+    for name in ("ptb", "trec", "music", "mnist"):
+        Path("data", name).mkdir(parents=True)
+    for name in ("book", "letters", "data/ptb/ptb.train", "data/ptb/ptb.valid", "data/ptb/ptb.test", "ptb.test"):
+        Path(f"{name}.txt").write_text("".join(f"line {i * i} of a text\n" for i in range(300)))
+    for name in ("train", "test"):
+        rows = "".join(f"{'abc'[i % 3]} {i},{i % 3}\n" for i in range(40))
+        Path(f"data/trec/{name}.csv").write_text(f"text,label\n{rows}")
 
     random = np.random.default_rng(0)
     rolls = {split: np.empty((1, 4), dtype=object) for split in ("traindata", "validdata", "testdata")}
     for tunes in rolls.values():
         tunes[0] = [(random.random((50, 88)) < 0.05).astype(np.uint8) for _ in range(4)]
-    scipy.io.savemat("Nottingham.mat", rolls)
+    scipy.io.savemat("data/music/Nottingham.mat", rolls)
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    Path("ylecun/mnist").mkdir(parents=True)
     for split in ("train", "test"):
         images = [Image.fromarray(random.integers(0, 256, (4, 4), dtype=np.uint8)) for _ in range(40)]
         labels = [i % 10 for i in range(40)]
         rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-        rows.to_parquet(f"ylecun/mnist/{split}-00000-of-00001.parquet")
+        rows.to_parquet(f"data/mnist/{split}-00000-of-00001.parquet")
     Path("model.pt").write_bytes(FILES[next(name for name in CHECKPOINTS if "module" in name)])
     return tmp_path
 
@@ -86,7 +100,7 @@ def test_python_blocks(folder):
             words = ["-m", "torch.distributed.run", "--standalone", *launcher[1].split(), "this.py"]
             subprocess.run([sys.executable, *words], check=True, timeout=300)
         else:
-            exec(compile(code, "README.md", "exec"), {})
+            exec(compile(code, "a document", "exec"), {})
 
 
 def test_commands(folder, monkeypatch):
@@ -121,6 +135,24 @@ for program, *words in json.loads(sys.argv[1]):
     except SystemExit as stop:
         assert not stop.code, stop.code
 """
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links(name):
+    """Links and pictures lead to files that are there, and to headings that are in them."""
+    folder = (REPOSITORY / name).parent
+    links = re.findall(r"\]\(([^)]+)\)", (REPOSITORY / name).read_text(encoding="utf-8"))
+    for link in (link for link in links if not link.startswith("http")):
+        path, _, heading = link.partition("#")
+        target = (folder / path).resolve() if path else REPOSITORY / name
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link
+
+
+def test_the_table_of_data_sets_is_that_of_the_command():
+    assert prepare_data.table() in TEXT
 
 
 def test_sharing(folder):
