@@ -118,18 +118,17 @@ def parse_arguments(
             if {"-h", "--help"}.intersection(argv):
                 for action in parser._actions:
                     defaults.explain(action)
-        *arguments, unknown = parser.parse_args_into_dataclasses(
-            argv, return_remaining_strings=True, look_for_args_file=False
-        )
+        _, unknown = parser.parse_known_args(argv)
+        if unknown:  # before the dataclasses miss the flag that was meant
+            flags = [flag for action in parser._actions for flag in action.option_strings]
+            hint = f"{suggestion(unknown, flags)}; --help lists all flags."
+            if elsewhere := given_flags(unknown) & unsupported:
+                names = ", ".join(f"--{name}" for name in sorted(elsewhere))
+                hint = f"; {names}: Trainer's alone, not honoured here."
+            parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        if elsewhere := given_flags(unknown) & unsupported:
-            names = ", ".join(f"--{name}" for name in sorted(elsewhere))
-            parser.error(f"unknown arguments: {' '.join(unknown)}; {names}: Trainer's alone, not honoured here.")
-        parser.error(f"unknown arguments: {' '.join(unknown)}{suggestion(unknown, flags)}; --help lists all flags.")
-    return tuple(arguments)
 
 
 def given_flags(argv: list[str]) -> set[str]:

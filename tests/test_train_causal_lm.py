@@ -470,6 +470,12 @@ def test_output_dir_is_asked_for(folder, capsys):
     assert "--output_dir: missing (expected the folder to write to)" in capsys.readouterr().err
 
 
+def test_a_misspelt_flag_is_named_before_the_one_that_is_missed(folder, capsys):
+    with pytest.raises(SystemExit):
+        train_causal_lm.main(["recipe.yaml", "--train_file", "train.txt", "--output_dirr", "out"])
+    assert "unknown arguments: --output_dirr out (did you mean --output_dir?)" in capsys.readouterr().err
+
+
 def test_missing_recipe(folder, capsys):
     with pytest.raises(SystemExit):
         train_causal_lm.main(["no_such.yaml"])
