@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 R-Transformer (arXiv 1907.05572) for Hugging Face Transformers.
 

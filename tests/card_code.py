@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs the code of model cards as printed, in a process that has imported nothing of the package."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 Compiles the kernels of the LocalRNN for a GPU that need not be there, and prints what they take of it, as JSON:
 `python tests/compiled_kernels.py CELL`. Triton's interpreter, in which the other tests run them, accepts much that its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 Runs scripts in turn, in the processes of one launch: `torchrun tests/distributed_runs.py RUNS.json`, with a list of
 `[module, *flags]`. To start processes takes longer than to train tiny models in them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """
 A Hub on this machine for the tests: what `huggingface_hub` asks of the real one to make, fill and read repositories of
 models, answered over HTTP, with everything in memory. The client finds it by the environment variable `HF_ENDPOINT`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains models that Transformers shards as it loads them, by `DistributedConfig`, each in a plain loop."""
 
 from pathlib import Path

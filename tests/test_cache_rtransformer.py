@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever is done to a cache, and wherever padding lies, a row goes on as it does alone and without a cache."""
 
 import copy

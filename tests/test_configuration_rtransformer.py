@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration: what it derives, what it refuses, and that it survives a round trip."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes give what one gives: the scripts under DDP and FSDP2, and models that are sharded as they load."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exported models compute what PyTorch computes, whatever the sizes; and the scripts that export and generate."""
 
 import json

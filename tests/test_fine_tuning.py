@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a pretrained language model to other tasks, other text and a larger vocabulary."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training, sharing and loading by way of a Hub, with the client libraries as they are; see hub_server.py."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images become sequences of pixels: values, order, permutation, and what is refused."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The LocalRNN operator: both forms against torch.nn's RNNs, against each other, and their gradients."""
 
 import sys

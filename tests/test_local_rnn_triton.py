@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The GPU kernels against the textbook form: output and every gradient. Without a GPU, in Triton's interpreter."""
 
 import json

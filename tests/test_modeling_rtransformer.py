@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the model promises: the cache, padding, packing and causality are exact, and bad input is refused."""
 
 import itertools

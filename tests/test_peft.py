@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapters (PEFT) on attention, feed-forward and LocalRNN layers; and instruction tuning with TRL."""
 
 import json

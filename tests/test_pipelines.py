@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pipelines of Transformers run with the model and a tokenizer from a folder."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """scripts/push_to_hub.py and a Hub: what it uploads opens elsewhere, and what it can't upload it says in words."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models with linear layers of 8 or 4 bits, as libraries make them."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training script with a loop of its own, end to end, with models of a few thousand parameters."""
 
 import json
