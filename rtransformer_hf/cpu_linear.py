@@ -16,7 +16,8 @@ def is_plain_linear(module: nn.Module) -> bool:
     return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
 
 
-MAX_DECODE_ROWS = 32  # beyond this, PyTorch is about as fast with rows as with columns
+MIN_DECODE_WEIGHT = 2**18  # elements; smaller matrices lie in the cache, where rows are as fast
+MAX_DECODE_ROWS = 8
 
 
 def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -24,6 +25,10 @@ def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch
     `linear(hidden_states)`, faster when a CPU decodes a few tokens. PyTorch multiplies one row by a matrix on a single
     core, and a few rows at a fraction of the rate of as many columns. So the rows become columns, and the matrix is
     split into one part per core.
+
+    Generation with the whole model on 2 cores of an AMD EPYC (Zen 4), 27 November 2026, PyTorch 2.13.0, 3 blocks of
+    width 512: 1.50, 1.34 and 1.21 times as fast as plain linear layers with 1, 2 and 4 sequences; without the minimum
+    size, 0.85 at width 128.
     """
     if (
         torch.is_grad_enabled()
@@ -34,6 +39,7 @@ def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch
         or hidden_states.shape[:-1].numel() > MAX_DECODE_ROWS
         or torch.is_autocast_enabled("cpu")
         or not is_plain_linear(linear)
+        or linear.weight.numel() < MIN_DECODE_WEIGHT
     ):
         return linear(hidden_states)
     num_parts = math.gcd(linear.out_features, torch.get_num_threads())
@@ -45,13 +51,16 @@ def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch
     return outputs.view(*hidden_states.shape[:-1], linear.out_features)
 
 
-MAX_FP32_ATTENTION_LENGTH = 256  # beyond this, 16-bit attention takes no longer than float32
+MAX_FP32_ATTENTION_LENGTH = 256  # beyond this, 16-bit attention saves memory and takes about as long
 
 
 def attend_in_float32(attention_interface: Callable) -> Callable:
     """
     The same attention, computed in float32 or better. On CPUs, PyTorch's attention over short sequences is slower in
-    16 bits, above all its backward pass.
+    16 bits.
+
+    Forward and backward in bfloat16 take, for head sizes of 16, 32 and 64, 2.5, 2.6 and 1.9 times as long as this at
+    80 positions, and 1.3, 1.1 and 0.9 times at 256 (same machine and day).
     """
 
     def attend(module: nn.Module, query, key, value, attention_mask: torch.Tensor | None, **kwargs):

@@ -30,6 +30,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerForTokenClassification,
     RTransformerModel,
+    cpu_linear,
 )
 from rtransformer_hf.cpu_linear import MAX_DECODE_ROWS, MAX_FP32_ATTENTION_LENGTH, linear_for_decoding
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
@@ -199,6 +200,7 @@ def test_windows_in_flight_take_one_product_a_token(tiny_config):
 @pytest.mark.parametrize("out_features", [6, 8])  # no multiple of the threads, and a multiple
 @torch.no_grad()
 def test_projecting_a_few_rows_changes_nothing(shape, num_threads, has_bias, out_features, monkeypatch):
+    monkeypatch.setattr(cpu_linear, "MIN_DECODE_WEIGHT", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     linear = torch.nn.Linear(5, out_features, bias=has_bias)
     hidden_states = torch.randn(*shape, 10)[..., ::2]  # not contiguous
