@@ -2,33 +2,28 @@
 """
 R-Transformer (arXiv 1907.05572) for Hugging Face Transformers.
 
-Importing the package makes the model known to the Auto classes of Transformers.
+Importing the package makes the model known to the Auto classes of Transformers. PyTorch and Transformers load with the
+first class that is used, so that a command answers `--help` and Ctrl-C at once.
 """
 
-import transformers
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .configuration_rtransformer import RTransformerConfig
-from .image_processing_rtransformer import RTransformerImageProcessor
-from .modeling_rtransformer import (
-    AUTO_CLASSES,
-    RTransformerForCausalLM,
-    RTransformerForPolyphonicMusic,
-    RTransformerForSequenceClassification,
-    RTransformerForTokenClassification,
-    RTransformerModel,
-    RTransformerPreTrainedModel,
-)
+from . import auto_registration
+
+if TYPE_CHECKING:
+    from .configuration_rtransformer import RTransformerConfig
+    from .image_processing_rtransformer import RTransformerImageProcessor
+    from .modeling_rtransformer import (
+        RTransformerForCausalLM,
+        RTransformerForPolyphonicMusic,
+        RTransformerForSequenceClassification,
+        RTransformerForTokenClassification,
+        RTransformerModel,
+        RTransformerPreTrainedModel,
+    )
 
 __version__ = "0.1.0"
-
-for name, registered_class in AUTO_CLASSES.items():
-    key = RTransformerConfig.model_type if name == "AutoConfig" else RTransformerConfig
-    getattr(transformers, name).register(key, registered_class, exist_ok=True)
-del name, registered_class, key
-AutoImageProcessor.register(
-    RTransformerConfig, image_processor_classes={"pil": RTransformerImageProcessor}, exist_ok=True
-)
 
 __all__ = [
     "RTransformerConfig",
@@ -40,3 +35,21 @@ __all__ = [
     "RTransformerModel",
     "RTransformerPreTrainedModel",
 ]
+
+MODULES = {
+    "RTransformerConfig": "configuration_rtransformer",
+    "RTransformerImageProcessor": "image_processing_rtransformer",
+}
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{MODULES.get(name, 'modeling_rtransformer')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+auto_registration.start()

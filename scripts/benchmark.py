@@ -46,12 +46,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import torch
 import transformers
 from matplotlib.figure import Figure
-from output_folder import write_figure, write_whole
 from published_rtransformer import LOSSES, LocalRNN, PublishedRTransformer
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -77,6 +76,7 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS, num_gates
 from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNNCell
+from rtransformer_hf.training.output_folder import write_figure, write_whole
 
 PEERS = ("gpt2", "llama", "mamba")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")

@@ -10,7 +10,7 @@ Nothing from the checkpoint is executed, whoever made it.
 
 import sys
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 from rtransformer_hf.checkpoint_conversion import convert_official_checkpoint
 

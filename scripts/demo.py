@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import gradio as gr
 import numpy as np
@@ -28,20 +28,7 @@ from generate import load_causal_lm
 from generate_music import load_music_model
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from model_arguments import check_architecture, default_device, trained_frames_per_beat
-from new_tokenizers import unknown_token_id
-from piano_rolls import (
-    DEFAULT_FRAMES_PER_BEAT,
-    LOWEST_PITCH,
-    MIDI_SUFFIXES,
-    NUM_KEYS,
-    read_midi_and_rest,
-    write_audio,
-    write_midi,
-    write_piano_roll_picture,
-)
 from PIL import Image, ImageDraw
-from script_arguments import InputError
 from transformers import (
     AutoImageProcessor,
     AutoModelForSequenceClassification,
@@ -55,6 +42,19 @@ from transformers import (
 )
 
 import rtransformer_hf
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
+from rtransformer_hf.training.new_tokenizers import unknown_token_id
+from rtransformer_hf.training.piano_rolls import (
+    DEFAULT_FRAMES_PER_BEAT,
+    LOWEST_PITCH,
+    MIDI_SUFFIXES,
+    NUM_KEYS,
+    read_midi_and_rest,
+    write_audio,
+    write_midi,
+    write_piano_roll_picture,
+)
 
 MAX_PROMPT = 2000  # characters
 NUM_BARS = 10  # likeliest next tokens shown
@@ -669,17 +669,7 @@ Text as it is written, music as it is played on, a digit as it is read: small mo
 [R-Transformer](https://arxiv.org/abs/1907.05572) at work. `pip install -r requirements.txt gradio` and `python app.py`
 start it anywhere.
 """
-SPACE_SCRIPTS = (
-    "command_line",
-    "demo",
-    "generate",
-    "generate_music",
-    "model_arguments",
-    "new_tokenizers",
-    "output_folder",
-    "piano_rolls",
-    "script_arguments",
-)
+SPACE_SCRIPTS = ("demo", "generate", "generate_music")
 SPACE_REQUIREMENTS = (
     "torch",
     "transformers",

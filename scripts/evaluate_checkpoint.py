@@ -21,18 +21,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
-import language_modeling
-import polyphonic_music
-import sequence_classification
 import torch
-from model_arguments import check_architecture, trained_frames_per_beat
-from new_tokenizers import load_tokenizer
-from piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
-from script_arguments import InputError
 from torch.utils.data import Dataset
-from training_run import EVALUATION_FILE
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -48,6 +40,12 @@ from transformers import (
 from transformers.utils import cached_file, is_torchao_available
 
 from rtransformer_hf import RTransformerImageProcessor
+from rtransformer_hf.training import causal_lm, polyphonic_music, sequence_classification
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_arguments import check_architecture, trained_frames_per_beat
+from rtransformer_hf.training.new_tokenizers import load_tokenizer
+from rtransformer_hf.training.piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
+from rtransformer_hf.training.run import EVALUATION_FILE
 
 
 @dataclass
@@ -71,7 +69,7 @@ class EvaluatedData:
 
 
 @dataclass
-class TextData(EvaluatedData, language_modeling.DataArguments):
+class TextData(EvaluatedData, causal_lm.DataArguments):
     pass
 
 
@@ -145,16 +143,16 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     settings = {"end_of_text": "none", **settings}  # checkpoints that do not say so were trained without
     settings = place(args, override(settings, args, "text_column"))
     data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
-    rows = language_modeling.load_rows(data_args, "train")
+    rows = causal_lm.load_rows(data_args, "train")
     model = load_model(args, AutoModelForCausalLM)
     tokenizer = load_tokenizer(args.checkpoint, [])
-    windows = language_modeling.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
+    windows = causal_lm.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
     return Evaluation(
         model,
         windows,
         default_data_collator,
-        language_modeling.exact_metrics(windows),
-        language_modeling.window_losses,
+        causal_lm.exact_metrics(windows),
+        causal_lm.window_losses,
     )
 
 
@@ -208,7 +206,7 @@ TASKS = {
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("sequence_classification").setLevel(logging.INFO)
+    logging.getLogger("rtransformer_hf.training.sequence_classification").setLevel(logging.INFO)
     args = parse_arguments(argv)
     try:
         evaluation = load_evaluation(args)

@@ -24,14 +24,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import onnxruntime
 import torch
 from benchmark import TOKENS_AFTER_PREFILL, Phase, time_interleaved
-from model_arguments import check_architecture
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from script_arguments import InputError
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
@@ -39,6 +37,8 @@ from transformers.utils import CONFIG_NAME, cached_file
 import rtransformer_hf
 from rtransformer_hf import RTransformerConfig
 from rtransformer_hf.modeling_rtransformer import CACHE_NAME
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_arguments import check_architecture
 
 TASKS = (
     "RTransformerForCausalLM",

@@ -9,12 +9,9 @@ Writes text with a causal language model, as it is made.
 import argparse
 import sys
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import torch
-from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
-from new_tokenizers import unknown_token_id
-from script_arguments import InputError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +22,9 @@ from transformers import (
 )
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
+from rtransformer_hf.training.new_tokenizers import unknown_token_id
 
 
 def main(argv: list[str] | None = None):

@@ -11,12 +11,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import numpy as np
 import torch
-from model_arguments import check_architecture, default_device, trained_frames_per_beat
-from piano_rolls import (
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForTimeSeriesPrediction, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
+from rtransformer_hf.training.piano_rolls import (
     DEFAULT_FRAMES_PER_BEAT,
     MAX_FRAMES_PER_BEAT,
     NUM_KEYS,
@@ -27,12 +33,6 @@ from piano_rolls import (
     write_midi,
     write_piano_roll_picture,
 )
-from script_arguments import InputError
-from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForTimeSeriesPrediction, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
-
-import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
 
 
 def main(argv: list[str] | None = None):

@@ -15,14 +15,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command_line import CommandParser, InputError, run_command
+from rtransformer_hf.training.command_line import CommandParser, InputError, run_command
 
 import torch
-from model_card import FACTS_FILE, add_card_arguments, check_license, rewrite_card
-from output_folder import RUN_FILE
 from safetensors.torch import load_file, save_file
-from training_run import EVALUATION_FILE
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from rtransformer_hf.training.model_card import FACTS_FILE, add_card_arguments, check_license, rewrite_card
+from rtransformer_hf.training.output_folder import RUN_FILE
+from rtransformer_hf.training.run import EVALUATION_FILE
 
 # What from_pretrained reads beside the model, the card, and what it shows. The model's code comes with the push.
 SHARED_FILES = (

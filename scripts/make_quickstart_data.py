@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 # Paragraphs up to this length, such as "Note:", may stand in both splits.
 SHORT_PARAGRAPH = 80

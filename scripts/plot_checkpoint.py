@@ -19,20 +19,21 @@ import json
 import sys
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import torch
 import torch.nn.functional as F
 from evaluate_checkpoint import language_model, load_settings
 from huggingface_hub import ModelCard
-from language_modeling import TokenWindows
 from matplotlib.figure import Figure
-from model_arguments import default_device
-from output_folder import write_figure, write_whole
-from script_arguments import InputError
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
+
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.causal_lm import TokenWindows
+from rtransformer_hf.training.model_arguments import default_device
+from rtransformer_hf.training.output_folder import write_figure, write_whole
 
 BINS_PER_TRAINING_LENGTH = 8
 PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271

@@ -19,11 +19,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import datasets
-from output_folder import write_whole
-from script_arguments import InputError
+
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.output_folder import write_whole
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import torch
-from hub_errors import reason
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from make_hub_folder import SHARED_FILES
-from model_card import add_card_arguments, check_license, rewrite_card
-from script_arguments import InputError
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.hub import reason
+from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
 WEIGHTS = "model*.safetensors"
 PUSHED_FILES = (*SHARED_FILES, CONFIG_NAME, WEIGHTS, SAFE_WEIGHTS_INDEX_NAME, "*.py")

@@ -15,13 +15,13 @@ import argparse
 import socket
 from typing import TYPE_CHECKING, Any
 
-from command_line import CommandParser, InputError, run_command
+from rtransformer_hf.training.command_line import CommandParser, InputError, run_command
 
-from model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_serve_available
 
 from rtransformer_hf import RTransformerForCausalLM
+from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -11,9 +11,12 @@ goes on from the last checkpoint. Several processes: `accelerate launch scripts/
 import logging
 import sys
 
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
-from language_modeling import (
+from transformers import default_data_collator, set_seed
+
+from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     METRIC_NAMES,
     DataArguments,
@@ -25,18 +28,27 @@ from language_modeling import (
     smoothed_loss,
     window_losses,
 )
-from model_arguments import ModelArguments
-from model_card import CardArguments
-from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
-from script_arguments import InputError, parse_arguments
-from training_report import TaskReport, prompt_for
-from training_run import EpochCallback, ReportingTrainer, command, evaluation_command, train_and_evaluate
-from transformers import default_data_collator, set_seed
+from rtransformer_hf.training.model_arguments import ModelArguments
+from rtransformer_hf.training.model_card import CardArguments
+from rtransformer_hf.training.output_folder import (
+    ResumableTrainingArguments,
+    check_metric,
+    check_output_dir,
+    claim_output_dir,
+)
+from rtransformer_hf.training.report import TaskReport, prompt_for
+from rtransformer_hf.training.run import (
+    EpochCallback,
+    ReportingTrainer,
+    command,
+    evaluation_command,
+    train_and_evaluate,
+)
 
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("output_folder").setLevel(logging.INFO)
+    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS

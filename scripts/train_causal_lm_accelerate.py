@@ -21,11 +21,25 @@ from itertools import count, islice
 from pathlib import Path
 from typing import ClassVar
 
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-from language_modeling import (
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SchedulerType,
+    get_scheduler,
+    set_seed,
+)
+from transformers.integrations import is_tensorboard_available
+
+from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     DataArguments,
     TokenWindows,
@@ -36,8 +50,8 @@ from language_modeling import (
     run_identity,
     window_losses,
 )
-from model_arguments import ModelArguments
-from output_folder import (
+from rtransformer_hf.training.model_arguments import ModelArguments
+from rtransformer_hf.training.output_folder import (
     TRAINER_STATE_FILE,
     ResumableTrainingArguments,
     check_json,
@@ -49,11 +63,8 @@ from output_folder import (
     planned_steps,
     write_whole,
 )
-from script_arguments import InputError, parse_arguments
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from training_report import prompt_for
-from training_run import (
+from rtransformer_hf.training.report import prompt_for
+from rtransformer_hf.training.run import (
     EVALUATION_FILE,
     command,
     evaluation_command,
@@ -62,16 +73,6 @@ from training_run import (
     print_start,
     refuse_divergence,
 )
-from transformers import (
-    AutoModelForCausalLM,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    SchedulerType,
-    get_scheduler,
-    set_seed,
-)
-from transformers.integrations import is_tensorboard_available
 
 LOOP_FLAGS = (
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed", "use_cpu", "bf16", "fp16"),
@@ -118,7 +119,7 @@ class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("output_folder").setLevel(logging.INFO)
+    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns that tied weights are saved once
     model_args, data_args, args = parse_arguments(
         (ModelArguments, DataArguments, LoopArguments), sys.argv[1:] if argv is None else argv, __doc__, DEFAULTS

@@ -15,19 +15,43 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
-from model_arguments import NEW_MODEL, ModelArguments, make_model, trained_frames_per_beat, unset_sizes
-from model_card import CardArguments
-from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
-from piano_rolls import DEFAULT_FRAMES_PER_BEAT, PianoRollArguments, ReadTune, load_piano_rolls, report_skipped
-from polyphonic_music import METRIC_NAMES, MusicTrainer, Tunes, exact_metrics, pad_tunes, tune_losses
-from script_arguments import Defaults, InputError, parse_arguments
-from training_report import TaskReport
-from training_run import command, evaluation_command, train_and_evaluate
 from transformers import AutoModelForTimeSeriesPrediction, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
+from rtransformer_hf.training.arguments import Defaults, InputError, parse_arguments
+from rtransformer_hf.training.model_arguments import (
+    NEW_MODEL,
+    ModelArguments,
+    make_model,
+    trained_frames_per_beat,
+    unset_sizes,
+)
+from rtransformer_hf.training.model_card import CardArguments
+from rtransformer_hf.training.output_folder import (
+    ResumableTrainingArguments,
+    check_metric,
+    check_output_dir,
+    claim_output_dir,
+)
+from rtransformer_hf.training.piano_rolls import (
+    DEFAULT_FRAMES_PER_BEAT,
+    PianoRollArguments,
+    ReadTune,
+    load_piano_rolls,
+    report_skipped,
+)
+from rtransformer_hf.training.polyphonic_music import (
+    METRIC_NAMES,
+    MusicTrainer,
+    Tunes,
+    exact_metrics,
+    pad_tunes,
+    tune_losses,
+)
+from rtransformer_hf.training.report import TaskReport
+from rtransformer_hf.training.run import command, evaluation_command, train_and_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +95,7 @@ DEFAULTS = Defaults(
 
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("output_folder").setLevel(logging.INFO)
+    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (MusicModelArguments, MusicArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS

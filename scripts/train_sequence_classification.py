@@ -16,16 +16,32 @@ import logging
 import sys
 from dataclasses import asdict, dataclass, field
 
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
 import datasets
-from image_augmentation import AugmentedImages
-from model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
-from model_card import CardArguments
-from output_folder import ResumableTrainingArguments, check_metric, check_output_dir, claim_output_dir
 from PIL import Image
-from script_arguments import Defaults, InputError, parse_arguments
-from sequence_classification import (
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
+from rtransformer_hf.training.arguments import Defaults, InputError, parse_arguments
+from rtransformer_hf.training.image_augmentation import AugmentedImages
+from rtransformer_hf.training.model_arguments import (
+    CAUSAL_LM_ARCHITECTURES,
+    NEW_MODEL,
+    ModelArguments,
+    make_model,
+    unset_sizes,
+)
+from rtransformer_hf.training.model_card import CardArguments
+from rtransformer_hf.training.output_folder import (
+    ResumableTrainingArguments,
+    check_metric,
+    check_output_dir,
+    claim_output_dir,
+)
+from rtransformer_hf.training.report import TEXT, TaskReport
+from rtransformer_hf.training.run import EpochCallback, ReportingTrainer, evaluation_command, train_and_evaluate
+from rtransformer_hf.training.sequence_classification import (
     ARCHITECTURE,
     METRIC_NAMES,
     ClassificationArguments,
@@ -43,11 +59,6 @@ from sequence_classification import (
     sha256_of,
     trained_label2id,
 )
-from training_report import TEXT, TaskReport
-from training_run import EpochCallback, ReportingTrainer, evaluation_command, train_and_evaluate
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-
-from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
 
 
 @dataclass

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import sys
 from pathlib import Path
 
 # Nothing in the tests may reach for the Hub; and two test workers share two cores.
@@ -79,9 +78,6 @@ def text_model(tmp_path_factory):
     def train(tokenizer: str) -> str:
         output_dir = folder / tokenizer
         if not output_dir.exists():
-            scripts = str(Path(__file__).parent.parent / "scripts")
-            if scripts not in sys.path:
-                sys.path.insert(0, scripts)
             import train_causal_lm
 
             vocab_size = {"vocab_size": 270} if tokenizer == "bpe" else {}

@@ -4,14 +4,15 @@
 import json
 import math
 import os
-import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
+from benchmark import Setting, Sizes, in_fresh_process, peak_bytes
 from golden import MODELS, Golden
+from published_rtransformer import PublishedRTransformer
 
 from rtransformer_hf import (
     RTransformerForCausalLM,
@@ -21,11 +22,6 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.checkpoint_conversion import convert_official_state_dict
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import benchmark
-from benchmark import Setting, Sizes, in_fresh_process, peak_bytes
-from published_rtransformer import PublishedRTransformer
 
 TINY_SETTINGS = {
     "tiny_image": Setting(

@@ -7,11 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rtransformer_hf.training.command_line import CommandParser, InputError, on_stop, run_command
+
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from command_line import CommandParser, InputError, on_stop, run_command
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 COMMANDS = [path for path in sorted(SCRIPTS.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
@@ -55,7 +53,7 @@ def test_unusable_input_is_one_line(stopped):
 # Stands for a training of two processes. The first is stopped; the second, which waits for it, fails in its own way.
 MEMBER = """
 import os, signal, sys
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
 def main():
     print("ready", flush=True)
@@ -70,7 +68,7 @@ sys.argv[0] = "train.py"
 run_command(main)
 """
 IMPORTING = """
-import command_line, sys
+import rtransformer_hf.training.command_line, sys
 sys.argv[0] = "train.py"
 raise KeyboardInterrupt  # where an import would be under way
 """
@@ -104,9 +102,9 @@ def test_every_command_is_run_the_same_way(path):
     source = path.read_text()
     assert source.endswith('\n\nif __name__ == "__main__":\n    run_command(main)\n')
     assert "argparse.ArgumentParser(description" not in source
-    imported = re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)
-    ours = [name for name in imported if name not in sys.stdlib_module_names]
-    assert ours[0] == "command_line"  # so that Ctrl-C is answered while the others load
+    imported = re.findall(r"^(?:import|from) ([\w.]+)", source, re.MULTILINE)
+    slow = [name for name in imported if name.split(".")[0] not in sys.stdlib_module_names]
+    assert slow[0] == "rtransformer_hf.training.command_line"  # so that Ctrl-C is answered while the others load
 
 
 def test_an_unknown_flag_is_answered_with_the_nearest(capsys):

@@ -3,22 +3,18 @@
 
 import gzip
 import json
-import sys
 import zipfile
 from pathlib import Path
 
 import datasets
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import language_modeling
-import sequence_classification
 from evaluate_checkpoint import LabeledData, TextData
-from language_modeling import DataArguments
-from script_arguments import InputError
-from sequence_classification import ClassificationArguments
+
+from rtransformer_hf.training import causal_lm, sequence_classification
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.causal_lm import DataArguments
+from rtransformer_hf.training.sequence_classification import ClassificationArguments
 
 # Words that a reader may take for missing values, and what it may take for numbers, dates or truth values.
 TEXTS = [
@@ -90,7 +86,7 @@ def label2id(rows: datasets.Dataset) -> dict[str, int]:
 
 
 def texts(**arguments) -> list[str]:
-    return language_modeling.load_rows(DataArguments(**arguments), "train")["text"][:]
+    return causal_lm.load_rows(DataArguments(**arguments), "train")["text"][:]
 
 
 FILES = [
@@ -115,7 +111,7 @@ def test_texts_and_labels_are_read_as_written(name):
     # as scripts/evaluate_checkpoint.py and scripts/plot_checkpoint.py read them
     rows = sequence_classification.load_rows(LabeledData(**place), "train")
     assert rows["text"][:] == TEXTS and rows["label"][:] == NAMES
-    assert language_modeling.load_rows(TextData(**place), "train")["text"][:] == TEXTS
+    assert causal_lm.load_rows(TextData(**place), "train")["text"][:] == TEXTS
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.parquet", "folder/train.csv"])
@@ -179,8 +175,8 @@ def test_line_ends_of_windows_and_quoted_line_ends():
 def test_empty_texts_are_empty_lines_to_a_language_model(caplog):
     assert texts(train_file=[write("rows.csv", 'text,label\n"",1\na,2\n')]) == ["", "a"]
     missing = {"train_file": [write("rows.jsonl", '{"text": null}\n{"text": "a"}\n')]}
-    rows = language_modeling.load_rows(DataArguments(**missing), "train")
-    assert list(language_modeling.lines(rows, "\n")) == ["\n", "a\n"]
+    rows = causal_lm.load_rows(DataArguments(**missing), "train")
+    assert list(causal_lm.lines(rows, "\n")) == ["\n", "a\n"]
     assert "--train_file rows.jsonl: 1 of 2 rows have no text and are read as empty lines." in caplog.text
 
 

@@ -10,17 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import demo
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import demo
-from piano_rolls import read_midi, write_midi
-from script_arguments import InputError
-
 from rtransformer_hf import RTransformerImageProcessor
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
 

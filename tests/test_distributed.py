@@ -11,21 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import train_causal_lm
+import train_polyphonic_music
+import train_sequence_classification
 from sharded_models import MODEL_CLASSES, TRAINED, make_batches, make_optimizer, train
+from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
 from transformers.distributed import DistributedConfig
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import train_causal_lm
-import train_polyphonic_music
-import train_sequence_classification
-from script_arguments import InputError
-from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
-from training_run import train_and_evaluate
-
 from rtransformer_hf import RTransformerConfig, RTransformerModel
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.run import train_and_evaluate
 
 TINY = {
     "vocab_size": 23,

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import prepare_data
 import pytest
 import scipy.io
 from golden import CHECKPOINTS, FILES
 from hub_server import Hub
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import prepare_data
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = [

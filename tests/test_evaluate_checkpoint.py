@@ -4,15 +4,20 @@
 import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
+import evaluate_checkpoint
+import make_hub_folder
 import numpy as np
+import plot_checkpoint
 import pytest
 import scipy.io
 import torch
 import torch.nn.functional as F
+import train_causal_lm
+import train_polyphonic_music
+import train_sequence_classification
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -23,15 +28,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import evaluate_checkpoint
-import make_hub_folder
-import plot_checkpoint
-import train_causal_lm
-import train_polyphonic_music
-import train_sequence_classification
-from training_run import EVALUATION_FILE
+from rtransformer_hf.training.run import EVALUATION_FILE
 
 TRAINING = """
 hidden_size: 8

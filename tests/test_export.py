@@ -7,16 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import export_onnx
+import generate_onnx
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import export_onnx
-import generate_onnx
 from export_onnx import OnnxModel, export, make_inputs, make_past
-from new_tokenizers import load_tokenizer
 
 from rtransformer_hf import (
     RTransformerForCausalLM,
@@ -25,6 +21,7 @@ from rtransformer_hf import (
     RTransformerForTokenClassification,
 )
 from rtransformer_hf.modeling_rtransformer import CACHE_NAME
+from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 2, 7, 1, 8, 2]])
 ATTENTION_MASK = np.array([[1] * 8, [0] * 3 + [1] * 5])

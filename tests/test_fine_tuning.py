@@ -2,7 +2,6 @@
 """From a pretrained language model to other tasks, other text and a larger vocabulary."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import train_causal_lm
+import train_causal_lm_accelerate
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -23,19 +24,14 @@ from transformers import (
     TrainingArguments,
 )
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import train_causal_lm
-import train_causal_lm_accelerate
-from language_modeling import TokenWindows, window_losses
-from new_tokenizers import train_char_tokenizer
-
 from rtransformer_hf import (
     RTransformerForCausalLM,
     RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
     RTransformerForTokenClassification,
 )
+from rtransformer_hf.training.causal_lm import TokenWindows, window_losses
+from rtransformer_hf.training.new_tokenizers import train_char_tokenizer
 
 ALPHABET = "abcdefgh \n"
 

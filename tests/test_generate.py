@@ -2,19 +2,15 @@
 """The script that writes text from a checkpoint."""
 
 import io
-import sys
 from pathlib import Path
 
+import generate
 import pytest
 import torch
 from transformers import pipeline
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import generate
-from new_tokenizers import load_tokenizer
-
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 
 @pytest.fixture

@@ -2,21 +2,17 @@
 """The script that writes tunes with a checkpoint."""
 
 import json
-import sys
 from pathlib import Path
 
+import generate_music
 import numpy as np
 import pretty_midi
 import pytest
 from scipy.io import savemat, wavfile
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import generate_music
-from model_arguments import EVALUATION_FILE, trained_frames_per_beat
-from piano_rolls import read_midi, to_midi, write_midi
-
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForPolyphonicMusic
+from rtransformer_hf.training.model_arguments import EVALUATION_FILE, trained_frames_per_beat
+from rtransformer_hf.training.piano_rolls import read_midi, to_midi, write_midi
 
 NUM_FRAMES = 6
 

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training images that change at random."""
 
-import sys
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from image_augmentation import AugmentedImages
-
 from rtransformer_hf import RTransformerImageProcessor
+from rtransformer_hf.training.image_augmentation import AugmentedImages
 
 HEIGHT, WIDTH = 12, 9
 

@@ -3,7 +3,6 @@
 
 import itertools
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import recipes
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from language_modeling import (
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.causal_lm import (
     DataArguments,
     TokenWindows,
     evaluation_settings,
@@ -24,9 +23,7 @@ from language_modeling import (
     make_windows,
     window_losses,
 )
-from new_tokenizers import load_tokenizer, unknown_token_id
-from script_arguments import InputError
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
+from rtransformer_hf.training.new_tokenizers import load_tokenizer, unknown_token_id
 
 SETTINGS = ("tokenizer", "line_ending", "end_of_text", "block_size", "stride", "eval_stride")
 TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"

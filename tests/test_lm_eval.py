@@ -12,13 +12,12 @@ import torch
 from conftest import SENTENCES
 
 pytest.importorskip("lm_eval")
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
 import evaluate_checkpoint
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from training_run import EVALUATION_FILE
+
+from rtransformer_hf.training.run import EVALUATION_FILE
 
 TASK = """
 dataset_path: json

@@ -7,7 +7,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-METRICS = Path(__file__).parent.parent / "scripts" / "metrics"
+METRICS = Path(__file__).parent.parent / "rtransformer_hf" / "training" / "metrics"
 
 
 @pytest.fixture

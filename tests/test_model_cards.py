@@ -3,36 +3,32 @@
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import make_hub_folder
 import numpy as np
 import pytest
 import torch
-import transformers
-from PIL import Image
-from transformers import AutoConfig
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import make_hub_folder
 import train_causal_lm
 import train_polyphonic_music
 import train_sequence_classification
-import training_report
+import transformers
 from card_code import code_of, run_code
 from huggingface_hub import ModelCard
-from model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
-from new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
-from output_folder import ResumableTrainingArguments
-from script_arguments import InputError
+from PIL import Image
 from test_train_polyphonic_music import write_mat
-from training_report import command_line, hyperparameters, prompt_for
-from training_run import EVALUATION_FILE
+from transformers import AutoConfig
 
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
+from rtransformer_hf.training import report
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
+from rtransformer_hf.training.new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments
+from rtransformer_hf.training.report import command_line, hyperparameters, prompt_for
+from rtransformer_hf.training.run import EVALUATION_FILE
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
@@ -225,7 +221,7 @@ def test_a_finished_training_is_evaluated_again(trained, monkeypatch):
     """What was trained, where and when stays; figures of other models do not."""
     monkeypatch.chdir(trained)
     before = read_facts("tunes")
-    monkeypatch.setattr(training_report, "hardware", lambda args: "another machine")
+    monkeypatch.setattr(report, "hardware", lambda args: "another machine")
     run = ["recipe.yaml", "--data", "tunes.mat", "--hidden_dropout", "0.1", "--output_dir", "tunes"]
     train_polyphonic_music.main([*run, "--per_device_eval_batch_size", "2"])
     again = read_facts("tunes")

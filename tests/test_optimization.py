@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Muon and AdamW as one optimizer."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from optimization import MuonWithAdamW, WeightAverage, block_matrices
-from output_folder import ResumableTrainingArguments
-from script_arguments import InputError
-
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.optimization import MuonWithAdamW, WeightAverage, block_matrices
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 
 
 def make_optimizer(model: torch.nn.Module, **flags) -> MuonWithAdamW:

@@ -26,6 +26,7 @@ model.save_pretrained("checkpoint")
 logits = model(torch.arange(9)[None]).logits
 for name in [name for name in sys.modules if name.startswith("rtransformer_hf")]:
     del sys.modules[name]  # what follows is the checkpoint's own code
+assert "rtransformer_hf.modeling_rtransformer" not in sys.modules
 remote = AutoModelForCausalLM.from_pretrained("checkpoint", trust_remote_code=True, local_files_only=True)
 torch.testing.assert_close(remote(torch.arange(9)[None]).logits, logits)
 """
@@ -56,6 +57,22 @@ def test_the_installed_wheel_works(wheel, tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
     environment = {"PYTHONPATH": site, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", USE, site]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_training_package_works_from_the_wheel(wheel, tmp_path):
+    """What the commands share is for users, too, and metrics come with it."""
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True)
+    use = """
+import sys
+from rtransformer_hf.training.piano_rolls import read_midi
+from rtransformer_hf.training.causal_lm import METRICS
+assert METRICS.is_relative_to(sys.argv[1]) and (METRICS / "perplexity" / "perplexity.py").exists()
+"""
+    environment = {"PYTHONPATH": str(site), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", use, str(site)]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
 

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,10 +14,9 @@ import pretty_midi
 import pytest
 from scipy.io import savemat, wavfile
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import piano_rolls
-from piano_rolls import (
+from rtransformer_hf.training import piano_rolls
+from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.piano_rolls import (
     PianoRollArguments,
     load_piano_rolls,
     load_split,
@@ -29,7 +27,6 @@ from piano_rolls import (
     write_midi,
     write_piano_roll_picture,
 )
-from script_arguments import InputError, parse_arguments
 
 A4 = 69 - 21  # its key
 

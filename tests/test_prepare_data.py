@@ -3,18 +3,14 @@
 
 import csv
 import hashlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
+import prepare_data as script
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import prepare_data as script
 
 LINES = '0 What is caf\xe9 au lait ?\n3 Who said "now , then" ?\n'
 

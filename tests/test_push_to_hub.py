@@ -4,21 +4,17 @@
 import dataclasses
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
 from card_code import code_of, run_code
 from hub_server import ELSEWHERE, Fault, Hub
 from huggingface_hub import ModelCard
-from model_card import read_facts, render_card
 from safetensors.torch import load_file, save_file
 from test_hub import BERT, READS, ROOT, WRITES, Machine
 from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction
+
+from rtransformer_hf.training.model_card import read_facts, render_card
 
 CARDS = ROOT / "model_cards"
 

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
 import train_causal_lm
 import train_causal_lm_accelerate
 import train_polyphonic_music
 import train_sequence_classification
-from output_folder import ResumableTrainingArguments
-from script_arguments import parse_arguments
 
 from rtransformer_hf import RTransformerConfig
+from rtransformer_hf.training.arguments import parse_arguments
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 
 SCRIPTS = Path(train_causal_lm.__file__).parent
 LANGUAGE = (train_causal_lm.ModelArguments, train_causal_lm.DataArguments)

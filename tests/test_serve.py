@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from conftest import SENTENCES
@@ -20,9 +19,7 @@ from transformers.utils.import_utils import is_serve_available
 if not is_serve_available():
     pytest.skip("the packages of the server are not installed", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from command_line import InputError
+from rtransformer_hf.training.command_line import InputError
 
 import httpx
 import serve

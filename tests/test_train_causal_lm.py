@@ -7,23 +7,20 @@ import shlex
 import sys
 from pathlib import Path
 
+from rtransformer_hf.training.command_line import InputError, run_command
+
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from command_line import InputError, run_command
-
-import output_folder
 import train_causal_lm
 from conftest import recipes, write_texts
 from huggingface_hub import ModelCard
-from language_modeling import TokenWindows
-from model_arguments import make_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from rtransformer_hf import RTransformerForCausalLM
+from rtransformer_hf.training import output_folder
+from rtransformer_hf.training.causal_lm import TokenWindows
+from rtransformer_hf.training.model_arguments import make_model
 
 RECIPE = """
 tokenizer: char

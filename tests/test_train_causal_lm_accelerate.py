@@ -8,20 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from accelerate import Accelerator
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from command_line import run_command
+from rtransformer_hf.training.command_line import run_command
 
 import evaluate_checkpoint
+import pytest
+import torch
 import train_causal_lm
 import train_causal_lm_accelerate
+from accelerate import Accelerator
 from conftest import recipes, write_texts
-from script_arguments import InputError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rtransformer_hf.training.arguments import InputError
 
 RECIPE = """
 tokenizer: char

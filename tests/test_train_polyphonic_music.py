@@ -3,30 +3,26 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import evaluate_checkpoint
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from transformers import AutoModelForTimeSeriesPrediction, Trainer
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import evaluate_checkpoint
 import train_polyphonic_music
 from conftest import recipes
 from huggingface_hub import ModelCard
-from output_folder import ResumableTrainingArguments
-from piano_rolls import write_midi
-from polyphonic_music import MusicTrainer, Tunes, TuneSampler, pad_tunes, transposed
-from script_arguments import InputError, parse_arguments
 from train_polyphonic_music import MusicArguments, MusicModelArguments, set_frames_per_beat
-from training_run import ReportingTrainer
+from transformers import AutoModelForTimeSeriesPrediction, Trainer
 
 from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
+from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments
+from rtransformer_hf.training.piano_rolls import write_midi
+from rtransformer_hf.training.polyphonic_music import MusicTrainer, Tunes, TuneSampler, pad_tunes, transposed
+from rtransformer_hf.training.run import ReportingTrainer
 
 RECIPE = """
 hidden_size: 8

@@ -2,16 +2,17 @@
 """The training script for classifiers end to end, with models of a few thousand parameters."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import evaluate
+import evaluate_checkpoint
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import train_sequence_classification as script
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,20 +25,15 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import evaluate_checkpoint
-import sequence_classification
-import train_sequence_classification as script
-from new_tokenizers import load_tokenizer
-from script_arguments import InputError
-
 from rtransformer_hf import (
     RTransformerConfig,
     RTransformerForCausalLM,
     RTransformerForSequenceClassification,
     RTransformerImageProcessor,
 )
+from rtransformer_hf.training import sequence_classification
+from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 SCRIPTS = Path(script.__file__).parent
 RECIPE = """
@@ -559,7 +555,7 @@ def test_the_paper_divides_the_learning_rate_every_10_epochs(folder):
 
 def test_accuracy(monkeypatch, tmp_path):
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a metric asks for the network"))
-    metric = evaluate.load(str(SCRIPTS / "metrics" / "accuracy"), cache_dir=str(tmp_path))
+    metric = evaluate.load(str(sequence_classification.METRICS / "accuracy"), cache_dir=str(tmp_path))
     assert metric.compute(predictions=[0, 2, 1, 1], references=[0, 2, 1, 0]) == {"accuracy": 0.75}
     metric.add_batch(predictions=[1, 1, 1], references=[1, 0, 0])
     metric.add_batch(predictions=[2], references=[2])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from script_arguments import InputError
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from rtransformer_hf import RTransformerConfig
+from .. import RTransformerConfig
+from .arguments import InputError
 
 # Small enough to learn from a megabyte within minutes on two CPU cores.
 NEW_MODEL = {

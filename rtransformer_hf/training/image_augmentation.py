@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from rtransformer_hf import RTransformerImageProcessor
+from .. import RTransformerImageProcessor
 
 
 class AugmentedImages(Dataset):

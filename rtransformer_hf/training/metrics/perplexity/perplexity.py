@@ -20,7 +20,7 @@ Returns:
 
 Examples:
     >>> import evaluate
-    >>> metric = evaluate.load("scripts/metrics/perplexity")
+    >>> metric = evaluate.load("rtransformer_hf/training/metrics/perplexity")
     >>> round(metric.compute(predictions=[6.0, 2.0], references=[3, 1])["perplexity"], 4)
     7.3891
 """

@@ -20,9 +20,10 @@ import datasets
 import numpy as np
 import pretty_midi
 from matplotlib.figure import Figure
-from output_folder import write_figure, write_whole
 from scipy.io import loadmat, wavfile
-from script_arguments import InputError
+
+from .arguments import InputError
+from .output_folder import write_figure, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from command_line import InputError, suggestion
-
 import yaml
 from transformers import HfArgumentParser
+
+from .command_line import InputError, suggestion
 
 # Of these Trainer's own defaults hold as soon as one is given: they go together.
 EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")

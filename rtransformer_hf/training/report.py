@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
-from model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
-from new_tokenizers import unknown_token_id
-from output_folder import ResumableTrainingArguments, write_figure
 from transformers import PreTrainedTokenizerBase, Trainer
+
+from .model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
+from .new_tokenizers import unknown_token_id
+from .output_folder import ResumableTrainingArguments, write_figure
 
 logger = logging.getLogger(__name__)
 

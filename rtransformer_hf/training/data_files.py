@@ -18,7 +18,8 @@ import pandas as pd
 import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
-from script_arguments import InputError
+
+from .arguments import InputError
 
 FORMATS = {
     ".csv": "csv",

@@ -17,18 +17,19 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from accelerate.utils import load_fsdp_model
-from hub_errors import reason
 from huggingface_hub import HfApi
-from model_arguments import EVALUATION_FILE
-from model_card import FACTS_FILE, render_card
-from optimization import MuonWithAdamW, WeightAverage, block_matrices
-from output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps, write_whole
-from script_arguments import InputError
 from torch import distributed
 from torch.utils.data import Dataset
-from training_report import Outcome, TaskReport, card_facts, plot_learning_curves
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
+
+from .arguments import InputError
+from .hub import reason
+from .model_arguments import EVALUATION_FILE
+from .model_card import FACTS_FILE, render_card
+from .optimization import MuonWithAdamW, WeightAverage, block_matrices
+from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps, write_whole
+from .report import Outcome, TaskReport, card_facts, plot_learning_curves
 
 logger = logging.getLogger(__name__)
 
@@ -388,7 +389,7 @@ def print_end(output_dir: str, commands: list[list[str]]):
 
 def command(script: str, *words: str) -> list[str]:
     """The command that runs one of the scripts from the current folder."""
-    path = Path(os.path.relpath(Path(__file__).with_name(script)))
+    path = Path(os.path.relpath(Path(__file__).parents[2] / "scripts" / script))
     return ["python", str(path if ".." not in path.parts else path.resolve()), *words]
 
 

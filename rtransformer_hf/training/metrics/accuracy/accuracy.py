@@ -18,7 +18,7 @@ Returns:
 
 Examples:
     >>> import evaluate
-    >>> metric = evaluate.load("scripts/metrics/accuracy")
+    >>> metric = evaluate.load("rtransformer_hf/training/metrics/accuracy")
     >>> metric.compute(predictions=[0, 2, 1, 1], references=[0, 2, 1, 0])["accuracy"]
     0.75
 """

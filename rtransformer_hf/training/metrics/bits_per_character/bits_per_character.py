@@ -21,7 +21,7 @@ Returns:
 
 Examples:
     >>> import evaluate
-    >>> metric = evaluate.load("scripts/metrics/bits_per_character")
+    >>> metric = evaluate.load("rtransformer_hf/training/metrics/bits_per_character")
     >>> round(metric.compute(predictions=[6.0, 2.0], references=[5, 3])["bits_per_character"], 4)
     1.4427
 """

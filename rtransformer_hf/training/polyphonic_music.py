@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 import evaluate
 import numpy as np
 import torch
-from language_modeling import METRICS
-from piano_rolls import checked_roll
 from torch.utils.data import Dataset, Sampler
-from training_run import ReportingTrainer
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from rtransformer_hf import RTransformerForPolyphonicMusic
+from .. import RTransformerForPolyphonicMusic
+from .causal_lm import METRICS
+from .piano_rolls import checked_roll
+from .run import ReportingTrainer
 
 
 class Tunes(Dataset):

@@ -9,9 +9,9 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from command_line import InputError
-
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .command_line import InputError
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"

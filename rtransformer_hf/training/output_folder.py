@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from command_line import InputError, on_stop, suggestion
-
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import (
@@ -26,7 +24,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_liger_kernel_available
 
-from rtransformer_hf import RTransformerConfig
+from .. import RTransformerConfig
+from .command_line import InputError, on_stop, suggestion
 
 logger = logging.getLogger(__name__)
 

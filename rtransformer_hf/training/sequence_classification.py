@@ -18,10 +18,6 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
-from language_modeling import METRICS
-from new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
-from script_arguments import InputError
 from transformers import (
     AutoConfig,
     DataCollatorWithPadding,
@@ -32,7 +28,11 @@ from transformers import (
 )
 from transformers.image_utils import PILImageResampling
 
-from rtransformer_hf import RTransformerImageProcessor
+from .. import RTransformerImageProcessor
+from .arguments import InputError
+from .causal_lm import METRICS
+from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
+from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ Returns:
 
 Examples:
     >>> import evaluate
-    >>> metric = evaluate.load("scripts/metrics/nll_per_frame")
+    >>> metric = evaluate.load("rtransformer_hf/training/metrics/nll_per_frame")
     >>> metric.compute(predictions=[600.0, 200.0], references=[300, 100])["nll_per_frame"]
     2.0
 """

@@ -19,10 +19,6 @@ import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
-from data_files import DataFileArguments, as_text, joined, load_split
-from model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
-from new_tokenizers import load_tokenizer, unknown_token_id
-from script_arguments import Defaults, InputError
 from transformers import (
     AutoModelForCausalLM,
     EvalPrediction,
@@ -31,7 +27,11 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LabelSmoother
 
-from rtransformer_hf import RTransformerForCausalLM
+from .. import RTransformerForCausalLM
+from .arguments import Defaults, InputError
+from .data_files import DataFileArguments, as_text, joined, load_split
+from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
+from .new_tokenizers import load_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ for padding. The token for what is unknown is none of Transformers' special toke
 from collections import Counter
 from collections.abc import Iterable
 
-from script_arguments import InputError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from .arguments import InputError
 
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pairs
