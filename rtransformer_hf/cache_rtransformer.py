@@ -32,9 +32,9 @@ class PaddingOrder(NamedTuple):
     num_padded: torch.Tensor  # (batch, 1)
 
     @classmethod
-    def from_mask(cls, padding_mask: torch.Tensor) -> "PaddingOrder":
-        """`padding_mask` is (batch, time), 0 at padding."""
-        is_padding = padding_mask == 0
+    def from_mask(cls, token_mask: torch.Tensor) -> "PaddingOrder":
+        """`token_mask` is (batch, time), 0 at padding."""
+        is_padding = token_mask == 0
         num_padded = is_padding.sum(dim=1, keepdim=True)
         places = torch.where(is_padding, is_padding.cumsum(dim=1), num_padded + (~is_padding).cumsum(dim=1)) - 1
         positions = torch.arange(places.shape[1], device=places.device).expand_as(places)

@@ -40,7 +40,7 @@ class RTransformerConfig(PreTrainedConfig):
         num_local_rnn_layers (`int`, defaults to 1):
             Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
         local_rnn_implementation (`str`, *optional*):
-            Form of the LocalRNN operator: `"textbook"`, `"shared_projection"`, `"blocked"` (CPU) or `"triton"` (GPU);
+            Form of the LocalRNN operator: `"reference"`, `"shared_projection"`, `"blocked"` (CPU) or `"triton"` (GPU);
             unset, it is chosen by device. Second derivatives and `torch.func` need one of the first two.
         input_size (`int`, *optional*):
             Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.

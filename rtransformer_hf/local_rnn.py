@@ -7,7 +7,7 @@ inputs, from a zero state and with the same weights everywhere, and its last hid
 
 Inputs before the start of the sequence are zero vectors: they are fed to the RNN, so that its biases act on them.
 
-Several implementations compute the same function. `textbook_local_rnn` is the definition.
+Several implementations compute the same function. `reference_local_rnn` is the definition.
 `shared_projection_local_rnn` projects each input once instead of once for each of the K windows that hold it. Both
 take the cell's two projections as callables. `local_rnn` is the operator over plain weights; it chooses among these
 and the faster implementations of `local_rnn_blocked.py` (CPU) and `local_rnn_triton.py` (GPU).
@@ -65,7 +65,7 @@ def num_gates(cell: str) -> int:
     return CELLS[cell][1]
 
 
-def textbook_local_rnn(
+def reference_local_rnn(
     hidden_states: torch.Tensor,
     input_proj: Projection,
     recurrent_proj: Projection,
@@ -166,7 +166,7 @@ def advance_windows(
 
 # --- The operator ---
 
-IMPLEMENTATIONS = ("textbook", "shared_projection", "blocked", "triton")
+IMPLEMENTATIONS = ("reference", "shared_projection", "blocked", "triton")
 
 
 def local_rnn(
@@ -196,7 +196,7 @@ def local_rnn(
         past: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
             sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
-        implementation: "textbook", "shared_projection", "blocked" (first derivatives alone, no `sequence_positions`)
+        implementation: "reference", "shared_projection", "blocked" (first derivatives alone, no `sequence_positions`)
             or "triton" (GPU kernels, likewise first derivatives); None chooses, see `choose_implementation`.
 
     Returns:
@@ -242,7 +242,7 @@ def local_rnn(
             window_size=window_size,
             sequence_positions=sequence_positions,
         )
-    form = textbook_local_rnn if implementation == "textbook" else shared_projection_local_rnn
+    form = reference_local_rnn if implementation == "reference" else shared_projection_local_rnn
     return form(
         hidden_states,
         partial(F.linear, weight=input_weight, bias=input_bias),

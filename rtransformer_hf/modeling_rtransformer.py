@@ -61,7 +61,7 @@ takes_past_key_values = deprecate_kwarg(
 )
 
 
-class RTransformerLocalRNNCell(nn.Module):
+class RTransformerLocalRNN(nn.Module):
     """The LocalRNN (section 3.1): the weights of an RNN cell, run over the window that ends at each position."""
 
     def __init__(self, config: RTransformerConfig):
@@ -123,7 +123,7 @@ def make_layer_norm(config: RTransformerConfig) -> nn.LayerNorm:
     return norm_class(config.hidden_size, eps=config.layer_norm_eps)
 
 
-class RTransformerLocalRNN(nn.Module):
+class RTransformerLocalRNNLayer(nn.Module):
     """A LocalRNN sub-layer: norm and cell. Masked positions count as zero vectors, as those before the start do."""
 
     def __init__(self, config: RTransformerConfig, layer_idx: int, state_idx: int):
@@ -131,19 +131,19 @@ class RTransformerLocalRNN(nn.Module):
         self.layer_idx = layer_idx
         self.state_idx = state_idx
         self.norm = make_layer_norm(config)
-        self.cell = RTransformerLocalRNNCell(config)
+        self.cell = RTransformerLocalRNN(config)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
         padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
-        if padding_mask is not None:
-            hidden_states = hidden_states * padding_mask[..., None].to(hidden_states.dtype)
+        if token_mask is not None:
+            hidden_states = hidden_states * token_mask[..., None].to(hidden_states.dtype)
         if self.cell.window_size == 1:
             return self.cell(hidden_states, sequence_positions=sequence_positions)
         if padding_order is not None:
@@ -176,7 +176,7 @@ class RTransformerLocalRNN(nn.Module):
         """
         window_size, length = self.cell.window_size, hidden_states.shape[1]
         if length > 1 or padding_order is not None:
-            cache.layers[self.layer_idx].__dict__.pop("windows_in_flight", None)
+            cache.layers[self.layer_idx].__dict__.pop("partial_window_states", None)
         states = cache.update_conv_state(
             hidden_states.transpose(1, 2),
             self.layer_idx,
@@ -195,7 +195,7 @@ class RTransformerLocalRNN(nn.Module):
         inputs, which remain what counts: where these changed otherwise (a rollback, new beams), windows open anew.
         """
         cache_layer = cache.layers[self.layer_idx]
-        kept = cache_layer.__dict__.setdefault("windows_in_flight", {})
+        kept = cache_layer.__dict__.setdefault("partial_window_states", {})
         windows, inputs, version = kept.get(self.state_idx, (None, None, None))
         is_current = inputs is cache_layer.conv_states[self.state_idx] and version == self.version_of(cache_layer)
 
@@ -308,7 +308,7 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: RTransformerConfig, layer_idx: int):
         super().__init__()
         self.local_rnns = nn.ModuleList(
-            RTransformerLocalRNN(config, layer_idx, state_idx) for state_idx in range(config.num_local_rnn_layers)
+            RTransformerLocalRNNLayer(config, layer_idx, state_idx) for state_idx in range(config.num_local_rnn_layers)
         )
         self.self_attn_norm = make_layer_norm(config)
         self.self_attn = RTransformerAttention(config, layer_idx)
@@ -321,14 +321,14 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
         padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         for local_rnn_layer in self.local_rnns:
-            local_states = local_rnn_layer(hidden_states, padding_mask, padding_order, sequence_positions, cache)
+            local_states = local_rnn_layer(hidden_states, token_mask, padding_order, sequence_positions, cache)
             hidden_states = hidden_states + self.dropout(local_states)
         attention_output, _ = self.self_attn(
             self.self_attn_norm(hidden_states),
@@ -485,7 +485,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 "full_attention": create_causal_mask(
                     self.config, inputs_embeds, attention_mask, mask_cache, position_ids=position_ids
                 ),
-                "linear_attention": create_padding_mask(inputs_embeds, attention_mask),
+                "linear_attention": create_token_mask(inputs_embeds, attention_mask),
             }
 
         if self.config.position_embedding_type == "sinusoidal":
@@ -495,17 +495,17 @@ class RTransformerModel(RTransformerPreTrainedModel):
             position_vectors = sinusoidal_positions(positions, self.config.hidden_size).to(inputs_embeds.dtype)
             inputs_embeds = inputs_embeds * math.sqrt(self.config.hidden_size) + position_vectors
 
-        padding_mask, padding_order = masks.get("linear_attention"), None
+        token_mask, padding_order = masks.get("linear_attention"), None
         has_local_state = "hybrid" in self.config.layer_types
-        if has_local_state and padding_mask is not None and needs_padding_order(padding_mask, cache):
-            padding_order = PaddingOrder.from_mask(padding_mask)
+        if has_local_state and token_mask is not None and needs_padding_order(token_mask, cache):
+            padding_order = PaddingOrder.from_mask(token_mask)
 
         hidden_states = self.embedding_dropout(inputs_embeds)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks["full_attention"],
-                padding_mask=padding_mask,
+                token_mask=token_mask,
                 padding_order=padding_order,
                 sequence_positions=sequence_positions,
                 position_ids=position_ids,  # flash attention finds packed sequences by them
@@ -594,25 +594,25 @@ def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | 
     return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
 
 
-def create_padding_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+def create_token_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """
     (batch, time), 0 at padding, or None where none of the inputs is known to be padded. That of Transformers takes a
     single step for a generated token, but a prompt may be fed step by step.
     """
     if attention_mask is None or attention_mask.ndim != 2:
         return None
-    padding_mask = attention_mask[:, -inputs_embeds.shape[1] :].contiguous()
-    return padding_mask if is_tracing(padding_mask) or not padding_mask.all() else None
+    token_mask = attention_mask[:, -inputs_embeds.shape[1] :].contiguous()
+    return token_mask if is_tracing(token_mask) or not token_mask.all() else None
 
 
-def needs_padding_order(padding_mask: torch.Tensor, cache: Cache | None) -> bool:
+def needs_padding_order(token_mask: torch.Tensor, cache: Cache | None) -> bool:
     """
     Whether padding that is left in place would come between real inputs, or before those still to come. A graph can't
     depend on values of the mask: while one is traced, the answer is yes.
     """
-    if is_tracing(padding_mask):
+    if is_tracing(token_mask):
         return True
-    is_real = padding_mask != 0
+    is_real = token_mask != 0
     if cache is None:  # padding on either side is out of the way
         num_starts = (is_real[:, 1:] & ~is_real[:, :-1]).sum(dim=1) + is_real[:, 0]
         return bool((num_starts > 1).any())
@@ -718,7 +718,7 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
         """The masks that `generate` prepares for a static cache; Transformers' own leave out padding of one step."""
         masks = create_masks_for_generate(config, inputs_embeds, attention_mask, **kwargs)
         if isinstance(masks, dict) and "linear_attention" in masks:
-            masks["linear_attention"] = create_padding_mask(inputs_embeds, attention_mask)
+            masks["linear_attention"] = create_token_mask(inputs_embeds, attention_mask)
         return masks
 
 

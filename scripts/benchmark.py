@@ -75,8 +75,8 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS, num_gates
-from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNNCell
-from rtransformer_hf.training.output_folder import write_figure, write_whole
+from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNN
+from rtransformer_hf.training.output_folder import atomic_write, write_figure
 
 PEERS = ("gpt2", "llama", "mamba")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
@@ -179,7 +179,7 @@ def make_contender(args: argparse.Namespace, setting: Setting, name: str) -> tup
         peer = peer_config(name, setting)
         model = AutoModelForCausalLM.from_config(peer) if is_causal_lm else VectorPeer(setting, peer)
     else:
-        model = RTransformerLocalRNNCell(config) if is_operator(args, name) else setting.architecture(config)
+        model = RTransformerLocalRNN(config) if is_operator(args, name) else setting.architecture(config)
         if args.compile is not None:
             model.compile(mode=args.compile)
     model.to(args.device)
@@ -680,7 +680,7 @@ def main(argv: list[str] | None = None):
     }
     for config_name, setting in settings_of(args):
         report["rows"] += measure(args, config_name, setting)
-        write_whole(output, json.dumps(report, indent=2).encode())
+        atomic_write(output, json.dumps(report, indent=2).encode())
     figure = (plot_growth if args.command == "growth" else plot)(report["rows"])
     write_figure(output.with_suffix(".png"), figure, dpi=120)
     print(format_table(report["rows"]))

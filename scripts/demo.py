@@ -42,7 +42,7 @@ from transformers import (
 )
 
 import rtransformer_hf
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
 from rtransformer_hf.training.new_tokenizers import unknown_token_id
 from rtransformer_hf.training.piano_rolls import (
@@ -93,7 +93,7 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[torch.
     (1, tokens) ids of a prompt, and what a visitor should know of how it was read.
 
     Raises:
-        InputError: it holds nothing that the model knows.
+        UsageError: it holds nothing that the model knows.
     """
     notes = []
     if len(prompt) > MAX_PROMPT:
@@ -113,7 +113,7 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[torch.
         more = f" and {len(named) - 10} more" if len(named) > 10 else ""
         notes.append(f"The model does not know {' '.join(named[:10])}{more}: read in lower case, or left out.")
     if not ids:
-        raise InputError(f"A beginning is needed, of characters that the model knows. {' '.join(notes)}")
+        raise UsageError(f"A beginning is needed, of characters that the model knows. {' '.join(notes)}")
     return torch.tensor([ids]), notes
 
 
@@ -164,21 +164,21 @@ def read_tune(
     The at most `num_frames` frames to continue, (frames, 88), and what a visitor should know of how they were read.
 
     Raises:
-        InputError: there is no MIDI file, it can't be read, or it holds no notes.
+        UsageError: there is no MIDI file, it can't be read, or it holds no notes.
     """
     if start == "Silence":
         return np.zeros((0, NUM_KEYS), dtype=np.uint8), []
     if start == "Example tune":
         return example_tune(frames_per_beat)[:num_frames], []
     if midi_file is None:
-        raise InputError("A MIDI file is needed, or another start.")
+        raise UsageError("A MIDI file is needed, or another start.")
     try:
         tune, left_out = read_midi_and_rest(midi_file, frames_per_beat)
-    except InputError as error:
-        raise InputError(str(error).replace(midi_file, Path(midi_file).name)) from error
+    except UsageError as error:
+        raise UsageError(str(error).replace(midi_file, Path(midi_file).name)) from error
     notes = [f"Left out: {left_out}."] if left_out else []
     if len(tune) == 0:
-        raise InputError(" ".join(["The MIDI file holds no notes; a tune of at least one frame is accepted.", *notes]))
+        raise UsageError(" ".join(["The MIDI file holds no notes; a tune of at least one frame is accepted.", *notes]))
     if len(tune) > num_frames:
         notes.append(f"The tune was cut to the first {num_frames} of its {len(tune):,} frames.")
     return tune[:num_frames], notes
@@ -199,7 +199,7 @@ def load_digit_model(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcess
     The classifier and its image processor.
 
     Raises:
-        InputError: there is no such checkpoint, or it is none that reads the pixels of a digit row by row.
+        UsageError: there is no such checkpoint, or it is none that reads the pixels of a digit row by row.
     """
     try:
         check_architecture(checkpoint, "RTransformerForSequenceClassification")
@@ -209,7 +209,7 @@ def load_digit_model(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcess
         if found != (1, DIGITS, None):
             raise ValueError(f"its input_size, num_labels and permutation_seed are {found}")
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"checkpoint {checkpoint!r} can't be used; a folder or Hub id of a classifier of {DIGITS} digits that "
             f"reads grey pixels row by row, with its image processor, is accepted: {error}"
         ) from error
@@ -228,10 +228,10 @@ def prepare_drawing(strokes: list[str]) -> np.ndarray:
         (28, 28) uint8.
 
     Raises:
-        InputError: nothing is drawn.
+        UsageError: nothing is drawn.
     """
     if not strokes:
-        raise InputError("Nothing is drawn yet; a digit is needed.")
+        raise UsageError("Nothing is drawn yet; a digit is needed.")
     canvas = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(canvas)
     for stroke in strokes:
@@ -395,7 +395,7 @@ def make_page(args: argparse.Namespace) -> gr.Blocks:
             with gr.Tab(name):
                 try:
                     make_tab(checkpoint)
-                except InputError as error:
+                except UsageError as error:
                     print(f"demo.py: the tab {name} has no model: {error}", file=sys.stderr)
                     gr.Markdown(
                         f"This tab has no model yet: `{checkpoint}` can't be opened.\n\nOne is trained by\n\n"
@@ -418,7 +418,7 @@ def text_tab(checkpoint: str):
     def write(prompt: str, temperature: float, top_p: float, num_tokens: int):
         try:
             input_ids, notes = read_prompt(tokenizer, prompt)
-        except InputError as error:
+        except UsageError as error:
             gr.Warning(str(error))
             return
         for note in notes:
@@ -449,7 +449,7 @@ def music_tab(checkpoint: str):
     def play_on(start: str, midi_file: str | None, num_given: int, num_frames: int, temperature: float):
         try:
             tune, notes = read_tune(start, midi_file, num_given, frames_per_beat)
-        except InputError as error:
+        except UsageError as error:
             gr.Warning(str(error))
             yield gr.skip(), None, gr.skip(), gr.skip()  # nothing new to keep
             return
@@ -502,7 +502,7 @@ def digit_tab(checkpoint: str):
     def read(strokes: list[str]):
         try:
             image = prepare_drawing(strokes)
-        except InputError as error:
+        except UsageError as error:
             gr.Warning(str(error))
             return
         probabilities = read_digit(model, processor, image)
@@ -585,7 +585,7 @@ def main(argv: list[str] | None = None):
     if args.make_space is not None:
         try:
             make_space(args)
-        except InputError as error:
+        except UsageError as error:
             sys.exit(f"demo.py: error: {error}")
         return
     page = make_page(args)
@@ -688,11 +688,11 @@ def make_space(args: argparse.Namespace):
     Writes the folder of a Space: app, card, requirements, the package, the scripts and the models.
 
     Raises:
-        InputError: the folder is not empty.
+        UsageError: the folder is not empty.
     """
     target = Path(args.make_space)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"--make_space {args.make_space!r} is not empty; a new or empty folder is accepted.")
+        raise UsageError(f"--make_space {args.make_space!r} is not empty; a new or empty folder is accepted.")
     target.parent.mkdir(parents=True, exist_ok=True)
     scripts = Path(__file__).parent
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -41,7 +41,7 @@ from transformers.utils import cached_file, is_torchao_available
 
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.training import causal_lm, polyphonic_music, sequence_classification
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, trained_frames_per_beat
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
@@ -94,7 +94,7 @@ def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
     if args.quantization is None:
         return auto_class.from_pretrained(args.checkpoint, dtype=torch.float32)
     if not is_torchao_available():
-        raise InputError(f"--quantization {args.quantization} needs the package torchao, which is not installed.")
+        raise UsageError(f"--quantization {args.quantization} needs the package torchao, which is not installed.")
     quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
     return auto_class.from_pretrained(
         args.checkpoint, dtype=torch.float32, quantization_config=TorchAoConfig(quantization())
@@ -106,11 +106,11 @@ def place(args: argparse.Namespace, settings: dict) -> dict:
     The arguments of a training script for the data, where a checkpoint's settings say nothing else.
 
     Raises:
-        InputError: --split is given for a file, which has none.
+        UsageError: --split is given for a file, which has none.
     """
     if Path(args.data).is_file():
         if args.split is not None:
-            raise InputError(f"--split {args.split} goes with a data set; --data {args.data} is a file, read whole.")
+            raise UsageError(f"--split {args.split} goes with a data set; --data {args.data} is a file, read whole.")
         print(f"Data: the file {args.data}, whole.", file=sys.stderr)
         return {**settings, "train_file": [args.data]}
     return {**settings, "dataset_name": args.data, "train_split": name_split(args)}
@@ -128,13 +128,13 @@ def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
     The settings of evaluation.json, columns as the flags have them.
 
     Raises:
-        InputError: a flag names a column that this task does not read.
+        UsageError: a flag names a column that this task does not read.
     """
     given = {name: value for name in COLUMNS if (value := getattr(args, name, None)) is not None}
     for name, value in given.items():
         if name not in accepted:
             flags = " or ".join(f"--{flag}" for flag in accepted)
-            raise InputError(f"--{name}: {value!r}, which {args.checkpoint} does not read (expected {flags})")
+            raise UsageError(f"--{name}: {value!r}, which {args.checkpoint} does not read (expected {flags})")
     return {**settings, **given}
 
 
@@ -151,7 +151,7 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
         model,
         windows,
         default_data_collator,
-        causal_lm.exact_metrics(windows),
+        causal_lm.make_compute_metrics(windows),
         causal_lm.window_losses,
     )
 
@@ -172,7 +172,7 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
         model,
         encoded,
         sequence_classification.make_collator(processing_class),
-        sequence_classification.exact_metrics(encoded),
+        sequence_classification.make_compute_metrics(encoded),
     )
 
 
@@ -191,7 +191,7 @@ def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
         load_model(args, AutoModelForTimeSeriesPrediction),
         tunes,
         polyphonic_music.pad_tunes,
-        polyphonic_music.exact_metrics(tunes),
+        polyphonic_music.make_compute_metrics(tunes),
         polyphonic_music.tune_losses,
     )
 
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     try:
         evaluation = load_evaluation(args)
-    except (InputError, OSError, ValueError) as error:
+    except (UsageError, OSError, ValueError) as error:
         sys.exit(f"evaluate_checkpoint.py: error: {error}")
     evaluation.model.is_quantized = False  # or else Trainer refuses the model: as it is, it can't be trained
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +238,7 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     architecture, settings = load_settings(args.checkpoint, *TASKS)
     load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
     if args.skip_unreadable and load is not music_model:
-        raise InputError(f"--skip_unreadable goes with music; {args.checkpoint} holds {architecture}.")
+        raise UsageError(f"--skip_unreadable goes with music; {args.checkpoint} holds {architecture}.")
     return load(args, settings)
 
 
@@ -248,7 +248,7 @@ def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
         architecture = check_architecture(checkpoint, *accepted)
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"checkpoint {checkpoint!r} can't be used; a folder or Hub id of a trained model, with {EVALUATION_FILE}, "
             f"is accepted: {error}"
         ) from error

@@ -37,7 +37,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 import rtransformer_hf
 from rtransformer_hf import RTransformerConfig
 from rtransformer_hf.modeling_rtransformer import CACHE_NAME
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture
 
 TASKS = (
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None):
             onnx_model = OnnxModel(unfinished / ONNX_FILE)
             difference = largest_difference(model, onnx_model, args.with_cache)
             if not difference <= TOLERANCE:
-                raise InputError(
+                raise UsageError(
                     f"checkpoint {args.checkpoint!r} gives logits in onnxruntime that differ from PyTorch's by "
                     f"{difference:.1e}; at most {TOLERANCE:.0e} is accepted, and nothing was written."
                 )
@@ -240,14 +240,14 @@ def main(argv: list[str] | None = None):
                 if file := cached_file(args.checkpoint, name, _raise_exceptions_for_missing_entries=False):
                     shutil.copy(file, unfinished / name)
             unfinished.replace(target)
-    except (InputError, OSError) as error:
+    except (UsageError, OSError) as error:
         sys.exit(f"export_onnx.py: error: {error}")
     print(json.dumps(report, indent=2))
 
 
 def check_output_folder(target: Path):
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise InputError(f"output_folder '{target}' is a file or not empty; a new or empty folder is accepted.")
+        raise UsageError(f"output_folder '{target}' is a file or not empty; a new or empty folder is accepted.")
 
 
 def load_model(args: argparse.Namespace) -> PreTrainedModel:
@@ -256,14 +256,14 @@ def load_model(args: argparse.Namespace) -> PreTrainedModel:
         architecture = check_architecture(args.checkpoint, *TASKS)
         model = getattr(rtransformer_hf, architecture).from_pretrained(args.checkpoint, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"checkpoint {args.checkpoint!r} can't be used; a folder or Hub id of a trained R-Transformer is "
             f"accepted: {error}"
         ) from error
     if getattr(model, "is_quantized", False):
-        raise InputError(f"checkpoint {args.checkpoint!r} is quantised; one of floating-point weights is accepted.")
+        raise UsageError(f"checkpoint {args.checkpoint!r} is quantised; one of floating-point weights is accepted.")
     if args.with_cache and (architecture not in TASKS_WITH_CACHE or has_autoregressive_keys(model.config)):
-        raise InputError(
+        raise UsageError(
             f"--with_cache is not accepted for checkpoint {args.checkpoint!r}, a {architecture}; it is for "
             f"{' and '.join(TASKS_WITH_CACHE)}, the latter with independent keys."
         )

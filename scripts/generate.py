@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from rtransformer_hf.training.new_tokenizers import unknown_token_id
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     try:
         model, tokenizer = load_causal_lm(args.checkpoint)
-    except InputError as error:
+    except UsageError as error:
         sys.exit(f"generate.py: error: {error}")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").to(model.device)
@@ -119,7 +119,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     The model and its tokenizer.
 
     Raises:
-        InputError: there is no such checkpoint, or it is none of a causal language model. The Auto class alone would
+        UsageError: there is no such checkpoint, or it is none of a causal language model. The Auto class alone would
             open other models with a new, untrained output layer.
     """
     accepted = "a folder or Hub id of a causal language model with its tokenizer is accepted"
@@ -128,7 +128,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         return model.to(default_device()), AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
+        raise UsageError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForTimeSeriesPrediction, PreTraine
 from transformers.generation.streamers import BaseStreamer
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
 from rtransformer_hf.training.piano_rolls import (
     DEFAULT_FRAMES_PER_BEAT,
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None):
         prompt = load_prompt(args)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         model = load_music_model(args.checkpoint)
-    except InputError as error:
+    except UsageError as error:
         sys.exit(f"generate_music.py: error: {error}")
     except OSError as error:
         sys.exit(
@@ -164,23 +164,23 @@ def load_prompt(args: argparse.Namespace) -> np.ndarray | None:
         data = PianoRollArguments(data=args.prompt_data, frames_per_beat=args.frames_per_beat)
         tunes = read_split(data, args.prompt_split)
         if args.prompt_index >= len(tunes):
-            raise InputError(
+            raise UsageError(
                 f"--prompt_index {args.prompt_index} is not in split {args.prompt_split!r} of --prompt_data "
                 f"{args.prompt_data}; 0 to {len(tunes) - 1} are accepted."
             )
         name = f"tune {args.prompt_index} of --prompt_data {args.prompt_data}"
         if (chosen := tunes[args.prompt_index]).roll is None:
-            raise InputError(f"{name} can't be used; another --prompt_index is accepted: {chosen.fault}")
+            raise UsageError(f"{name} can't be used; another --prompt_index is accepted: {chosen.fault}")
         tune, left_out = chosen.roll, chosen.left_out
     else:
         return None
     if len(tune) == 0:
         why = f" (left out: {left_out})" if left_out else ""
-        raise InputError(f"{name} holds no notes{why}; a tune of at least one frame is accepted.")
+        raise UsageError(f"{name} holds no notes{why}; a tune of at least one frame is accepted.")
     if left_out:
         print(f"{name}: left out: {left_out}", file=sys.stderr)
     if args.prompt_frames is not None and args.prompt_frames > len(tune):
-        raise InputError(
+        raise UsageError(
             f"--prompt_frames {args.prompt_frames} is more than {name} has; 1 to {len(tune)} are accepted."
         )
     return tune[: args.prompt_frames]
@@ -191,7 +191,7 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
     The model of piano rolls.
 
     Raises:
-        InputError: there is no such checkpoint, or it is none of piano rolls with 88 keys. The Auto class alone would
+        UsageError: there is no such checkpoint, or it is none of piano rolls with 88 keys. The Auto class alone would
             open other models with a new, untrained output layer.
     """
     accepted = f"a folder or Hub id of a model of piano rolls with {NUM_KEYS} keys is accepted"
@@ -201,7 +201,7 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
             raise ValueError(f"its input_size is {input_size}")
         return AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
     except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
+        raise UsageError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 
 
 class ProgressBar(BaseStreamer):

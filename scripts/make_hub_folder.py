@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, InputError, run_command
+from rtransformer_hf.training.command_line import CommandParser, UsageError, run_command
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -116,7 +116,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     try:
         check_license(args.license, args.license_name, args.license_link)
-    except InputError as error:
+    except UsageError as error:
         parser.error(str(error))
     if args.dataset_id is not None and args.dataset_name is None:
         parser.error("--dataset_id is accepted along with --dataset_name.")

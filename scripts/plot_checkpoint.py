@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
 
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.causal_lm import TokenWindows
 from rtransformer_hf.training.model_arguments import default_device
-from rtransformer_hf.training.output_folder import write_figure, write_whole
+from rtransformer_hf.training.output_folder import atomic_write, write_figure
 
 BINS_PER_TRAINING_LENGTH = 8
 PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271
@@ -49,11 +49,11 @@ def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     try:
         figure, numbers = args.draw(args)
-    except (InputError, OSError, ValueError) as error:
+    except (UsageError, OSError, ValueError) as error:
         sys.exit(f"plot_checkpoint.py: error: {error}")
     output = Path(args.output)
     write_figure(output, figure, dpi=150)
-    write_whole(output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
+    atomic_write(output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
     print(f"{output} and {output.with_suffix('.json')}")
 
 
@@ -89,7 +89,7 @@ def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tupl
     evaluation = language_model(source, settings)
     windows: TokenWindows = evaluation.dataset
     if len(windows.tokens) <= factor * block_size:
-        raise InputError(
+        raise UsageError(
             f"--data {args.data} holds {len(windows.tokens)} tokens; more than {factor * block_size} are accepted, "
             f"{factor} times the length on which {checkpoint} was trained."
         )
@@ -163,7 +163,7 @@ def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
             if result.dataset_split == "test"
         }
         if not tested:
-            raise InputError(f"{card} gives no test figure; the card of a run with test data is accepted.")
+            raise UsageError(f"{card} gives no test figure; the card of a run with test data is accepted.")
         kind = next((kind for kind in tested if kind in PUBLISHED), next(iter(tested)))
         name = Path(card).resolve().parent.name
         bars.setdefault(kind, {})[name] = tested[kind]

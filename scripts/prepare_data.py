@@ -23,8 +23,8 @@ from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import datasets
 
-from rtransformer_hf.training.arguments import InputError
-from rtransformer_hf.training.output_folder import write_whole
+from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.output_folder import atomic_write
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def prepare(name: str, folder: Path):
     Downloads one data set to `folder`.
 
     Raises:
-        InputError: it can't be downloaded, or is not what is expected.
+        UsageError: it can't be downloaded, or is not what is expected.
     """
     if name == "mnist":
         prepare_mnist(folder)
@@ -209,7 +209,7 @@ def prepare(name: str, folder: Path):
             continue
         content = file.convert(download(file.url))
         check(content, file.sha256, file.url)
-        write_whole(path, content)
+        atomic_write(path, content)
         print(f"{path}: {len(content):,} bytes from {file.url}")
 
 
@@ -217,7 +217,7 @@ def download(url: str) -> bytes:
     try:
         return Path(datasets.DownloadManager().download(url)).read_bytes()
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
+        raise UsageError(
             f"{url} can't be downloaded, which needs a network that reaches it: {type(error).__name__}: {error}"
         ) from error
 
@@ -225,7 +225,7 @@ def download(url: str) -> bytes:
 def check(content: bytes, expected: str, source: str | Path):
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise InputError(
+        raise UsageError(
             f"{source} does not hold what the results were measured on: its SHA-256 is {found}, expected {expected}. "
             "If it is a file, remove it and run the command again."
         )
@@ -243,7 +243,7 @@ def prepare_mnist(folder: Path):
                 rows = datasets.load_dataset(MNIST_ID, split=split)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             source = path if is_there else f"https://huggingface.co/datasets/{MNIST_ID}"
-            raise InputError(f"{source} can't be read: {type(error).__name__}: {error}.") from error
+            raise UsageError(f"{source} can't be read: {type(error).__name__}: {error}.") from error
         check(b"".join(row["image"].tobytes() + bytes([row["label"]]) for row in rows), expected, path)
         if not is_there:
             folder.mkdir(parents=True, exist_ok=True)
@@ -281,7 +281,7 @@ def main(argv: list[str] | None = None):
         try:
             prepare(name, args.folder / name)
             print(f"Train on it: {DATA_SETS[name].example.format(folder=args.folder / name)}")
-        except InputError as error:
+        except UsageError as error:
             failures.append(f"prepare_data.py: error: {error}")
     if failures:
         sys.exit("\n".join(failures))

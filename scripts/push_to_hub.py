@@ -29,7 +29,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.hub import reason
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None):
             for note in prepare(upload, args):
                 print(note)
             push(upload, args)
-    except InputError as error:
+    except UsageError as error:
         sys.exit(f"push_to_hub.py: error: {error}")
 
 
@@ -55,18 +55,18 @@ def check_names(folder: str, repository: str):
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise InputError(f"repository {repository!r} is no name that the Hub accepts: {error}") from error
+        raise UsageError(f"repository {repository!r} is no name that the Hub accepts: {error}") from error
     if "/" not in repository:
-        raise InputError(f"repository {repository!r} lacks whose it is; user/name is accepted.")
+        raise UsageError(f"repository {repository!r} lacks whose it is; user/name is accepted.")
     if not Path(folder).is_dir():
-        raise InputError(f"folder {folder!r} does not exist; a folder with a trained model is accepted.")
+        raise UsageError(f"folder {folder!r} does not exist; a folder with a trained model is accepted.")
     for name in (CONFIG_NAME, "README.md"):
         if not Path(folder, name).exists():
-            raise InputError(
+            raise UsageError(
                 f"folder {folder!r} has no {name}; accepted: a folder of model_cards or a training's --output_dir."
             )
     if not any(Path(folder).glob(WEIGHTS)):
-        raise InputError(
+        raise UsageError(
             f"folder {folder!r} has no {WEIGHTS}, the only weights accepted: other formats can run code as they open. "
             "`save_pretrained` writes it."
         )
@@ -77,10 +77,10 @@ def prepare(upload: Path, args: argparse.Namespace) -> list[str]:
     try:
         notes = collect(upload, args)
         check_model(upload)
-    except InputError:
+    except UsageError:
         raise
     except Exception as error:  # whatever is in the files, code among them
-        raise InputError(f"folder {args.folder!r} can't be used: {type(error).__name__}: {error}") from error
+        raise UsageError(f"folder {args.folder!r} can't be used: {type(error).__name__}: {error}") from error
     return notes
 
 
@@ -104,7 +104,7 @@ def add_code(upload: Path, config: dict):
     [architecture] = config.get("architectures") or ["a model of no named class"]
     model_class = {model_class.__name__: model_class for model_class in AUTO_CLASSES.values()}.get(architecture)
     if model_class is None:
-        raise InputError(
+        raise UsageError(
             f"the folder holds {architecture} without its code, which this package lacks too; accepted: a model of "
             "this package, or one whose code lies beside it, as `auto_map` of its config.json says."
         )
@@ -125,7 +125,7 @@ def check_model(upload: Path):
     model_class = get_class_from_dynamic_module(reference, upload)
     model, loading = model_class.from_pretrained(upload, output_loading_info=True)
     if wrong := {key: sorted(names) for key, names in loading.items() if names}:
-        raise InputError(f"the weights are not those of config.json: {wrong}")
+        raise UsageError(f"the weights are not those of config.json: {wrong}")
     if model.config.input_size is None:
         sample = {"input_ids": torch.arange(8)[None] % model.config.vocab_size}
     else:
@@ -133,7 +133,7 @@ def check_model(upload: Path):
     with torch.no_grad():
         output = model(**sample)[0]
     if not output.isfinite().all():
-        raise InputError(
+        raise UsageError(
             "the model gives numbers that are not finite; one whose training has not diverged is accepted."
         )
 
@@ -156,7 +156,7 @@ def push(upload: Path, args: argparse.Namespace):
         api.create_repo(args.repository, private=args.private or None, exist_ok=True)
         api.auth_check(args.repository, write=True)
         if args.private and not api.model_info(args.repository).private:
-            raise InputError(f"repository {args.repository!r} is public already; without --private it is accepted.")
+            raise UsageError(f"repository {args.repository!r} is public already; without --private it is accepted.")
         if args.revision is not None:
             api.create_branch(args.repository, branch=args.revision, exist_ok=True)
         api.upload_folder(
@@ -165,10 +165,10 @@ def push(upload: Path, args: argparse.Namespace):
             revision=args.revision,
             commit_message=f"Upload {args.repository}",
         )
-    except InputError:
+    except UsageError:
         raise
     except Exception as error:  # of the network and of the Hub, in every layer below
-        raise InputError(f"pushing to {args.repository} failed: {reason(error)}.") from error
+        raise UsageError(f"pushing to {args.repository} failed: {reason(error)}.") from error
     print(f"{api.endpoint}/{args.repository}" + (f"/tree/{args.revision}" if args.revision else ""))
 
 

@@ -15,7 +15,7 @@ import argparse
 import socket
 from typing import TYPE_CHECKING, Any
 
-from rtransformer_hf.training.command_line import CommandParser, InputError, run_command
+from rtransformer_hf.training.command_line import CommandParser, UsageError, run_command
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_serve_available
@@ -67,23 +67,23 @@ def serve(
     returned is called.
 
     Raises:
-        InputError: the packages of the server are missing, there is no such checkpoint, it is none of a causal
+        UsageError: the packages of the server are missing, there is no such checkpoint, it is none of a causal
             language model, or the port is taken.
     """
     if not is_serve_available():
-        raise InputError("the server's packages are not installed: pip install -e '.[serve]'")
+        raise UsageError("the server's packages are not installed: pip install -e '.[serve]'")
     try:
         check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"checkpoint {checkpoint!r} can't be served; a folder or Hub id of a causal language model with its "
             f"tokenizer is accepted: {error}"
         ) from error
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise InputError(f"--host {host} --port {port} can't be listened on: {error}") from error
+        raise UsageError(f"--host {host} --port {port} can't be listened on: {error}") from error
 
     from transformers.cli.serve import Serve
     from transformers.cli.serving import model_manager as manager

@@ -15,14 +15,14 @@ from rtransformer_hf.training.command_line import run_command
 
 from transformers import default_data_collator, set_seed
 
-from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.arguments import UsageError, parse_arguments
 from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     METRIC_NAMES,
     DataArguments,
     describe,
     evaluation_settings,
-    exact_metrics,
+    make_compute_metrics,
     model_and_windows,
     run_identity,
     smoothed_loss,
@@ -34,7 +34,7 @@ from rtransformer_hf.training.output_folder import (
     ResumableTrainingArguments,
     check_metric,
     check_output_dir,
-    claim_output_dir,
+    prepare_output_dir,
 )
 from rtransformer_hf.training.report import TaskReport, prompt_for
 from rtransformer_hf.training.run import (
@@ -54,14 +54,14 @@ def main(argv: list[str] | None = None):
         (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
-        raise InputError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
+        raise UsageError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
     check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
     with training_args.main_process_first(desc="data"):
         model, tokenizer, windows = model_and_windows(model_args, data_args)
-    checkpoint = claim_output_dir(training_args, run_identity(model_args, data_args, tokenizer, windows["train"]))
+    checkpoint = prepare_output_dir(training_args, run_identity(model_args, data_args, tokenizer, windows["train"]))
 
     trainer = ReportingTrainer(
         model=model,
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None):
         processing_class=tokenizer,
         data_collator=default_data_collator,
         compute_loss_func=smoothed_loss(training_args.label_smoothing_factor),
-        compute_metrics=exact_metrics(windows["validation"]),
+        compute_metrics=make_compute_metrics(windows["validation"]),
         preprocess_logits_for_metrics=window_losses,
         report=TaskReport(
             task="language-modeling",
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None):
     train_and_evaluate(
         trainer,
         windows,
-        exact_metrics,
+        make_compute_metrics,
         checkpoint,
         evaluation_settings(data_args),
         data=describe(windows),

@@ -38,14 +38,14 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
-from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.arguments import UsageError, parse_arguments
 from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     DataArguments,
     TokenWindows,
     describe,
     evaluation_settings,
-    exact_metrics,
+    make_compute_metrics,
     model_and_windows,
     run_identity,
     window_losses,
@@ -54,14 +54,14 @@ from rtransformer_hf.training.model_arguments import ModelArguments
 from rtransformer_hf.training.output_folder import (
     TRAINER_STATE_FILE,
     ResumableTrainingArguments,
+    atomic_write,
     check_json,
     check_numbers,
     check_optimizer,
     check_output_dir,
     checkpoints,
-    claim_output_dir,
     planned_steps,
-    write_whole,
+    prepare_output_dir,
 )
 from rtransformer_hf.training.report import prompt_for
 from rtransformer_hf.training.run import (
@@ -71,7 +71,7 @@ from rtransformer_hf.training.run import (
     print_end,
     print_finished,
     print_start,
-    refuse_divergence,
+    raise_if_diverged,
 )
 
 LOOP_FLAGS = (
@@ -102,17 +102,17 @@ class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise InputError("--output_dir: missing (expected the folder to write to)")
+            raise UsageError("--output_dir: missing (expected the folder to write to)")
         for name, accepted in ACCEPTED.items():
             if getattr(self, name) not in accepted:
-                raise InputError(f"--{name} {getattr(self, name)} is not accepted; {accepted} are.")
+                raise UsageError(f"--{name} {getattr(self, name)} is not accepted; {accepted} are.")
         check_numbers(self)
         check_json(self)
         check_optimizer(self)
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise InputError("--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)")
+            raise UsageError("--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)")
         if self.fp16 and self.bf16:
-            raise InputError("--fp16 and --bf16 exclude each other (expected one of them)")
+            raise UsageError("--fp16 and --bf16 exclude each other (expected one of them)")
         if isinstance(self.lr_scheduler_kwargs, str):
             self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
 
@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None):
     with accelerator.main_process_first():
         model, tokenizer, windows = model_and_windows(model_args, data_args)
     identity = {"loop": "accelerate", **run_identity(model_args, data_args, tokenizer, windows["train"])}
-    checkpoint = claim_output_dir(args, identity)
+    checkpoint = prepare_output_dir(args, identity)
     accelerator.init_trackers("tensorboard")
 
     train(accelerator, model, tokenizer, windows, args, checkpoint)
@@ -154,9 +154,9 @@ def main(argv: list[str] | None = None):
                 f"{metrics['bits_per_character']:.4f}"
             )
     if accelerator.is_main_process:
-        write_whole(Path(args.output_dir, "all_results.json"), json.dumps(results, indent=2).encode())
+        atomic_write(Path(args.output_dir, "all_results.json"), json.dumps(results, indent=2).encode())
         settings = json.dumps(evaluation_settings(data_args), indent=2)
-        write_whole(Path(args.output_dir, EVALUATION_FILE), settings.encode())
+        atomic_write(Path(args.output_dir, EVALUATION_FILE), settings.encode())
     accelerator.end_training()
     if accelerator.is_main_process:
         commands = [
@@ -289,8 +289,8 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, windows: TokenWin
     for batch in accelerator.prepare_data_loader(loader):
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits
         losses.append(accelerator.gather_for_metrics(window_losses(logits, batch["labels"])))
-    metrics = exact_metrics(windows)(EvalPrediction(torch.cat(losses).cpu().numpy(), label_ids=None))
-    refuse_divergence(metrics["loss"], args.learning_rate)
+    metrics = make_compute_metrics(windows)(EvalPrediction(torch.cat(losses).cpu().numpy(), label_ids=None))
+    raise_if_diverged(metrics["loss"], args.learning_rate)
     return metrics
 
 
@@ -301,7 +301,7 @@ def save_checkpoint(accelerator: Accelerator, args: LoopArguments, step: int, be
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         state = {"step": step, "best_loss": best_loss}
-        write_whole(folder / TRAINER_STATE_FILE, json.dumps(state).encode())
+        atomic_write(folder / TRAINER_STATE_FILE, json.dumps(state).encode())
         if args.save_total_limit:
             for outdated in checkpoints(args.output_dir)[: -args.save_total_limit]:
                 shutil.rmtree(outdated)

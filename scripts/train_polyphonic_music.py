@@ -20,7 +20,7 @@ from rtransformer_hf.training.command_line import run_command
 from transformers import AutoModelForTimeSeriesPrediction, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
-from rtransformer_hf.training.arguments import Defaults, InputError, parse_arguments
+from rtransformer_hf.training.arguments import Defaults, UsageError, parse_arguments
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ModelArguments,
@@ -33,7 +33,7 @@ from rtransformer_hf.training.output_folder import (
     ResumableTrainingArguments,
     check_metric,
     check_output_dir,
-    claim_output_dir,
+    prepare_output_dir,
 )
 from rtransformer_hf.training.piano_rolls import (
     DEFAULT_FRAMES_PER_BEAT,
@@ -46,7 +46,7 @@ from rtransformer_hf.training.polyphonic_music import (
     METRIC_NAMES,
     MusicTrainer,
     Tunes,
-    exact_metrics,
+    make_compute_metrics,
     pad_tunes,
     tune_losses,
 )
@@ -82,7 +82,7 @@ class MusicArguments(PianoRollArguments):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.transpose < 88:
-            raise InputError(f"--transpose {self.transpose} must be at least 0 and less than 88 semitones.")
+            raise UsageError(f"--transpose {self.transpose} must be at least 0 and less than 88 semitones.")
 
 
 TRAINING = {"per_device_train_batch_size": 4, "num_train_epochs": 20, "adam_beta2": 0.99}
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None):
     )
     check_metric(training_args, METRIC_NAMES)
     if training_args.label_smoothing_factor != 0:
-        raise InputError(
+        raise UsageError(
             f"--label_smoothing_factor: {training_args.label_smoothing_factor} (expected 0: smoothing is for one "
             "class of many, and each key of a frame sounds or not on its own)"
         )
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None):
         **asdict(model_args),
         "training tunes (sha256)": hashlib.sha256(b"".join(roll.tobytes() for roll in rolls["train"])).hexdigest(),
     }
-    checkpoint = claim_output_dir(training_args, identity)
+    checkpoint = prepare_output_dir(training_args, identity)
     if training_args.should_save:
         report_skipped(data_args, tunes, training_args.output_dir)
 
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None):
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         data_collator=pad_tunes,
-        compute_metrics=exact_metrics(splits["validation"]),
+        compute_metrics=make_compute_metrics(splits["validation"]),
         preprocess_logits_for_metrics=tune_losses,
         sums_loss=data_args.sum_loss,
         report=TaskReport(
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None):
     train_and_evaluate(
         trainer,
         splits,
-        exact_metrics,
+        make_compute_metrics,
         checkpoint,
         evaluation,
         data=f"{sizes} tunes; {num_frames:,} frames to train on",

@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
-from rtransformer_hf.training.arguments import Defaults, InputError, parse_arguments
+from rtransformer_hf.training.arguments import Defaults, UsageError, parse_arguments
 from rtransformer_hf.training.image_augmentation import AugmentedImages
 from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,
@@ -37,7 +37,7 @@ from rtransformer_hf.training.output_folder import (
     ResumableTrainingArguments,
     check_metric,
     check_output_dir,
-    claim_output_dir,
+    prepare_output_dir,
 )
 from rtransformer_hf.training.report import TEXT, TaskReport
 from rtransformer_hf.training.run import EpochCallback, ReportingTrainer, evaluation_command, train_and_evaluate
@@ -46,13 +46,13 @@ from rtransformer_hf.training.sequence_classification import (
     METRIC_NAMES,
     ClassificationArguments,
     encode,
-    exact_metrics,
     fit_label2id,
     hold_out,
     load_config,
     load_splits,
     log_unknown_words,
     make_collator,
+    make_compute_metrics,
     make_image_processor,
     make_label2id,
     make_tokenizer,
@@ -81,7 +81,7 @@ DEFAULTS = Defaults(
 def main(argv: list[str] | None = None):
     logging.basicConfig(format="%(message)s")
     for name in ("output_folder", "sequence_classification"):
-        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(f"rtransformer_hf.training.{name}").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments),
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None):
         DEFAULTS,
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
-        raise InputError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
+        raise UsageError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
     check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None):
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))
-    checkpoint = claim_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
+    checkpoint = prepare_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
 
     train_dataset = encoded["train"]
     if data_args.augments:
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None):
         eval_dataset=encoded["validation"],
         processing_class=processing_class,
         data_collator=make_collator(processing_class),
-        compute_metrics=exact_metrics(encoded["validation"]),
+        compute_metrics=make_compute_metrics(encoded["validation"]),
         report=TaskReport(
             task="text-classification" if data_args.image_column is None else "image-classification",
             command=["scripts/train_sequence_classification.py", *argv],
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None):
     train_and_evaluate(
         trainer,
         encoded,
-        exact_metrics,
+        make_compute_metrics,
         checkpoint,
         evaluation,
         data=f"{sizes} {kind} with {len(model_args.label2id):,} labels",
@@ -165,7 +165,7 @@ def set_labels(model_args: ClassifierArguments, data_args: ClassificationArgumen
     it is one.
 
     Raises:
-        InputError: the labels are no classes, or not those of the classifier, or there is no such model.
+        UsageError: the labels are no classes, or not those of the classifier, or there is no such model.
     """
     label2id = make_label2id(rows, data_args)
     if model_args.model_name_or_path is not None:
@@ -185,7 +185,7 @@ def make_classifier(
     A new classifier, or that of --model_name_or_path, or one with a new head on the layers of that.
 
     Raises:
-        InputError: there is no such model, or it can't read what the tokenizer or image processor gives.
+        UsageError: there is no such model, or it can't read what the tokenizer or image processor gives.
     """
     is_text = isinstance(processing_class, PreTrainedTokenizerBase)
     if is_text:
@@ -203,7 +203,7 @@ def make_classifier(
     path = model_args.model_name_or_path
     if not is_text:
         if model.config.input_size != settings["input_size"]:
-            raise InputError(
+            raise UsageError(
                 f"--image_mean {list(processing_class.image_mean)} is that of images of {settings['input_size']} "
                 f"channels; as many values as the input_size {model.config.input_size} of --model_name_or_path "
                 f"{path!r} are accepted."
@@ -212,7 +212,7 @@ def make_classifier(
 
     # The last token may be one for padding that is new to the model.
     if settings["vocab_size"] > model.config.vocab_size + (settings["pad_token_id"] == settings["vocab_size"] - 1):
-        raise InputError(
+        raise UsageError(
             f"--tokenizer {data_args.tokenizer} gives token ids up to {settings['vocab_size'] - 1}; the vocab_size "
             f"{model.config.vocab_size} of --model_name_or_path {path!r} accepts 0 to {model.config.vocab_size - 1}."
         )

@@ -222,8 +222,8 @@ def test_implementation_can_be_chosen(tmp_path, monkeypatch):
         raise ValueError(f"{implementation} was chosen")
 
     monkeypatch.setattr(modeling_rtransformer, "local_rnn", refuse)
-    rows = run(tmp_path, "train", "--configs", "tiny_text", "--no-peers", "--implementation", "textbook")
-    assert {row["note"] for row in rows if row["contender"] == "ours"} == {"left out: textbook was chosen"}
+    rows = run(tmp_path, "train", "--configs", "tiny_text", "--no-peers", "--implementation", "reference")
+    assert {row["note"] for row in rows if row["contender"] == "ours"} == {"left out: reference was chosen"}
 
 
 def test_a_contender_that_fails_is_left_out_with_a_note(tmp_path, monkeypatch):

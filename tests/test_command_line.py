@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, InputError, on_stop, run_command
+from rtransformer_hf.training.command_line import CommandParser, UsageError, on_stop, run_command
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_ctrl_c_is_one_line(stopped):
 
 def test_unusable_input_is_one_line(stopped):
     def refuse():
-        raise InputError("--data: no such file: 'x' (expected text)")
+        raise UsageError("--data: no such file: 'x' (expected text)")
 
     assert stopped(refuse) == ("", "some_command.py: error: --data: no such file: 'x' (expected text)")
 

@@ -37,7 +37,7 @@ def test_round_trip(tmp_path):
         ({"local_window_size": 0}, "`local_window_size` must be .* at least 1, got 0"),
         ({"num_local_rnn_layers": -1}, "`num_local_rnn_layers` must be .* at least 0, got -1"),
         ({"local_rnn_type": "mgu"}, r"`local_rnn_type` must be one of \('rnn', 'gru', 'lstm'\), got 'mgu'"),
-        ({"local_rnn_implementation": "cuda"}, "`local_rnn_implementation` must be one of .*textbook.*got 'cuda'"),
+        ({"local_rnn_implementation": "cuda"}, "`local_rnn_implementation` must be one of .*reference.*got 'cuda'"),
         (
             {"position_embedding_type": "rotary"},
             r"`position_embedding_type` must be .*sinusoidal.*got 'rotary'",

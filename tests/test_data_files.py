@@ -12,7 +12,7 @@ import pytest
 from evaluate_checkpoint import LabeledData, TextData
 
 from rtransformer_hf.training import causal_lm, sequence_classification
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.causal_lm import DataArguments
 from rtransformer_hf.training.sequence_classification import ClassificationArguments
 
@@ -181,7 +181,7 @@ def test_empty_texts_are_empty_lines_to_a_language_model(caplog):
 
 
 def refused(**arguments) -> str:
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         labeled_rows(**arguments)
     return str(error.value)
 
@@ -284,7 +284,7 @@ def test_other_encodings_are_refused(name, encoding, named):
 def test_text_in_another_encoding_is_refused():
     for encoding, named in (("latin1", "line 2 holds the byte 0xe9"), ("utf-16", "text in UTF-16")):
         write("a.txt", "no\ncafé\n", encoding)
-        with pytest.raises(InputError, match=f"--train_file a.txt is .*{named}"):
+        with pytest.raises(UsageError, match=f"--train_file a.txt is .*{named}"):
             texts(train_file=[write("b.txt", "whole\n"), "a.txt"])
 
 
@@ -302,7 +302,7 @@ def test_folders_and_archives_are_refused():
     assert "--train_file: 'folder' is a folder" in message and "--dataset_name" in message
     with zipfile.ZipFile("sheet.xlsx", "w") as archive:
         archive.writestr("sheet.xml", "<a/>")
-    with pytest.raises(InputError, match=r"--train_file sheet.xlsx is an archive \(zip\)"):
+    with pytest.raises(UsageError, match=r"--train_file sheet.xlsx is an archive \(zip\)"):
         texts(train_file=["sheet.xlsx"])
     write("cut.csv.gz", gzip.compress(bytes(range(256)) * 9)[:100])
     assert "--train_file cut.csv.gz can't be unpacked: Compressed file ended" in refused(train_file=["cut.csv.gz"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerImageProcessor
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
@@ -122,7 +122,7 @@ def test_prompts(text_model):
     assert tokenizer.decode(input_ids[0]) == "the nion  is <unk>"
     assert len(notes) == 1 and "does not know T Ü ☃:" in notes[0]
     for nothing in ("", "☃雪"):
-        with pytest.raises(InputError, match="is needed"):
+        with pytest.raises(UsageError, match="is needed"):
             demo.read_prompt(tokenizer, nothing)
 
 
@@ -151,7 +151,7 @@ def test_bad_midi_files(tmp_path):
         ("damaged.mid", "'damaged.mid' can't be read"),
         ("silent.mid", "no notes"),
     ):
-        with pytest.raises(InputError, match=named) as error:
+        with pytest.raises(UsageError, match=named) as error:
             demo.read_tune("MIDI file", file and str(tmp_path / file), 48)
         assert str(tmp_path) not in str(error.value)
 
@@ -200,7 +200,7 @@ def test_a_drawing_becomes_what_mnist_has(points):
 
 
 def test_an_empty_drawing():
-    with pytest.raises(InputError, match="Nothing is drawn"):
+    with pytest.raises(UsageError, match="Nothing is drawn"):
         demo.prepare_drawing([])
 
 
@@ -219,11 +219,11 @@ def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(InputError, match="RTransformerForCausalLM"):
+    with pytest.raises(UsageError, match="RTransformerForCausalLM"):
         demo.load_digit_model(str(MODEL_CARDS / "ptb_char_small"))
     shutil.copytree(DIGIT_MODEL, tmp_path / "permuted")
     RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
-    with pytest.raises(InputError, match=r"permutation_seed are \(1, 10, 3\)"):
+    with pytest.raises(UsageError, match=r"permutation_seed are \(1, 10, 3\)"):
         demo.load_digit_model(str(tmp_path / "permuted"))
 
 

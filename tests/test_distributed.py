@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.distributed import DistributedConfig
 
 from rtransformer_hf import RTransformerConfig, RTransformerModel
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.run import train_and_evaluate
 
 TINY = {
@@ -208,7 +208,7 @@ def test_fsdp(folder):
 
 def test_fsdp_without_accelerators():
     trainer = SimpleNamespace(args=SimpleNamespace(fsdp=True), is_fsdp_enabled=False)
-    with pytest.raises(InputError, match="--fsdp shards on accelerators alone"):
+    with pytest.raises(UsageError, match="--fsdp shards on accelerators alone"):
         train_and_evaluate(trainer, {}, None, None, {}, data="", commands=[])
 
 

@@ -291,13 +291,13 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
 REFUSED = """
 import json, sys
 import train_causal_lm
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 
 messages = []
 for flags in json.loads(sys.argv[1]):
     try:
         train_causal_lm.main([*sys.argv[2:], *flags])
-    except InputError as error:
+    except UsageError as error:
         messages.append(str(error))
 print(json.dumps(messages))
 """

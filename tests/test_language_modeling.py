@@ -12,14 +12,14 @@ import yaml
 from conftest import recipes
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.causal_lm import (
     DataArguments,
     TokenWindows,
     evaluation_settings,
-    exact_metrics,
     lines,
     load_texts,
+    make_compute_metrics,
     make_windows,
     window_losses,
 )
@@ -266,7 +266,7 @@ def test_metrics_equal_a_plain_loop(text_file, name):
 
     batches = [torch.utils.data.default_collate([windows[i]]) for i in range(len(windows))]
     predictions = torch.cat([window_losses(bigram[batch["input_ids"]], batch["labels"]) for batch in batches])
-    metrics = exact_metrics(windows)(EvalPrediction(predictions=predictions.numpy(), label_ids=None))
+    metrics = make_compute_metrics(windows)(EvalPrediction(predictions=predictions.numpy(), label_ids=None))
     assert metrics["predicted_tokens"] == len(tokens) - 1
     assert metrics["loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-6)
     assert metrics["perplexity"] == pytest.approx(math.exp(nats / (len(tokens) - 1)), rel=1e-5)
@@ -296,7 +296,7 @@ def test_bad_arguments(tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "empty.txt", "")
     write(tmp_path / "t.txt", TEXT)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         DataArguments(**arguments)
     assert all(name in str(error.value) for name in named), error.value
 
@@ -326,7 +326,7 @@ def test_bad_data(tmp_path, monkeypatch, arguments, named):
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "train.txt", TEXT)
     write(tmp_path / "folder" / "test.txt", TEXT)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         load_texts(DataArguments(**arguments))
     assert all(name in str(error.value) for name in named), error.value
 
@@ -336,7 +336,7 @@ def test_token_ids_outside_the_vocabulary(text_file):
     texts = load_texts(args)
     tokenizer = load_tokenizer("char", lines(texts["train"], "\n"))
     largest = len(tokenizer) - 1
-    with pytest.raises(InputError, match=f"--tokenizer .* token id {largest} .*vocab_size {largest} "):
+    with pytest.raises(UsageError, match=f"--tokenizer .* token id {largest} .*vocab_size {largest} "):
         make_windows(texts, tokenizer, largest, args)
 
 
@@ -344,7 +344,7 @@ def test_text_of_one_token(tmp_path):
     path = write(tmp_path / "one.txt", "a")
     args = DataArguments(train_file=[path], validation_file=[path], line_ending="", end_of_text="none")
     texts = load_texts(args)
-    with pytest.raises(InputError, match=r"--train_file .*one\.txt holds 1 tokens; at least 2"):
+    with pytest.raises(UsageError, match=r"--train_file .*one\.txt holds 1 tokens; at least 2"):
         make_windows(texts, load_tokenizer("char", ["a"]), 10, args)
 
 
@@ -367,7 +367,7 @@ def test_unknown_tokens_are_counted(tmp_path, caplog):
 )
 def test_bad_tokenizers(name, vocab_size, named, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         load_tokenizer(name, [TEXT], vocab_size)
     assert all(part in str(error.value) for part in named), error.value
 

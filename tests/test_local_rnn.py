@@ -14,11 +14,11 @@ from rtransformer_hf.local_rnn_blocked import blocks
 
 module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
 
-IMPLEMENTATIONS = ["textbook", "shared_projection", "blocked"]  # the GPU kernels have tests of their own
+IMPLEMENTATIONS = ["reference", "shared_projection", "blocked"]  # the GPU kernels have tests of their own
 TORCH_RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 every_cell = pytest.mark.parametrize("cell", CELLS)
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-every_packing_implementation = pytest.mark.parametrize("implementation", ["textbook", "shared_projection"])
+every_packing_implementation = pytest.mark.parametrize("implementation", ["reference", "shared_projection"])
 
 
 def make_inputs(cell, batch=2, time=5, width=3, hidden=4, dtype=torch.float64, seed=0):
@@ -87,7 +87,7 @@ def test_implementations_agree(cell, window_size, time, has_past, dtype, toleran
 @every_cell
 @every_implementation
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_error_of_16_bits_is_that_of_the_textbook_form(cell, implementation, half):
+def test_error_of_16_bits_is_that_of_the_reference(cell, implementation, half):
     """At most twice that, of the output and of every gradient, against float64."""
     half_inputs = [(0.3 * tensor).to(half) for tensor in make_inputs(cell, time=12, width=16, hidden=16)]
 
@@ -96,10 +96,10 @@ def test_error_of_16_bits_is_that_of_the_textbook_form(cell, implementation, hal
         output = local_rnn(*inputs, cell=cell, window_size=5, implementation=name)
         return [output, *torch.autograd.grad(output.double().square().sum(), inputs)]
 
-    exact = run("textbook", torch.float64)
-    textbook, other = run("textbook", half), run(implementation, half)
-    for expected, reference, actual in zip(exact, textbook, other, strict=True):
-        assert (actual - expected).abs().max() <= 2 * (reference - expected).abs().max()
+    exact = run("reference", torch.float64)
+    reference, other = run("reference", half), run(implementation, half)
+    for expected, plain, actual in zip(exact, reference, other, strict=True):
+        assert (actual - expected).abs().max() <= 2 * (plain - expected).abs().max()
 
 
 @every_cell
@@ -109,7 +109,7 @@ def test_blocks_change_nothing(cell, block_bytes, monkeypatch):
     monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
     inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
     results = []
-    for implementation in ("textbook", "blocked"):
+    for implementation in ("reference", "blocked"):
         output = local_rnn(*inputs, cell=cell, window_size=4, implementation=implementation)
         results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
     for reference, other in zip(*results, strict=True):
@@ -168,7 +168,7 @@ def test_without_biases(cell, implementation):
     hidden_states, input_weight, recurrent_weight, bias, _ = make_inputs(cell)
     run = partial(local_rnn, hidden_states, input_weight, recurrent_weight, cell=cell, window_size=3)
     torch.testing.assert_close(
-        run(None, None, implementation=implementation), run(0 * bias, 0 * bias, implementation="textbook")
+        run(None, None, implementation=implementation), run(0 * bias, 0 * bias, implementation="reference")
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU kernels against the textbook form: output and every gradient. Without a GPU, in Triton's interpreter."""
+"""The GPU kernels against the reference form: output and every gradient. Without a GPU, in Triton's interpreter."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_past, textbook_local_rnn
+from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_past, reference_local_rnn
 
 kernels = pytest.importorskip("rtransformer_hf.local_rnn_triton")
 
@@ -55,10 +55,10 @@ def make_inputs(cell, batch=2, time=5, hidden=5, has_bias=True):
     return [None if tensor is None else tensor.double().to(DEVICE) for tensor in tensors]
 
 
-def run_textbook(hidden_states, input_weight, recurrent_weight, input_bias, recurrent_bias, **arguments):
+def run_reference(hidden_states, input_weight, recurrent_weight, input_bias, recurrent_bias, **arguments):
     input_proj = partial(F.linear, weight=input_weight, bias=input_bias)
     recurrent_proj = partial(F.linear, weight=recurrent_weight, bias=recurrent_bias)
-    return textbook_local_rnn(hidden_states, input_proj, recurrent_proj, **arguments)
+    return reference_local_rnn(hidden_states, input_proj, recurrent_proj, **arguments)
 
 
 def run_triton(
@@ -82,17 +82,17 @@ def output_and_gradients(run, inputs, dtype, **arguments):
 
 
 def check(inputs, dtype, on_chip, **arguments):
-    exact = output_and_gradients(run_textbook, inputs, torch.float64, **arguments)
+    exact = output_and_gradients(run_reference, inputs, torch.float64, **arguments)
     results = output_and_gradients(partial(run_triton, on_chip=on_chip), inputs, dtype, **arguments)
     if dtype == torch.float32:
         for result, expected in zip(results, exact, strict=True):
             torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
         return
-    textbook = output_and_gradients(run_textbook, inputs, dtype, **arguments)
-    for result, reference, expected in zip(results, textbook, exact, strict=True):
+    reference = output_and_gradients(run_reference, inputs, dtype, **arguments)
+    for result, plain, expected in zip(results, reference, exact, strict=True):
         assert result.dtype == dtype
-        error, textbook_error = (result.double() - expected).norm(), (reference.double() - expected).norm()
-        assert error <= 2 * textbook_error
+        error, reference_error = (result.double() - expected).norm(), (plain.double() - expected).norm()
+        assert error <= 2 * reference_error
 
 
 @every_cell
@@ -109,7 +109,7 @@ def check(inputs, dtype, on_chip, **arguments):
         (160, 2, 1, 6, False),
     ],
 )
-def test_equals_textbook_form(cell, dtype, hidden, window_size, batch, time, on_chip):
+def test_equals_reference(cell, dtype, hidden, window_size, batch, time, on_chip):
     if on_chip and not kernels.fits_on_chip(hidden, dtype):
         pytest.skip("too wide for the window kernels")
     if DEVICE == "cpu" and hidden > 100 and dtype == torch.float16:

@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
 from rtransformer_hf.training import report
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
 from rtransformer_hf.training.new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
@@ -244,7 +244,7 @@ def test_a_finished_training_is_evaluated_again(trained, monkeypatch):
     ],
 )
 def test_no_licence_of_the_hub(flags, named, capsys):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         CardArguments(**flags)
     assert named in str(error.value)
     with pytest.raises(SystemExit) as stop:

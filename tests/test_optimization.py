@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.optimization import MuonWithAdamW, WeightAverage, block_matrices
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 
@@ -105,5 +105,5 @@ def test_the_average_is_that_of_all_weights_up_to_now():
     ],
 )
 def test_bad_flags(tmp_path, flags, named):
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(UsageError, match=named):
         ResumableTrainingArguments(str(tmp_path), **flags)

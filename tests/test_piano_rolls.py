@@ -15,7 +15,7 @@ import pytest
 from scipy.io import savemat, wavfile
 
 from rtransformer_hf.training import piano_rolls
-from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.arguments import UsageError, parse_arguments
 from rtransformer_hf.training.piano_rolls import (
     PianoRollArguments,
     load_piano_rolls,
@@ -216,14 +216,14 @@ def test_instruments_sound_together_without_percussion(tmp_path):
     ],
 )
 def test_bad_arguments(changes, named):
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(UsageError) as raised:
         PianoRollArguments(**({"data": "tunes.mat"} | changes))
     assert all(part in str(raised.value) for part in named)
 
 
 def assert_refused(data: str | Path, named: list[str], split_name: str = "train", **arguments):
     """The message names the data, and all of `named`."""
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(UsageError) as raised:
         load_split(PianoRollArguments(data=str(data), **arguments), split_name)
     missing = [part for part in [str(data), "accepted", *named] if part not in str(raised.value)]
     assert not missing, str(raised.value)
@@ -395,7 +395,7 @@ def test_odd_midi_files_are_read(tmp_path, content, left_out):
 def test_what_is_wrong_with_a_midi_file(tmp_path, content, fault):
     path = tmp_path / "tune.mid"
     path.write_bytes(content)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(UsageError) as raised:
         read_midi(path, frames_per_beat=1)
     assert f"'{path}' can't be read; a MIDI file is accepted: " in str(raised.value) and fault in str(raised.value)
 
@@ -428,7 +428,7 @@ def bad_tunes(tmp_path: Path, kind: str, splits: dict) -> tuple[str, list[str], 
 @pytest.mark.parametrize("kind", ["MIDI", "mat", "data set"])
 def test_all_bad_tunes_are_named_at_once(tmp_path, splits, kind, caplog):
     data, names, named_faults = bad_tunes(tmp_path, kind, splits)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(UsageError) as raised:
         load_piano_rolls(PianoRollArguments(data=data, test_split=""))
     first, *lines = str(raised.value).splitlines()
     assert first == f"3 of 5 tunes of {data!r} can't be used; --skip_unreadable goes on without them:"
@@ -465,7 +465,7 @@ def test_a_split_without_a_usable_tune(tmp_path):
     for name, content in (("train/a.mid", GOOD), ("validation/b.mid", b"")):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"Split 'validation' of .* holds no tune"):
+    with pytest.raises(UsageError, match=r"Split 'validation' of .* holds no tune"):
         load_piano_rolls(PianoRollArguments(data=str(tmp_path), test_split="", skip_unreadable=True))
 
 

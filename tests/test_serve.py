@@ -19,7 +19,7 @@ from transformers.utils.import_utils import is_serve_available
 if not is_serve_available():
     pytest.skip("the packages of the server are not installed", allow_module_level=True)
 
-from rtransformer_hf.training.command_line import InputError
+from rtransformer_hf.training.command_line import UsageError
 
 import httpx
 import serve
@@ -198,12 +198,12 @@ def test_messages_with_a_chat_template(chat_client):
 def test_what_can_not_be_served(tmp_path, tiny_config, checkpoint, capsys):
     RTransformerForSequenceClassification(tiny_config()).save_pretrained(tmp_path)
     for bad, named in ((str(tmp_path), "it holds RTransformerForSequenceClassification"), ("./missing", "./missing")):
-        with pytest.raises(InputError, match="can't be served") as error:
+        with pytest.raises(UsageError, match="can't be served") as error:
             serve.main([bad])
         assert named in str(error.value)
     with socket.create_server(("localhost", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=f"--port {port} can't be listened on"):
+        with pytest.raises(UsageError, match=f"--port {port} can't be listened on"):
             serve.main([checkpoint, "--port", str(port)])
     for flags, named in ((["--continuous_batching"], "no cache for the state"), (["--port", "0"], "--port 0")):
         with pytest.raises(SystemExit) as stop:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import InputError, run_command
+from rtransformer_hf.training.command_line import UsageError, run_command
 
 import pytest
 import torch
@@ -309,7 +309,7 @@ def test_a_folder_with_another_model(folder, monkeypatch, flags, named):
     before = Path("out/model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
-        with pytest.raises(InputError, match="--output_dir out holds another model") as error:
+        with pytest.raises(UsageError, match="--output_dir out holds another model") as error:
             train(*flags)
     assert named in str(error.value) and "--overwrite_output_dir" in str(error.value)
     assert Path("out/model.safetensors").read_bytes() == before
@@ -322,11 +322,11 @@ def test_a_folder_with_another_model(folder, monkeypatch, flags, named):
 def test_a_folder_with_something_else(folder):
     Path("out").mkdir()
     Path("out/README.md").write_text("mine")
-    with pytest.raises(InputError, match=r"--output_dir out holds something else \(README.md\)"):
+    with pytest.raises(UsageError, match=r"--output_dir out holds something else \(README.md\)"):
         train()
-    with pytest.raises(InputError, match=r"--output_dir train.txt is a file"):
+    with pytest.raises(UsageError, match=r"--output_dir train.txt is a file"):
         train("--output_dir", "train.txt")
-    with pytest.raises(InputError, match=r"--resume_from_checkpoint nowhere is no checkpoint"):
+    with pytest.raises(UsageError, match=r"--resume_from_checkpoint nowhere is no checkpoint"):
         train("--output_dir", "new", "--resume_from_checkpoint", "nowhere")
     assert Path("out/README.md").read_text() == "mine"
 
@@ -337,7 +337,7 @@ def test_training_goes_on_from_another_model(folder):
     train("--model_name_or_path", "first", "--tokenizer", "first", "--max_steps", "1")
 
     Path("train.txt").write_text("".join(map(chr, range(33, 127))) * 4)
-    with pytest.raises(InputError, match=r"--tokenizer char gives token id \d+ for --train_file .* vocab_size"):
+    with pytest.raises(UsageError, match=r"--tokenizer char gives token id \d+ for --train_file .* vocab_size"):
         train("--model_name_or_path", "first", "--output_dir", "second")
 
 
@@ -482,7 +482,7 @@ def test_missing_recipe(folder, capsys):
     ],
 )
 def test_models_and_flags_that_do_not_fit(folder, flags, named):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         train(*flags)
     assert named in str(error.value)
     assert not Path("out").exists()

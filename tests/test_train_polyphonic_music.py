@@ -18,7 +18,7 @@ from train_polyphonic_music import MusicArguments, MusicModelArguments, set_fram
 from transformers import AutoModelForTimeSeriesPrediction, Trainer
 
 from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
-from rtransformer_hf.training.arguments import InputError, parse_arguments
+from rtransformer_hf.training.arguments import UsageError, parse_arguments
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 from rtransformer_hf.training.piano_rolls import write_midi
 from rtransformer_hf.training.polyphonic_music import MusicTrainer, Tunes, TuneSampler, pad_tunes, transposed
@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at):
 
 
 def test_a_training_that_diverges_ends(folder):
-    with pytest.raises(InputError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 is accepted"):
+    with pytest.raises(UsageError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 is accepted"):
         train("--optim", "sgd", "--learning_rate", "1e20", "--max_grad_norm", "0")
     assert not Path("out/model.safetensors").exists()
 
@@ -265,7 +265,7 @@ def test_padding_carries_no_loss():
 @pytest.mark.parametrize("roll", [np.full((3, 88), 0.5), np.full((3, 88), 64), np.ones((3, 87)), np.ones(88)])
 def test_arrays_that_are_no_tunes(roll):
     with pytest.raises(
-        InputError, match=r"tune 1 (holds (0.5|64)|has the shape \((3, 87|88,)\)); a \(frames, 88\) matrix"
+        UsageError, match=r"tune 1 (holds (0.5|64)|has the shape \((3, 87|88,)\)); a \(frames, 88\) matrix"
     ):
         Tunes([np.ones((2, 88)), roll])
 
@@ -286,16 +286,16 @@ def test_bad_input_ends_before_training(folder, monkeypatch, capsys, flags, name
     config = RTransformerConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     RTransformerForCausalLM(config).save_pretrained("language")
     monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
-    with pytest.raises((InputError, SystemExit)) as error:
+    with pytest.raises((UsageError, SystemExit)) as error:
         train(*flags)
-    message = str(error.value) if error.type is InputError else capsys.readouterr().err
+    message = str(error.value) if error.type is UsageError else capsys.readouterr().err
     assert re.search(named, message), message
     assert not Path("out").exists()
 
 
 def test_a_mat_file_without_the_splits(folder):
     write_mat("tunes.mat", {"traindata": 3, "testdata": 3})
-    with pytest.raises(InputError, match=r"'tunes\.mat' has no array validdata"):
+    with pytest.raises(UsageError, match=r"'tunes\.mat' has no array validdata"):
         train()
 
 
@@ -309,7 +309,7 @@ def test_a_corpus_of_midi_files_with_bad_ones(folder, capsys, caplog, monkeypatc
     Path("corpus/empty.mid").touch()
     Path("corpus/page.mid").write_text("<html></html>")
     corpus = ("--data", "corpus", "--frames_per_beat", "4", "--validation_fraction", "0.25", "--max_steps", "1")
-    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+    with monkeypatch.context() as patch, pytest.raises(UsageError) as error:
         patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
         train(*corpus)
     for named in (

@@ -32,7 +32,7 @@ from rtransformer_hf import (
     RTransformerImageProcessor,
 )
 from rtransformer_hf.training import sequence_classification
-from rtransformer_hf.training.arguments import InputError
+from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 SCRIPTS = Path(script.__file__).parent
@@ -162,7 +162,7 @@ def test_a_run_on_images_leaves_a_model_ready_to_use(folder, capsys):
         assert_metrics(results, "test", model(input_values=values).logits, torch.arange(8) % 3)
     assert ModelCard.load("out/README.md").data.pipeline_tag == "image-classification"
 
-    with pytest.raises(InputError, match="encoded training rows"):  # of another permutation
+    with pytest.raises(UsageError, match="encoded training rows"):  # of another permutation
         train_on_images("--permutation_seed", "4", "--image_mean", "0.4", "--image_std", "0.2")
     # The processor of the model to train further is kept, but for what flags say.
     train_on_images("--model_name_or_path", "out", "--image_mean", "0.5", "--max_steps", "1", "--output_dir", "next")
@@ -279,7 +279,7 @@ def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch)
 )
 def test_a_folder_with_another_model(folder, flags, named):
     train("--max_steps", "1")
-    with pytest.raises(InputError, match="--output_dir out holds another model") as error:
+    with pytest.raises(UsageError, match="--output_dir out holds another model") as error:
         train(*flags)
     assert named in str(error.value)
 
@@ -315,7 +315,7 @@ def test_held_out_rows_are_the_same_for_every_seed(folder):
     assert sorted(parts[0]["train"]["text"][:] + parts[0]["validation"]["text"][:]) == sorted(rows)
     assert parts[0]["validation"]["text"][:] != rows[30:]
     args.validation_fraction = 0.99
-    with pytest.raises(InputError, match=r"--validation_fraction 0.99 of the 40 rows of --train_file train.csv leav"):
+    with pytest.raises(UsageError, match=r"--validation_fraction 0.99 of the 40 rows of --train_file train.csv leav"):
         sequence_classification.hold_out(splits, args)
 
 
@@ -426,7 +426,7 @@ def test_bad_images(folder, images, labels, flags, named):
 
 
 def assert_refused(named: str, run, *flags: str, **files):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UsageError) as error:
         run(*flags, **files)
     assert named in str(error.value)
     assert not Path("out").exists()
@@ -456,7 +456,7 @@ def test_natural_words(folder):
 
 def test_unknown_words_are_counted_for_every_split(folder, caplog):
     write_csv("test", ["word1 word2", "new word1, word2!"], ["long", "short"])
-    with caplog.at_level("INFO", logger="sequence_classification"):
+    with caplog.at_level("INFO", logger="rtransformer_hf.training.sequence_classification"):
         train("--max_steps", "1", files=("train", "validation", "test"))
     assert "--train_file train.csv: 0 of " in caplog.text
     assert "--validation_file validation.csv: 0 of " in caplog.text

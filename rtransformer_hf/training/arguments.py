@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .command_line import InputError, suggestion
+from .command_line import UsageError, suggestion
 
 # Of these Trainer's own defaults hold as soon as one is given: they go together.
 EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")
@@ -128,16 +128,16 @@ def recipe_flags(path: str, known: set[str], unsupported: set[str]) -> list[str]
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"recipe {path!r} can't be read; a YAML file is accepted: {error}") from error
+        raise UsageError(f"recipe {path!r} can't be read; a YAML file is accepted: {error}") from error
     if not isinstance(recipe, dict):
-        raise InputError(f"recipe {path!r} has no lines of `flag: value`, which are accepted.")
+        raise UsageError(f"recipe {path!r} has no lines of `flag: value`, which are accepted.")
     flags = []
     for key, value in recipe.items():
         if key in unsupported:
-            raise InputError(f"recipe {path!r} has an unknown key {key!r}: Trainer's alone, not honoured here.")
+            raise UsageError(f"recipe {path!r} has an unknown key {key!r}: Trainer's alone, not honoured here.")
         if key not in known:
             hint = suggestion([str(key)], sorted(known))
-            raise InputError(f"recipe {path!r} has an unknown key {key!r}{hint}; --help lists all flags.")
+            raise UsageError(f"recipe {path!r} has an unknown key {key!r}{hint}; --help lists all flags.")
         if isinstance(value, list):
             flags += [f"--{key}", *map(str, value)]
         elif value is not None:

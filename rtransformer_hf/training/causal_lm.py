@@ -28,7 +28,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 
 from .. import RTransformerForCausalLM
-from .arguments import Defaults, InputError
+from .arguments import Defaults, UsageError
 from .data_files import DataFileArguments, as_text, joined, load_split
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer, unknown_token_id
@@ -104,14 +104,14 @@ class DataArguments(DataFileArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.vocab_size is not None and self.vocab_size < 2:
-            raise InputError(f"--vocab_size {self.vocab_size} must be at least 2.")
+            raise UsageError(f"--vocab_size {self.vocab_size} must be at least 2.")
         if self.block_size < 1:
-            raise InputError(f"--block_size {self.block_size} must be at least 1.")
+            raise UsageError(f"--block_size {self.block_size} must be at least 1.")
         self.stride = self.block_size if self.stride is None else self.stride
         self.eval_stride = self.stride if self.eval_stride is None else self.eval_stride
         for name in ("stride", "eval_stride"):
             if not 1 <= getattr(self, name) <= self.block_size:
-                raise InputError(
+                raise UsageError(
                     f"--{name} {getattr(self, name)} must be at least 1 and at most --block_size {self.block_size}."
                 )
 
@@ -317,9 +317,9 @@ def make_windows(
     for split, rows in texts.items():
         tokens = tokenize(rows, tokenizer, args.line_ending)
         if len(tokens) < 2:
-            raise InputError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
+            raise UsageError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
         if tokens.max() >= vocab_size:
-            raise InputError(
+            raise UsageError(
                 f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {args.source(split)}; the model's "
                 f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
             )
@@ -359,7 +359,7 @@ def smoothed_loss(factor: float) -> Callable | None:
 METRIC_NAMES = ("loss", "perplexity", "bits_per_character")
 
 
-def exact_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], dict[str, float]]:
+def make_compute_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics` for these windows: loss, perplexity and bits per character over all their tokens."""
     perplexity, bits_per_character = (
         evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("perplexity", "bits_per_character")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-class InputError(ValueError):
+class UsageError(ValueError):
     """An argument that can't be used. The message names it, its value and what was expected."""
 
 
@@ -66,7 +66,7 @@ def run_command(main: Callable[[], None]):
         signal.signal(signal.SIGINT, interrupt)
     try:
         main()
-    except InputError as error:
+    except UsageError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
     except KeyboardInterrupt:
         stop()

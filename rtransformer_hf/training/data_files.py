@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
 
-from .arguments import InputError
+from .arguments import UsageError
 
 FORMATS = {
     ".csv": "csv",
@@ -78,23 +78,23 @@ class DataFileArguments:
 
     def __post_init__(self):
         if (self.dataset_name is None) == (self.train_file is None):
-            raise InputError(
+            raise UsageError(
                 f"Give either --dataset_name or --train_file, got --dataset_name {self.dataset_name!r} and "
                 f"--train_file {self.train_file!r}."
             )
         for name in ("train_file", "validation_file", "test_file"):
             for file in getattr(self, name) or []:
                 if Path(file).is_dir():
-                    raise InputError(
+                    raise UsageError(
                         f"--{name}: {file!r} is a folder (expected {self.file_kinds} files); give the files in it, or "
                         "the folder as --dataset_name."
                     )
                 if not Path(file).is_file():
-                    raise InputError(f"--{name}: no such file: {file!r} (expected {self.file_kinds})")
+                    raise UsageError(f"--{name}: no such file: {file!r} (expected {self.file_kinds})")
                 if Path(file).stat().st_size == 0:
-                    raise InputError(f"--{name}: {file!r} is empty (expected {self.file_kinds}, with rows in it)")
+                    raise UsageError(f"--{name}: {file!r} is empty (expected {self.file_kinds}, with rows in it)")
         if not 0 < self.validation_fraction < 1:
-            raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
+            raise UsageError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
     def source(self, split: str, files: list[str] | None = None) -> str:
         """The flag that names a split's data, and its value, for messages; of all its files, or of some."""
@@ -150,18 +150,18 @@ def load_split(
         columns: those wanted, by the flags that name them. The rows have no others.
 
     Raises:
-        InputError: there are no such files, data set, split, columns or rows, or they can't be read.
+        UsageError: there are no such files, data set, split, columns or rows, or they can't be read.
     """
     parts = load_files(args, split) if getattr(args, f"{split}_file") else load_data_set(args, split)
     for where, rows in parts or []:
         for flag, column in columns.items():
             if column not in rows.column_names:
-                raise InputError(
+                raise UsageError(
                     f"{flag} {column!r} is no column of {where}; accepted: "
                     f"{', '.join(map(repr, rows.column_names))}{layout(args, split)}."
                 )
         if len(rows) == 0:
-            raise InputError(f"{where} holds no rows; at least one is accepted.")
+            raise UsageError(f"{where} holds no rows; at least one is accepted.")
     return parts and [(where, rows.select_columns(list(columns.values()))) for where, rows in parts]
 
 
@@ -179,9 +179,9 @@ def load_data_set(args: DataFileArguments, split: str) -> list[tuple[str, datase
             check_content(f"{args.location}: {file}", file)
         options = reader_options(args.location, builder)
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, UsageError):
             raise
-        raise InputError(
+        raise UsageError(
             f"{args.location} can't be loaded; an id on the Hub and a local folder are accepted: {error}"
         ) from error
     try:
@@ -189,9 +189,9 @@ def load_data_set(args: DataFileArguments, split: str) -> list[tuple[str, datase
     except datasets.exceptions.DatasetGenerationError as error:
         for file in local_files(builder):
             check_utf8(f"{args.location}: {file}", file)
-        raise InputError(f"{args.source(split)} can't be read: {error.__cause__ or error}") from error
+        raise UsageError(f"{args.source(split)} can't be read: {error.__cause__ or error}") from error
     except ValueError as error:
-        raise InputError(
+        raise UsageError(
             f"{args.source(split)} does not exist; accepted: {', '.join(available)}, or a part such as "
             f"{available[0]}[:10%]."
         ) from error
@@ -203,7 +203,7 @@ def load_files(args: DataFileArguments, split: str) -> list[tuple[str, datasets.
     files = getattr(args, f"{split}_file")
     formats = {format_of(file) for file in files}
     if len(formats) > 1:
-        raise InputError(f"{args.source(split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
+        raise UsageError(f"{args.source(split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
     (file_format,) = formats
     for file in files:
         check_content(args.source(split, [file]), file)
@@ -219,11 +219,11 @@ def load_file(args: DataFileArguments, split: str, file: str, file_format: str) 
     try:
         builder = datasets.load_dataset_builder(file_format, **options)
         rows = datasets.load_dataset(file_format, split="train", **options, **reader_options(where, builder))
-    except InputError:
+    except UsageError:
         raise
     except Exception as error:  # the readers of the formats have no common one
         check_utf8(where, file)
-        raise InputError(
+        raise UsageError(
             f"{where} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
             f"{error.__cause__ or error}"
         ) from error
@@ -238,7 +238,7 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
     one, and a few words as missing values.
 
     Raises:
-        InputError: the first row has more cells than there are columns; pandas would take the first for row numbers.
+        UsageError: the first row has more cells than there are columns; pandas would take the first for row numbers.
     """
     if not isinstance(builder, Csv):
         return {}
@@ -246,7 +246,7 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
     options = {**builder.config.pd_read_csv_kwargs, "na_filter": False, "chunksize": None, "nrows": 1}
     first = pd.read_csv(file, **options)
     if builder.config.index_col is None and not isinstance(first.index, pd.RangeIndex):
-        raise InputError(
+        raise UsageError(
             f"{where}: row 0 has more cells than the first line names columns "
             f"({', '.join(map(repr, first.columns))}); a cell with {builder.config.sep!r} in it has to stand in "
             "quotation marks."
@@ -288,29 +288,29 @@ def layout(args: DataFileArguments, split: str) -> str:
 def check_content(where: str, file: str):
     """
     Raises:
-        InputError: the file is an archive, is compressed in a way that needs a package, or holds something else than
+        UsageError: the file is an archive, is compressed in a way that needs a package, or holds something else than
             text in UTF-8 where it should.
     """
     try:
         compression = Extractor.infer_extractor_format(file)
         if compression in ARCHIVES:
-            raise InputError(f"{where} is an archive ({compression}); the files in it are accepted.")
+            raise UsageError(f"{where} is an archive ({compression}); the files in it are accepted.")
         package = COMPRESSION_PACKAGES.get(compression)
         if package is not None and importlib.util.find_spec(package) is None:
-            raise InputError(f"{where} can't be unpacked without the package {package}: pip install {package}")
+            raise UsageError(f"{where} can't be unpacked without the package {package}: pip install {package}")
         if format_of(file) == "parquet":
             return
         with open_unpacked(file) as opened:
             start = opened.read(1 << 16)
-    except InputError:
+    except UsageError:
         raise
     except Exception as error:  # every compression has its own
-        raise InputError(f"{where} can't be unpacked: {error}") from error
+        raise UsageError(f"{where} can't be unpacked: {error}") from error
     for mark, encoding in OTHER_ENCODINGS.items():
         if start.startswith(mark):
-            raise InputError(f"{where} is text in {encoding}; text in UTF-8 is accepted.")
+            raise UsageError(f"{where} is text in {encoding}; text in UTF-8 is accepted.")
     if b"\0" in start:
-        raise InputError(f"{where} holds zero bytes, which text in UTF-8 has not; is it a file of another kind?")
+        raise UsageError(f"{where} holds zero bytes, which text in UTF-8 has not; is it a file of another kind?")
     if format_of(file) == "json":  # whose reader lets other bytes through
         check_utf8(where, file)
 
@@ -318,7 +318,7 @@ def check_content(where: str, file: str):
 def check_utf8(where: str, file: str):
     """
     Raises:
-        InputError: the file, of another format than parquet, is not in UTF-8.
+        UsageError: the file, of another format than parquet, is not in UTF-8.
     """
     if format_of(file) == "parquet":
         return
@@ -327,7 +327,7 @@ def check_utf8(where: str, file: str):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                raise InputError(
+                raise UsageError(
                     f"{where} is not in UTF-8, which is accepted: line {number} holds the byte "
                     f"0x{line[error.start]:02x}. From Latin-1, convert it with: iconv -f latin1 -t utf-8"
                 ) from error
@@ -340,7 +340,7 @@ def open_unpacked(file: str) -> IO[bytes]:
 def check_quotes(where: str, rows: datasets.Dataset, builder: datasets.DatasetBuilder):
     """
     Raises:
-        InputError: a cell of a TSV file holds several rows, as after a quotation mark without its pair.
+        UsageError: a cell of a TSV file holds several rows, as after a quotation mark without its pair.
     """
     if not isinstance(builder, Csv) or builder.config.sep != "\t":
         return
@@ -348,7 +348,7 @@ def check_quotes(where: str, rows: datasets.Dataset, builder: datasets.DatasetBu
     for column in (name for name, feature in rows.features.items() if kind_of(feature) == "string"):
         swallows = pc.match_substring_regex(table[column], r"(?s)\t.*\n|\n.*\t")
         if pc.any(swallows).as_py():
-            raise InputError(
+            raise UsageError(
                 f"{where}: {column!r} in row {pc.index(swallows, True).as_py()} (from 0) holds tabs and line ends, as "
                 "after a single quotation mark at a cell's start; there it has to be doubled, and the cell put in "
                 "quotation marks."
@@ -360,13 +360,13 @@ def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset
     Rows whose `column` is text: integers by their digits, and none with a byte-order mark at its start.
 
     Raises:
-        InputError: the column holds something else.
+        UsageError: the column holds something else.
     """
     kind = kind_of(rows.features[column])
     if kind.startswith(("int", "uint")):
         return rows.cast_column(column, datasets.Value("string"))
     if kind not in ("string", "large_string"):
-        raise InputError(f"--text_column {column!r} of {where} holds {kind}; text is accepted.")
+        raise UsageError(f"--text_column {column!r} of {where} holds {kind}; text is accepted.")
     if pc.any(pc.starts_with(rows.with_format("arrow")[:][column], BYTE_ORDER_MARK)).as_py():
         return rows.map(without_byte_order_marks, input_columns=column, fn_kwargs={"column": column}, batched=True)
     return rows

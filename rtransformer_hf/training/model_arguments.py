@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
-from .arguments import InputError
+from .arguments import UsageError
 
 # Small enough to learn from a megabyte within minutes on two CPU cores.
 NEW_MODEL = {
@@ -83,7 +83,7 @@ def make_model(
         settings: fields of a new model's configuration that follow from the data.
 
     Raises:
-        InputError: there is no such model.
+        UsageError: there is no such model.
     """
     chosen = {name: value for name, value in asdict(args).items() if value is not None}
     path = chosen.pop("model_name_or_path", None)
@@ -94,7 +94,7 @@ def make_model(
         return auto_class.from_pretrained(path, **chosen)
     except (OSError, ValueError) as error:
         what = "these sizes make no model" if path is None else f"--model_name_or_path {path!r} can't be used"
-        raise InputError(f"{what}: {error}") from error
+        raise UsageError(f"{what}: {error}") from error
 
 
 def check_architecture(checkpoint: str, *accepted: str) -> str:

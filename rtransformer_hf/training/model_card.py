@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .command_line import InputError
+from .command_line import UsageError
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"
@@ -50,20 +50,20 @@ class CardArguments:
 def check_license(license: str | None, license_name: str | None, license_link: str | None):
     """
     Raises:
-        InputError: it is no licence of the Hub's, or its name is missing or superfluous.
+        UsageError: it is no licence of the Hub's, or its name is missing or superfluous.
     """
     if license is not None and license not in HUB_LICENSES:
         nearest = difflib.get_close_matches(license.lower(), HUB_LICENSES, n=1)
         hint = f"did you mean {nearest[0]!r}? Else expected" if nearest else "expected"
-        raise InputError(
+        raise UsageError(
             f"--license: unknown to the Hub: {license!r} ({hint} an identifier of "
             "https://huggingface.co/docs/hub/repositories-licenses, or other with --license_name)"
         )
     if license == "other" and not license_name:
-        raise InputError("--license_name: missing (expected the licence's name, with --license other)")
+        raise UsageError("--license_name: missing (expected the licence's name, with --license other)")
     for name, value in (("license_name", license_name), ("license_link", license_link)):
         if value is not None and license != "other":
-            raise InputError(f"--{name}: {value!r} goes with --license other alone, got --license {license}")
+            raise UsageError(f"--{name}: {value!r} goes with --license other alone, got --license {license}")
 
 
 @dataclass
@@ -228,7 +228,7 @@ def read_facts(folder: str | Path) -> CardFacts | None:
     What is kept beside a card; None where nothing is.
 
     Raises:
-        InputError: the file holds something else.
+        UsageError: the file holds something else.
     """
     path = Path(folder, FACTS_FILE)
     if not path.exists():
@@ -239,7 +239,7 @@ def read_facts(folder: str | Path) -> CardFacts | None:
         TASKS[facts.task]
     except (KeyError, TypeError, ValueError) as error:
         expected = ", ".join(fact.name for fact in fields(CardFacts))
-        raise InputError(f"{path}: no facts of a card (expected JSON with {expected}): {error}") from error
+        raise UsageError(f"{path}: no facts of a card (expected JSON with {expected}): {error}") from error
     return facts
 
 
@@ -475,7 +475,7 @@ def rewrite_card(folder: Path, old_checkpoint: str, **facts) -> list[str]:
 
     Raises:
         ValueError: the metadata of the card, or what is kept beside it, can't be read.
-        InputError: the model reads no text, and `example` is one.
+        UsageError: the model reads no text, and `example` is one.
     """
     readme = folder / "README.md"
     card = readme.read_text(encoding="utf-8")
@@ -488,7 +488,7 @@ def rewrite_card(folder: Path, old_checkpoint: str, **facts) -> list[str]:
         ]
     else:
         if facts.get("example") is not None and not isinstance(old.example, str):
-            raise InputError(f"--example: {facts['example']!r} is no input of this model (task {old.task})")
+            raise UsageError(f"--example: {facts['example']!r} is no input of this model (task {old.task})")
         new = CardFacts(**{**vars(old), **facts})
         card, edited = update_card(card, old, new)
         (folder / FACTS_FILE).write_text(new.to_json(), encoding="utf-8")

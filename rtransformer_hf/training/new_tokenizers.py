@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .arguments import InputError
+from .arguments import UsageError
 
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pairs
@@ -27,7 +27,7 @@ def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = Non
         try:
             return AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise InputError(
+            raise UsageError(
                 f"--tokenizer {name!r} can't be loaded; accepted: {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
                 f"the Hub: {error}"
             ) from error
@@ -45,7 +45,7 @@ def unknown_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
     """One token a character; decoding gives the text back. Unknown ones become U+FFFD, the replacement character."""
     if vocab_size is not None:
-        raise InputError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
+        raise UsageError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
     alphabet = sorted(set().union(*texts) - {UNKNOWN_CHARACTER})
     vocab = make_vocab([UNKNOWN_CHARACTER, END_OF_TEXT, PADDING, *alphabet])
     # Without merges, BPE splits to characters.
@@ -95,10 +95,10 @@ def make_vocab(tokens: list[str]) -> dict[str, int]:
 def check_vocab_size(name: str, vocab_size: int | None, smallest: int):
     """
     Raises:
-        InputError: the vocabulary has no room for the tokens that it must hold.
+        UsageError: the vocabulary has no room for the tokens that it must hold.
     """
     if vocab_size is not None and vocab_size < smallest:
-        raise InputError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer {name}.")
+        raise UsageError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer {name}.")
 
 
 def for_language_models(tokenizer: Tokenizer, end_of_text: str, padding: str) -> PreTrainedTokenizerFast:

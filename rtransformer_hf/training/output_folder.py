@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_liger_kernel_available
 
 from .. import RTransformerConfig
-from .command_line import InputError, on_stop, suggestion
+from .command_line import UsageError, on_stop, suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +97,12 @@ class ResumableTrainingArguments(TrainingArguments):
         check_numbers(self)
         check_json(self)
         if self.muon_learning_rate is not None and not self.muon:
-            raise InputError(f"--muon_learning_rate {self.muon_learning_rate} goes with --muon alone.")
+            raise UsageError(f"--muon_learning_rate {self.muon_learning_rate} goes with --muon alone.")
         for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
             if value and self.fsdp:
-                raise InputError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
+                raise UsageError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
         if self.output_dir is None:
-            raise InputError("--output_dir: missing (expected the folder to write to)")
+            raise UsageError("--output_dir: missing (expected the folder to write to)")
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # Trainer takes every metric for one that grows, whose name does not end with "loss".
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") in GREATER_IS_BETTER
@@ -110,36 +110,36 @@ class ResumableTrainingArguments(TrainingArguments):
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         check_report_to(self.report_to)
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
-            raise InputError("--early_stopping_patience needs --load_best_model_at_end and an --eval_strategy.")
+            raise UsageError("--early_stopping_patience needs --load_best_model_at_end and an --eval_strategy.")
         evaluates, saves = (getattr(value, "value", value) for value in (self.eval_strategy, self.save_strategy))
         if self.load_best_model_at_end and evaluates == "no":
-            raise InputError("--load_best_model_at_end needs an --eval_strategy (expected epoch or steps, got no)")
+            raise UsageError("--load_best_model_at_end needs an --eval_strategy (expected epoch or steps, got no)")
         if self.load_best_model_at_end and saves not in ("best", evaluates):
-            raise InputError(
+            raise UsageError(
                 f"--load_best_model_at_end: --save_strategy {saves} (expected best, or {evaluates} as --eval_strategy)"
             )
         if self.dataloader_persistent_workers and self.dataloader_num_workers == 0:
-            raise InputError("--dataloader_persistent_workers needs --dataloader_num_workers (expected at least 1)")
+            raise UsageError("--dataloader_persistent_workers needs --dataloader_num_workers (expected at least 1)")
         is_cpu = self.use_cpu or not torch.accelerator.is_available()
         for flag in ("fp16", "fp16_full_eval"):
             if is_cpu and getattr(self, flag):
-                raise InputError(f"--{flag} needs an accelerator, and the training is on the CPU (expected --bf16)")
+                raise UsageError(f"--{flag} needs an accelerator, and the training is on the CPU (expected --bf16)")
         for flag in ("bf16", "bf16_full_eval"):
             if is_cpu and getattr(self, flag) and not self.use_cpu:
-                raise InputError(f"--{flag}: there is no accelerator (expected --use_cpu with it)")
+                raise UsageError(f"--{flag}: there is no accelerator (expected --use_cpu with it)")
         if self.use_liger_kernel and not is_liger_kernel_available():
-            raise InputError("--use_liger_kernel: not available here; `pip install liger-kernel` installs it.")
+            raise UsageError("--use_liger_kernel: not available here; `pip install liger-kernel` installs it.")
         if self.deepspeed and not is_deepspeed_available():
-            raise InputError(f"--deepspeed {self.deepspeed}: not available here; `pip install deepspeed` installs it.")
+            raise UsageError(f"--deepspeed {self.deepspeed}: not available here; `pip install deepspeed` installs it.")
         try:
             super().__post_init__()
         except (ImportError, OSError, RuntimeError) as error:  # of what is not installed, or not there
-            raise InputError(one_line(error)) from error
+            raise UsageError(one_line(error)) from error
         if self.torch_compile:
             try:
                 torch.compile(torch.nn.Identity(), backend=self.torch_compile_backend, mode=self.torch_compile_mode)
             except RuntimeError as error:
-                raise InputError(f"--torch_compile: {one_line(error)}") from error
+                raise UsageError(f"--torch_compile: {one_line(error)}") from error
         check_optimizer(self)
 
     def __getstate__(self) -> dict:
@@ -150,19 +150,19 @@ class ResumableTrainingArguments(TrainingArguments):
 def check_numbers(args: ResumableTrainingArguments):
     """
     Raises:
-        InputError: a number is out of its range.
+        UsageError: a number is out of its range.
     """
     for is_accepted, accepted, names in LIMITS:
         for name in names:
             value = getattr(args, name, None)
             if value is not None and not is_accepted(value):
-                raise InputError(f"--{name}: {value} (expected {accepted})")
+                raise UsageError(f"--{name}: {value} (expected {accepted})")
 
 
 def check_json(args: ResumableTrainingArguments):
     """
     Raises:
-        InputError: --lr_scheduler_kwargs is no JSON object.
+        UsageError: --lr_scheduler_kwargs is no JSON object.
     """
     value = args.lr_scheduler_kwargs
     if isinstance(value, str):
@@ -171,13 +171,13 @@ def check_json(args: ResumableTrainingArguments):
         except ValueError:
             is_object = False
         if not is_object:
-            raise InputError(f"""--lr_scheduler_kwargs: {value!r} (expected JSON, such as '{{"min_lr_rate": 0.1}}')""")
+            raise UsageError(f"""--lr_scheduler_kwargs: {value!r} (expected JSON, such as '{{"min_lr_rate": 0.1}}')""")
 
 
 def check_optimizer(args: ResumableTrainingArguments):
     """
     Raises:
-        InputError: the optimizer of --optim can't be made here, or the schedule not with its settings.
+        UsageError: the optimizer of --optim can't be made here, or the schedule not with its settings.
     """
     toy = torch.nn.ParameterList([torch.zeros(1)])  # a layer would draw random numbers
     optimizer = torch.optim.SGD(toy.parameters())
@@ -187,14 +187,14 @@ def check_optimizer(args: ResumableTrainingArguments):
             optimizer = optimizer_class(toy.parameters(), **settings)
         except Exception as error:  # of many libraries
             name = getattr(args.optim, "value", args.optim)
-            raise InputError(f"--optim {name} can't be made with these settings: {one_line(error)}") from error
+            raise UsageError(f"--optim {name} can't be made with these settings: {one_line(error)}") from error
     schedule, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs
     settings = json.loads(settings) if isinstance(settings, str) else settings
     try:
         get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=settings)
     except (TypeError, ValueError) as error:
         given = "none" if settings is None else json.dumps(settings)
-        raise InputError(
+        raise UsageError(
             f"--lr_scheduler_type {getattr(schedule, 'value', schedule)} does not go with these --lr_scheduler_kwargs "
             f"({given}): {one_line(error)}"
         ) from error
@@ -207,21 +207,21 @@ def one_line(error: Exception) -> str:
 def check_report_to(report_to: str | list[str]):
     """
     Raises:
-        InputError: a name is not among Transformers' integrations, or its package is not installed.
+        UsageError: a name is not among Transformers' integrations, or its package is not installed.
     """
     names = [report_to] if isinstance(report_to, str) else report_to
     if len(names) > 1 and (alone := {"none", "all"}.intersection(names)):
-        raise InputError(f"--report_to: {' '.join(names)} (expected {' or '.join(sorted(alone))} alone)")
+        raise UsageError(f"--report_to: {' '.join(names)} (expected {' or '.join(sorted(alone))} alone)")
     for name in names:
         if name in ("none", "all"):
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             hint = suggestion([name], list(INTEGRATION_TO_CALLBACK))
             expected = ", ".join(["none", "all", *INTEGRATION_TO_CALLBACK])
-            raise InputError(f"--report_to: unknown: {name!r}{hint} (expected {expected})")
+            raise UsageError(f"--report_to: unknown: {name!r}{hint} (expected {expected})")
         if name not in get_available_reporting_integrations() and not (name == "flyte" and is_flytekit_available()):
             extra = ", as the extra [log] does" if name in LOG_EXTRA else ""
-            raise InputError(
+            raise UsageError(
                 f"--report_to {name}: not available here; `pip install {REPORTER_PACKAGES.get(name, name)}` installs "
                 f"its package{extra}."
             )
@@ -234,11 +234,11 @@ def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
         metrics: the names that an evaluation gives.
 
     Raises:
-        InputError: --metric_for_best_model is none of them.
+        UsageError: --metric_for_best_model is none of them.
     """
     name = args.metric_for_best_model
     if name is not None and name.removeprefix("eval_") not in metrics:
-        raise InputError(
+        raise UsageError(
             f"--metric_for_best_model: unknown: {name!r}{suggestion([name], list(metrics))} (expected "
             f"{', '.join(metrics)})"
         )
@@ -249,24 +249,24 @@ def check_output_dir(args: ResumableTrainingArguments):
     on_stop(partial(how_to_go_on, args))
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"--output_dir {args.output_dir} is a file; a folder is accepted.")
+        raise UsageError(f"--output_dir {args.output_dir} is a file; a folder is accepted.")
     nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"--output_dir {args.output_dir}: {nearest} can't be written to (expected a folder)")
+        raise UsageError(f"--output_dir {args.output_dir}: {nearest} can't be written to (expected a folder)")
     if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint, TRAINER_STATE_FILE).exists():
-        raise InputError(
+        raise UsageError(
             f"--resume_from_checkpoint {args.resume_from_checkpoint} is no checkpoint of Trainer; a folder with "
             f"{TRAINER_STATE_FILE} in it is accepted."
         )
     is_free = not output_dir.exists() or (output_dir / RUN_FILE).exists() or args.overwrite_output_dir
     if args.should_save and not is_free and (found := sorted(path.name for path in output_dir.iterdir())):
-        raise InputError(
+        raise UsageError(
             f"--output_dir {args.output_dir} holds something else ({', '.join(found[:5])}); accepted: a new or empty "
             "folder, that of the same run, or any with --overwrite_output_dir."
         )
 
 
-def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | None:
+def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | None:
     """Mark the folder as this run's, and return the checkpoint to go on from, if there is one."""
     run_file = Path(args.output_dir, RUN_FILE)
     if run_file.exists() and not args.overwrite_output_dir:
@@ -278,7 +278,7 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
             if found.get(key) != here.get(key)
         ]
         if differences:
-            raise InputError(
+            raise UsageError(
                 f"--output_dir {args.output_dir} holds another model ({'; '.join(differences)}); accepted: a new or "
                 "empty folder, that of the same run, or any with --overwrite_output_dir."
             )
@@ -287,7 +287,7 @@ def claim_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | 
             for checkpoint in checkpoints(args.output_dir):
                 shutil.rmtree(checkpoint)
             Path(args.output_dir, TRAINER_STATE_FILE).unlink(missing_ok=True)
-        write_whole(run_file, json.dumps(identity, indent=2).encode())
+        atomic_write(run_file, json.dumps(identity, indent=2).encode())
     if args.resume_from_checkpoint or args.overwrite_output_dir:
         return args.resume_from_checkpoint
     checkpoint = last_checkpoint(args.output_dir)
@@ -329,7 +329,7 @@ def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int) -> i
     return math.ceil(args.num_train_epochs * steps_per_epoch)
 
 
-def write_whole(path: Path, content: bytes):
+def atomic_write(path: Path, content: bytes):
     """A file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
@@ -341,4 +341,4 @@ def write_figure(path: Path, figure, dpi: int):
     """Writes a figure of matplotlib as a PNG file."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=dpi)
-    write_whole(path, picture.getvalue())
+    atomic_write(path, picture.getvalue())

@@ -22,8 +22,8 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
-from .arguments import InputError
-from .output_folder import write_figure, write_whole
+from .arguments import UsageError
+from .output_folder import atomic_write, write_figure
 
 logger = logging.getLogger(__name__)
 
@@ -97,17 +97,17 @@ class PianoRollArguments:
 
     def __post_init__(self):
         if not self.data:
-            raise InputError(f"--data {self.data!r} is no data; {ACCEPTED_DATA}.")
+            raise UsageError(f"--data {self.data!r} is no data; {ACCEPTED_DATA}.")
         for name in ("train_split", "validation_split"):
             if not getattr(self, name):
-                raise InputError(f"--{name} {getattr(self, name)!r} is no name; the name of a split is accepted.")
+                raise UsageError(f"--{name} {getattr(self, name)!r} is no name; the name of a split is accepted.")
         self.test_split = self.test_split or None
         if self.frames_per_beat is not None and not 1 <= self.frames_per_beat <= MAX_FRAMES_PER_BEAT:
-            raise InputError(
+            raise UsageError(
                 f"--frames_per_beat {self.frames_per_beat} must be at least 1 and at most {MAX_FRAMES_PER_BEAT}."
             )
         if not 0 < self.validation_fraction < 1:
-            raise InputError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
+            raise UsageError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
 
 # Reading
@@ -141,7 +141,7 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
         tunes: a list that gets all tunes as they were read, the unusable ones too.
 
     Raises:
-        InputError: as [`load_split`] does, but of the unusable tunes of all splits at once.
+        UsageError: as [`load_split`] does, but of the unusable tunes of all splits at once.
     """
     names = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     if names["test"] == "test" and is_midi_folder(args.data) and "all" in midi_splits(args):
@@ -165,7 +165,7 @@ def load_split(args: PianoRollArguments, split_name: str) -> list[np.ndarray]:
             part such as "train[:10%]".
 
     Raises:
-        InputError: the data or the split does not exist, can't be read, or holds no tune; or, unless
+        UsageError: the data or the split does not exist, can't be read, or holds no tune; or, unless
             `args.skip_unreadable`, some of the tunes can't be used, all of which are named.
     """
     tunes = read_split(args, split_name)
@@ -178,7 +178,7 @@ def read_split(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     All tunes of one split as of [`load_split`], the unusable ones too.
 
     Raises:
-        InputError: the data or the split does not exist, or can't be read.
+        UsageError: the data or the split does not exist, or can't be read.
     """
     path = Path(args.data)
     if path.suffix.lower() == ".mat":
@@ -186,25 +186,25 @@ def read_split(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     if is_midi_folder(args.data):
         return read_midi_files(args, split_name)
     if path.is_file():
-        raise InputError(f"{args.data!r} is a file of another kind; {ACCEPTED_DATA}.")
+        raise UsageError(f"{args.data!r} is a file of another kind; {ACCEPTED_DATA}.")
     return read_data_set(args, split_name)
 
 
 def usable_rolls(args: PianoRollArguments, split_name: str, tunes: list[ReadTune]) -> list[np.ndarray]:
     rolls = [tune.roll for tune in tunes if tune.roll is not None]
     if not rolls:
-        raise InputError(f"Split {split_name!r} of {args.data!r} holds no tune; at least one is accepted.")
+        raise UsageError(f"Split {split_name!r} of {args.data!r} holds no tune; at least one is accepted.")
     return rolls
 
 
 def check_tunes(args: PianoRollArguments, tunes: list[ReadTune]):
     """
     Raises:
-        InputError: some of the tunes can't be used, and may not be skipped. The message names them all.
+        UsageError: some of the tunes can't be used, and may not be skipped. The message names them all.
     """
     unusable = [tune for tune in tunes if tune.roll is None]
     if unusable and not args.skip_unreadable:
-        raise InputError(
+        raise UsageError(
             f"{len(unusable)} of {len(tunes)} tunes of {args.data!r} can't be used; --skip_unreadable goes on without "
             f"them:\n{faults(unusable)}"
         )
@@ -235,7 +235,7 @@ def report_skipped(args: PianoRollArguments, tunes: list[ReadTune], output_dir: 
         "reasons": {shared(tune.name): shared(tune.fault.removeprefix(tune.name).strip()) for tune in skipped},
         "notes left out": {shared(tune.name): tune.left_out for tune in changed},
     }
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
     if skipped:
         logger.warning(
             f"--skip_unreadable: {len(skipped)} of {len(tunes)} tunes are left out (see {path}):\n{faults(skipped)}"
@@ -245,10 +245,10 @@ def report_skipped(args: PianoRollArguments, tunes: list[ReadTune], output_dir: 
 
 
 def read_tune(name: str, read: Callable[[], tuple[np.ndarray, str | None]]) -> ReadTune:
-    """What `read` returns, a roll and the notes that are left out, or the InputError that it raises."""
+    """What `read` returns, a roll and the notes that are left out, or the UsageError that it raises."""
     try:
         roll, left_out = read()
-    except InputError as error:
+    except UsageError as error:
         return ReadTune(name, fault=str(error))
     if len(roll) < 2:
         why = f" (left out: {left_out})" if left_out else ""
@@ -259,21 +259,21 @@ def read_tune(name: str, read: Callable[[], tuple[np.ndarray, str | None]]) -> R
 def read_mat(path: Path, split_name: str) -> list[ReadTune]:
     """A split's tunes from a .mat file of `MAT_ARRAYS`, cell arrays of (frames, 88) matrices."""
     if split_name not in MAT_ARRAYS:
-        raise InputError(f"Split {split_name!r} of '{path}' does not exist; accepted: {', '.join(MAT_ARRAYS)}.")
+        raise UsageError(f"Split {split_name!r} of '{path}' does not exist; accepted: {', '.join(MAT_ARRAYS)}.")
     array = MAT_ARRAYS[split_name]
     try:
         with path.open("rb") as file:
             cells = loadmat(file, variable_names=[array]).get(array)
     except Exception as error:  # a damaged file makes the reader raise errors of many kinds
-        raise InputError(
+        raise UsageError(
             f"'{path}' can't be read; a .mat file of MATLAB 7.2 or before with {', '.join(MAT_ARRAYS.values())} is "
             f"accepted: {error}"
         ) from error
     accepted = f"a cell array of (frames, {NUM_KEYS}) matrices of zeros and ones is accepted"
     if cells is None:
-        raise InputError(f"'{path}' has no array {array}; {accepted}.")
+        raise UsageError(f"'{path}' has no array {array}; {accepted}.")
     if cells.dtype != object and cells.size > 0:
-        raise InputError(f"{array} of '{path}' is a {cells.shape} array of {cells.dtype}; {accepted}.")
+        raise UsageError(f"{array} of '{path}' is a {cells.shape} array of {cells.dtype}; {accepted}.")
     names = [f"{array}[{index}] of '{path}'" for index in range(cells.size)]
     return [
         read_tune(name, lambda name=name, roll=roll: (checked_roll(roll, name), None))
@@ -286,14 +286,14 @@ def checked_roll(roll: np.ndarray, name: str) -> np.ndarray:
     A (frames, 88) array of zeros and ones as uint8.
 
     Raises:
-        InputError: it is something else.
+        UsageError: it is something else.
     """
     accepted = f"a (frames, {NUM_KEYS}) matrix of zeros and ones is accepted"
     if not isinstance(roll, np.ndarray) or roll.ndim != 2 or roll.shape[1] != NUM_KEYS:
-        raise InputError(f"{name} has the shape {np.shape(roll)}; {accepted}.")
+        raise UsageError(f"{name} has the shape {np.shape(roll)}; {accepted}.")
     is_accepted = np.isin(roll, (0, 1))
     if not is_accepted.all():
-        raise InputError(f"{name} holds {roll[~is_accepted][0]}; {accepted}.")
+        raise UsageError(f"{name} holds {roll[~is_accepted][0]}; {accepted}.")
     return roll.astype(np.uint8, copy=False)
 
 
@@ -303,23 +303,23 @@ def read_data_set(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     try:
         available = datasets.get_dataset_split_names(*data_set)
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"{args.data!r} (--dataset_config_name {args.dataset_config_name}) can't be loaded; {ACCEPTED_DATA}: "
             f"{error}"
         ) from error
     try:
         rows = datasets.load_dataset(*data_set, split=split_name)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise InputError(
+        raise UsageError(
             f"Split {split_name!r} of {args.data!r} can't be read; rows of one kind are accepted: {error.__cause__}"
         ) from error
     except ValueError as error:
-        raise InputError(
+        raise UsageError(
             f"Split {split_name!r} of {args.data!r} does not exist; accepted: {', '.join(available)}, or a part such "
             f"as {available[0]}[:10%]."
         ) from error
     if args.piano_roll_column not in rows.column_names:
-        raise InputError(
+        raise UsageError(
             f"--piano_roll_column {args.piano_roll_column!r} is no column of {args.data!r}; accepted: "
             f"{', '.join(rows.column_names)}."
         )
@@ -337,14 +337,14 @@ def roll_of_frames(frames: list[list[int]], name: str) -> np.ndarray:
     """
     accepted = f"frames of {NUM_KEYS} zeros and ones, or of MIDI pitches {PITCHES[0]} to {PITCHES[-1]}, are accepted"
     if not isinstance(frames, list) or not all(isinstance(frame, list) for frame in frames):
-        raise InputError(f"{name} holds no list of frames; {accepted}.")
+        raise UsageError(f"{name} holds no list of frames; {accepted}.")
     if frames and all(len(frame) == NUM_KEYS and all(value in (0, 1) for value in frame) for frame in frames):
         return np.array(frames, dtype=np.uint8)
     roll = np.zeros((len(frames), NUM_KEYS), dtype=np.uint8)
     for time, frame in enumerate(frames):
         for pitch in frame:
             if pitch not in PITCHES:
-                raise InputError(f"{name} holds {pitch!r} in frame {time}, of {len(frame)} values; {accepted}.")
+                raise UsageError(f"{name} holds {pitch!r} in frame {time}, of {len(frame)} values; {accepted}.")
             roll[time, int(pitch) - LOWEST_PITCH] = 1
     return roll
 
@@ -386,7 +386,7 @@ def read_midi_files(args: PianoRollArguments, split_name: str) -> list[ReadTune]
     """The tunes of one of [`midi_splits`], a file each."""
     splits = midi_splits(args)
     if split_name not in splits:
-        raise InputError(
+        raise UsageError(
             f"Split {split_name!r} of {args.data!r} does not exist; accepted: {', '.join(splits)}, of which "
             "sub-folders are the splits if one is named train, validation or test. Without validation, some of at "
             "least two files of train are held out (--validation_fraction)."
@@ -413,13 +413,13 @@ def read_midi_and_rest(path: str | Path, frames_per_beat: int) -> tuple[np.ndarr
     never end. The last frame is the last one with a key set: a file without notes has none.
 
     Raises:
-        InputError: the file can't be read, or holds more than `MAX_FRAMES` frames.
+        UsageError: the file can't be read, or holds more than `MAX_FRAMES` frames.
     """
     try:
         ticks_per_beat, notes, num_endless = parse_midi(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise InputError(f"'{path}' can't be read; a MIDI file is accepted: {why}") from error
+        raise UsageError(f"'{path}' can't be read; a MIDI file is accepted: {why}") from error
 
     def first_frame_from(tick: int) -> int:
         """The first frame that is a quarter over at this time or later: (frame + 1 / 4) * ticks_per_frame >= tick."""
@@ -433,7 +433,7 @@ def read_midi_and_rest(path: str | Path, frames_per_beat: int) -> tuple[np.ndarr
     ]
     num_frames = max((end for _, start, end in spans if end > start), default=0)
     if num_frames > MAX_FRAMES:
-        raise InputError(f"'{path}' holds {num_frames:,} frames; at most {MAX_FRAMES:,} are accepted.")
+        raise UsageError(f"'{path}' holds {num_frames:,} frames; at most {MAX_FRAMES:,} are accepted.")
     roll = np.zeros((num_frames, NUM_KEYS), dtype=np.uint8)
     for key, start, end in spans:
         roll[start:end, key] = 1
@@ -620,7 +620,7 @@ def write_midi(path: str | Path, roll: np.ndarray, frames_per_beat: int, tempo: 
     """
     content = io.BytesIO()
     to_midi(roll, frames_per_beat, tempo).write(content)
-    write_whole(Path(path), content.getvalue())
+    atomic_write(Path(path), content.getvalue())
 
 
 def write_piano_roll_picture(path: str | Path, roll: np.ndarray, prompt_frames: int):
@@ -661,5 +661,5 @@ def write_audio(path: str | Path, roll: np.ndarray, frames_per_beat: int, tempo:
             samples, is_fluidsynth = midi.synthesize(fs=SAMPLE_RATE), False
     content = io.BytesIO()
     wavfile.write(content, SAMPLE_RATE, np.round(samples * np.iinfo(np.int16).max).astype(np.int16))
-    write_whole(Path(path), content.getvalue())
+    atomic_write(Path(path), content.getvalue())
     return is_fluidsynth

@@ -29,7 +29,7 @@ class Tunes(Dataset):
         transpose: largest shift, in semitones; 0 leaves the tunes as they are.
 
     Raises:
-        InputError: a tune holds something else.
+        UsageError: a tune holds something else.
     """
 
     def __init__(self, rolls: list[np.ndarray], transpose: int = 0):
@@ -145,7 +145,7 @@ def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 METRIC_NAMES = ("loss", "nll_per_frame")
 
 
-def exact_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
+def make_compute_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: negative log-likelihood in nats a frame, over all predicted frames of a split."""
     nll_per_frame = evaluate.load(str(METRICS / "nll_per_frame"), keep_in_memory=True)
 

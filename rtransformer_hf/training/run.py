@@ -23,12 +23,12 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from .arguments import InputError
+from .arguments import UsageError
 from .hub import reason
 from .model_arguments import EVALUATION_FILE
 from .model_card import FACTS_FILE, render_card
 from .optimization import MuonWithAdamW, WeightAverage, block_matrices
-from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps, write_whole
+from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, atomic_write, one_line, planned_steps
 from .report import Outcome, TaskReport, card_facts, plot_learning_curves
 
 logger = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class ReportingTrainer(Trainer):
     def __init__(self, *args, report: TaskReport, **kwargs):
         try:
             super().__init__(*args, **kwargs)
-        except InputError:
+        except UsageError:
             raise
         except (ImportError, ValueError) as error:
-            raise InputError(f"Trainer does not take these flags: {one_line(error)}") from error
+            raise UsageError(f"Trainer does not take these flags: {one_line(error)}") from error
         self.report = report
         self.outcome = Outcome(metrics={})
         self.num_parameters = self.model.num_parameters()  # before FSDP shards them
@@ -115,7 +115,7 @@ class ReportingTrainer(Trainer):
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         with nullcontext() if self.average is None else self.average.in_place():
             metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        refuse_divergence(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
+        raise_if_diverged(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
         return metrics
 
     def _issue_warnings_after_load(self, load_result):
@@ -126,13 +126,13 @@ class ReportingTrainer(Trainer):
     def create_model_card(self, **kwargs):
         if self.is_world_process_zero():
             facts = card_facts(self, self.report, self.num_parameters, self.outcome)
-            write_whole(Path(self.args.output_dir, FACTS_FILE), facts.to_json().encode())
-            write_whole(Path(self.args.output_dir, "README.md"), render_card(facts).encode())
+            atomic_write(Path(self.args.output_dir, FACTS_FILE), facts.to_json().encode())
+            atomic_write(Path(self.args.output_dir, "README.md"), render_card(facts).encode())
 
     def init_hf_repo(self, *args, **kwargs):
         """
         Raises:
-            InputError: the repository can't be made or written to, which is told before the training.
+            UsageError: the repository can't be made or written to, which is told before the training.
         """
         if not self.is_world_process_zero():
             return
@@ -144,7 +144,7 @@ class ReportingTrainer(Trainer):
                 hub.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
         except Exception as error:  # of the network and of the Hub, in every layer below
             name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-            raise InputError(f"--push_to_hub can't push to --hub_model_id {name}: {reason(error)}.") from error
+            raise UsageError(f"--push_to_hub can't push to --hub_model_id {name}: {reason(error)}.") from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """
@@ -221,13 +221,13 @@ class EpochCallback(TrainerCallback):
         self.train_dataset.set_epoch(int(state.epoch))
 
 
-def refuse_divergence(loss: float, learning_rate: float):
+def raise_if_diverged(loss: float, learning_rate: float):
     """
     Raises:
-        InputError: the loss of an evaluation is no number, from which no training comes back.
+        UsageError: the loss of an evaluation is no number, from which no training comes back.
     """
     if not math.isfinite(loss):
-        raise InputError(
+        raise UsageError(
             f"the training has diverged: the loss of an evaluation is {loss}. A --learning_rate below "
             f"{learning_rate:g} is accepted, or more --warmup_steps; the checkpoints up to now are kept."
         )
@@ -252,18 +252,18 @@ def train_and_evaluate(
         trainer: with its model and training set.
         splits: "validation" and, where there is one, "test", on which the model is evaluated at the end.
         metrics_of: makes Trainer's `compute_metrics` for a split.
-        checkpoint: that to go on from, as of `claim_output_dir`.
+        checkpoint: that to go on from, as of `prepare_output_dir`.
         evaluation: settings of the data, written beside the model for who evaluates it.
         data: what is trained on, in words.
         commands: those that use the model, as of `command`.
 
     Raises:
-        InputError: --fsdp is given where nothing would be sharded.
+        UsageError: --fsdp is given where nothing would be sharded.
     """
     atexit.register(leave_process_group)
     args = trainer.args
     if args.fsdp and not trainer.is_fsdp_enabled:
-        raise InputError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
+        raise UsageError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
     num_batches = len(trainer.get_train_dataloader())
     num_steps = planned_steps(args, num_batches)
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
@@ -304,7 +304,7 @@ def train_and_evaluate(
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the model is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if is_main:
-        write_whole(Path(args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
+        atomic_write(Path(args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
         trainer.outcome.has_curves = plot_learning_curves(trainer, trainer.report.loss_unit)
     trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
     trainer.save_state()  # after the model, of which it says that it is finished
@@ -420,7 +420,7 @@ def push(trainer: ReportingTrainer):
         again = ["python", "scripts/push_to_hub.py", trainer.args.output_dir, trainer.hub_model_id]
         if trainer.args.hub_revision is not None:
             again += ["--revision", trainer.args.hub_revision]
-        raise InputError(
+        raise UsageError(
             f"pushing to the Hub failed: {reason(error)}. The model is whole in {trainer.args.output_dir}; push it "
             f"again with: {shlex.join(again)}"
         ) from error

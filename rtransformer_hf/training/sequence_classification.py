@@ -29,7 +29,7 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
-from .arguments import InputError
+from .arguments import UsageError
 from .causal_lm import METRICS
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
@@ -106,13 +106,13 @@ class ClassificationArguments(DataFileArguments):
         super().__post_init__()
         for name, below in (("augment_shift", math.inf), ("augment_rotation", 360), ("augment_scale", 1)):
             if not 0 <= getattr(self, name) < below:
-                raise InputError(f"--{name} {getattr(self, name)} must be at least 0 and less than {below}.")
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least 0 and less than {below}.")
         if self.augments and self.image_column is None:
-            raise InputError("--augment_shift, --augment_rotation and --augment_scale go with --image_column alone.")
+            raise UsageError("--augment_shift, --augment_rotation and --augment_scale go with --image_column alone.")
         for name, minimum in (("vocab_size", 2), ("max_length", 1), ("image_size", 1)):
             value = getattr(self, name)
             if value is not None and value < minimum:
-                raise InputError(f"--{name} {value} must be at least {minimum}.")
+                raise UsageError(f"--{name} {value} must be at least {minimum}.")
 
     @property
     def augments(self) -> bool:
@@ -137,14 +137,14 @@ def hold_out(splits: dict[str, datasets.Dataset], args: ClassificationArguments)
     The splits with a part of the training rows, drawn at random, as "validation" where there is none.
 
     Raises:
-        InputError: there are too few rows.
+        UsageError: there are too few rows.
     """
     if "validation" in splits:
         return splits
     try:
         parts = splits["train"].train_test_split(test_size=args.validation_fraction, seed=VALIDATION_SEED)
     except ValueError as error:
-        raise InputError(
+        raise UsageError(
             f"--validation_fraction {args.validation_fraction} of the {len(splits['train'])} rows of "
             f"{args.source('train')} leaves none to train on; a --validation_file, a --validation_split or more rows "
             "are accepted."
@@ -158,7 +158,7 @@ def load_rows(args: ClassificationArguments, split: str) -> datasets.Dataset | N
     Labels are classes (ClassLabel) where the data set has them, or else names, as of [`label_names`].
 
     Raises:
-        InputError: files, split or columns do not exist or hold something else, or a row has no input or no label.
+        UsageError: files, split or columns do not exist or hold something else, or a row has no input or no label.
     """
     input_flag = "--image_column" if args.image_column else "--text_column"
     columns = {input_flag: args.input_column, "--label_column": args.label_column}
@@ -185,7 +185,7 @@ def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> d
         columns: that of the input and that of the label, by their flags.
 
     Raises:
-        InputError: a column holds something else, or a row has nothing in it, or white space alone.
+        UsageError: a column holds something else, or a row has nothing in it, or white space alone.
     """
     (input_flag, input_column), (_, label_column) = columns.items()
     table = rows.with_format("arrow")[:]
@@ -200,20 +200,20 @@ def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> d
             text = pc.replace_substring(table[column], BYTE_ORDER_MARK, " ")
             missing |= pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(True).to_numpy()
         if missing.any():
-            raise InputError(
+            raise UsageError(
                 f"{flag} {column!r} of {where} is missing in row {missing.argmax()} (from 0), and in {missing.sum()} "
                 "rows in all; a value in every row, not white space alone, is accepted."
             )
     if input_flag == "--text_column":
         rows = as_text(rows, input_column, where)
     elif kind_of(rows.features[input_column]) != "Image":
-        raise InputError(
+        raise UsageError(
             f"--image_column {input_column!r} of {where} holds {kind_of(rows.features[input_column])}; images (the "
             "feature Image of datasets) are accepted."
         )
     kind = kind_of(rows.features[label_column])
     if kind not in ("ClassLabel", "string", "large_string", "bool") and not kind.startswith(("int", "uint", "float")):
-        raise InputError(
+        raise UsageError(
             f"--label_column {label_column!r} of {where} holds {kind}; classes (ClassLabel), strings and integers are "
             "accepted."
         )
@@ -233,7 +233,7 @@ def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[
         column: that of the labels.
 
     Raises:
-        InputError: all labels are numbers, and one of them a fraction.
+        UsageError: all labels are numbers, and one of them a fraction.
     """
     names = [names_of(rows[column][:], rows.features[column]) for _, rows in parts]
     found = set().union(*names)
@@ -243,7 +243,7 @@ def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[
     for (where, _), part in zip(parts, names, strict=True):
         for row, name in enumerate(part):
             if name in fractions:
-                raise InputError(
+                raise UsageError(
                     f"--label_column {column!r} of {where} holds the fraction {name} in row {row} (from 0); names and "
                     "integers are accepted."
                 )
@@ -264,7 +264,7 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
     integers by size and other names in alphabetical order.
 
     Raises:
-        InputError: there is a single class.
+        UsageError: there is a single class.
     """
     feature = rows.features[args.label_column]
     if isinstance(feature, datasets.ClassLabel):
@@ -274,7 +274,7 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
         if all(map(INTEGER.fullmatch, names)):
             names.sort(key=int)
     if len(names) < 2:
-        raise InputError(
+        raise UsageError(
             f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r}; at "
             "least two are accepted."
         )
@@ -299,14 +299,14 @@ def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) 
         where: the data, for the message.
 
     Raises:
-        InputError: the data has labels that the classifier has not.
+        UsageError: the data has labels that the classifier has not.
     """
     if all(name == f"LABEL_{index}" for name, index in trained.items()):
         if len(label2id) == len(trained):
             return label2id
     elif label2id.keys() <= trained.keys():
         return trained
-    raise InputError(
+    raise UsageError(
         f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
         f"({listed(trained)}); accepted: labels of the model, or a model of another task, which gets a new head."
     )
@@ -329,23 +329,23 @@ def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedCon
         args: say whether it is to read text or images.
 
     Raises:
-        InputError: there is no such model, or it reads the other.
+        UsageError: there is no such model, or it reads the other.
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise UsageError(
             f"--model_name_or_path {checkpoint!r} can't be opened; the folder of a model and an id on the Hub are "
             f"accepted: {error}"
         ) from error
     input_size = getattr(config, "input_size", None)
     if args.image_column is not None and input_size is None:
-        raise InputError(
+        raise UsageError(
             f"--model_name_or_path {checkpoint!r} reads tokens; with --image_column {args.image_column!r} a model "
             "with an input_size, the channels of an image, is accepted."
         )
     if args.image_column is None and input_size is not None:
-        raise InputError(
+        raise UsageError(
             f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values (input_size); with "
             f"--text_column {args.text_column!r} a model of tokens is accepted."
         )
@@ -364,7 +364,7 @@ def make_tokenizer(
         checkpoint: the model to train further, if it is one.
 
     Raises:
-        InputError: there is no such tokenizer.
+        UsageError: there is no such tokenizer.
     """
     name = args.tokenizer or checkpoint or "word"
     texts = (text for batch in rows.iter(batch_size=1000) for text in batch[args.text_column])
@@ -389,7 +389,7 @@ def make_image_processor(
         checkpoint: the model to train further, if it is one; where it has no processor, there is a new one.
 
     Raises:
-        InputError: the flags are out of their range.
+        UsageError: the flags are out of their range.
     """
     flags = {name: getattr(args, name) for name in ("image_mean", "image_std", "permutation_seed")}
     flags = {name: value for name, value in flags.items() if value is not None}
@@ -406,7 +406,7 @@ def make_image_processor(
         return RTransformerImageProcessor(**{"size": {"height": first.height, "width": first.width}, **flags})
     except (OSError, ValueError) as error:
         given = "".join(f", --{name} {value}" for name, value in flags.items())
-        raise InputError(
+        raise UsageError(
             f"no image processor can be made of the first image of {args.source('train')}{given}: {error}"
         ) from error
 
@@ -431,13 +431,13 @@ def encode(
         label2id: the model's classes, by name.
 
     Raises:
-        InputError: a label that the model has not, a text without tokens, or an image that the processor refuses.
+        UsageError: a label that the model has not, a text without tokens, or an image that the processor refuses.
     """
     feature = rows.features[args.label_column]
     names = names_of(rows[args.label_column][:], feature)
     if unknown := sorted(set(names) - label2id.keys()):
         row = next(row for row, name in enumerate(names) if name not in label2id)
-        raise InputError(
+        raise UsageError(
             f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}, first "
             f"in row {row} (from 0); accepted: the labels of the training rows, or of the trained model, "
             f"{listed(label2id)}."
@@ -451,7 +451,7 @@ def encode(
         texts, is_cut = batch[args.text_column], args.max_length is not None
         input_ids = processing_class(texts, truncation=is_cut, max_length=args.max_length, verbose=False)["input_ids"]
         if not all(input_ids):
-            raise InputError(
+            raise UsageError(
                 f"--text_column {args.text_column!r} of {args.source(split)} holds the text "
                 f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token; texts with at least one are "
                 "accepted."
@@ -462,7 +462,7 @@ def encode(
         try:
             input_values = processing_class(batch[args.image_column], return_tensors="np")["input_values"]
         except (OSError, ValueError) as error:
-            raise InputError(
+            raise UsageError(
                 f"--image_column {args.image_column!r} of {args.source(split)} holds an image that can't be used: "
                 f"{error}"
             ) from error
@@ -522,7 +522,7 @@ def sha256_of(rows: datasets.Dataset) -> str:
 METRIC_NAMES = ("loss", "accuracy")
 
 
-def exact_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
+def make_compute_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: accuracy, and loss in nats, over all rows of a split."""
     accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)
 
