@@ -10,6 +10,8 @@ STARTS = {
     "the package": "import rtransformer_hf; assert 'torch' not in sys.modules and 'transformers' not in sys.modules",
     "an Auto class": "from transformers import AutoModelForCausalLM; import rtransformer_hf",
     "the config": "from rtransformer_hf.configuration_rtransformer import RTransformerConfig",
+    # This module imports an Auto class on its way, and our modeling file imports it.
+    "half a module": "import rtransformer_hf; from transformers.modeling_layers import GradientCheckpointingLayer",
     "a model": "from rtransformer_hf import RTransformerForCausalLM",
     "the image processor": "import rtransformer_hf.image_processing_rtransformer",
 }
