@@ -13,11 +13,13 @@ from . import auto_registration
 
 if TYPE_CHECKING:
     from .configuration_rtransformer import RTransformerConfig
+    from .feature_extraction_rtransformer import RTransformerFeatureExtractor
     from .image_processing_rtransformer import RTransformerImageProcessor
     from .modeling_rtransformer import (
         RTransformerForCausalLM,
         RTransformerForPolyphonicMusic,
         RTransformerForSequenceClassification,
+        RTransformerForTimeSeriesPrediction,
         RTransformerForTokenClassification,
         RTransformerModel,
         RTransformerPreTrainedModel,
@@ -27,9 +29,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RTransformerConfig",
+    "RTransformerFeatureExtractor",
     "RTransformerForCausalLM",
     "RTransformerForPolyphonicMusic",
     "RTransformerForSequenceClassification",
+    "RTransformerForTimeSeriesPrediction",
     "RTransformerForTokenClassification",
     "RTransformerImageProcessor",
     "RTransformerModel",
@@ -38,6 +42,7 @@ __all__ = [
 
 MODULES = {
     "RTransformerConfig": "configuration_rtransformer",
+    "RTransformerFeatureExtractor": "feature_extraction_rtransformer",
     "RTransformerImageProcessor": "image_processing_rtransformer",
 }
 

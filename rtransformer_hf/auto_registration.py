@@ -23,16 +23,18 @@ def start():
 
 
 def register():
-    """Registers the configuration, the models and the image processor."""
+    """Registers the configuration, the models, the feature extractor and the image processor."""
     import transformers
 
     from .configuration_rtransformer import RTransformerConfig
+    from .feature_extraction_rtransformer import RTransformerFeatureExtractor
     from .image_processing_rtransformer import RTransformerImageProcessor
     from .modeling_rtransformer import AUTO_CLASSES
 
     for name, registered_class in AUTO_CLASSES.items():
         key = RTransformerConfig.model_type if name == "AutoConfig" else RTransformerConfig
         getattr(transformers, name).register(key, registered_class, exist_ok=True)
+    transformers.AutoFeatureExtractor.register(RTransformerConfig, RTransformerFeatureExtractor, exist_ok=True)
     transformers.AutoImageProcessor.register(
         RTransformerConfig, image_processor_classes={"pil": RTransformerImageProcessor}, exist_ok=True
     )

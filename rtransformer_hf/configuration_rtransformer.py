@@ -8,6 +8,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from .local_rnn import CELLS, IMPLEMENTATIONS
 
 POSITION_EMBEDDING_TYPES = ("none", "sinusoidal")
+DISTRIBUTION_OUTPUTS = ("student_t", "normal", "quantiles")
+SCALINGS = ("std", "mean", "none")
 KEY_HEAD_TYPES = ("independent", "autoregressive")
 LAYER_NORM_TYPES = ("standard", "unbiased")
 
@@ -56,6 +58,21 @@ class RTransformerConfig(PreTrainedConfig):
         frames_per_beat (`int`, *optional*):
             Frames for each quarter note in the music that a music model was trained on, by which MIDI is read and
             written for it. Computes nothing; unset where it is not known.
+        num_dynamic_real_features (`int`, defaults to 0):
+            How many of the `input_size` channels of a time series model, the last ones, are covariates: known ahead,
+            and not predicted.
+        distribution_output (`str`, defaults to `"student_t"`):
+            What a time series model predicts of each next value: the parameters of a distribution, `"student_t"` or
+            `"normal"`, or its `"quantiles"`.
+        quantile_levels (`list[float]`, *optional*):
+            Levels of the quantiles, ascending; 0.1 to 0.9 in steps of 0.1 when unset.
+        scaling (`str`, defaults to `"std"`):
+            How a time series model scales each series, from its past: `"std"`, by mean and standard deviation,
+            `"mean"`, by the mean absolute value, or `"none"`, not at all.
+        context_length, prediction_length (`int`, *optional*):
+            Steps that a time series model was trained to read, and to forecast.
+        num_parallel_samples (`int`, defaults to 100):
+            Samples of each series that a forecast draws.
         final_layer_norm (`bool`, defaults to `False`):
             Whether a layer norm follows the last block. The published model has none.
         layer_norm_type (`str`, defaults to `"standard"`):
@@ -130,6 +147,13 @@ class RTransformerConfig(PreTrainedConfig):
     key_head_type: str = "independent"
     key_head_size: int = 16
     frames_per_beat: int | None = None
+    num_dynamic_real_features: int = 0
+    distribution_output: str = "student_t"
+    quantile_levels: list[float] | None = None
+    scaling: str = "std"
+    context_length: int | None = None
+    prediction_length: int | None = None
+    num_parallel_samples: int = 100
     final_layer_norm: bool = False
     layer_norm_type: str = "standard"
     layer_norm_eps: float = 1e-6
@@ -150,6 +174,8 @@ class RTransformerConfig(PreTrainedConfig):
             self.intermediate_size = 4 * self.hidden_size
         if self.input_size is not None:
             self.tie_word_embeddings = False
+        if self.quantile_levels is None:
+            self.quantile_levels = [level / 10 for level in range(1, 10)]
         self.validate_architecture()
         super().__post_init__(**kwargs)
 
@@ -177,6 +203,11 @@ class RTransformerConfig(PreTrainedConfig):
         vars(self)["auto_map"] = value
 
     @property
+    def num_target_channels(self) -> int:
+        """Number of channels that a time series model predicts: those that are no covariates."""
+        return (self.input_size or 0) - self.num_dynamic_real_features
+
+    @property
     def number_of_conv_states(self) -> int:
         """Number of LocalRNN input windows that a block keeps in the cache, one a LocalRNN layer."""
         return self.num_local_rnn_layers
@@ -194,6 +225,10 @@ class RTransformerConfig(PreTrainedConfig):
             "input_size": 1,
             "key_head_size": 1,
             "frames_per_beat": 1,
+            "num_dynamic_real_features": 0,
+            "context_length": 1,
+            "prediction_length": 1,
+            "num_parallel_samples": 1,
         }
         for name, minimum in at_least.items():
             value = getattr(self, name)
@@ -206,6 +241,8 @@ class RTransformerConfig(PreTrainedConfig):
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "key_head_type": KEY_HEAD_TYPES,
             "layer_norm_type": LAYER_NORM_TYPES,
+            "distribution_output": DISTRIBUTION_OUTPUTS,
+            "scaling": SCALINGS,
         }
         for name, accepted in accepted_values.items():
             if getattr(self, name) not in accepted:
@@ -213,6 +250,12 @@ class RTransformerConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "attention_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)}.")
+        levels = self.quantile_levels
+        if len(levels) < 2 or sorted(set(levels)) != list(levels) or not 0 < levels[0] <= levels[-1] < 1:
+            raise ValueError(
+                "`quantile_levels` must be two numbers or more, ascending, greater than 0 and less than 1, got "
+                f"{levels}."
+            )
         if self.layer_norm_type == "unbiased" and self.hidden_size < 2:
             raise ValueError(f"`hidden_size` must be at least 2 for unbiased layer norms, got {self.hidden_size}.")
         if self.hidden_size % self.num_attention_heads != 0:

@@ -7,6 +7,7 @@ LocalRNN tells what is near and in which order, so there are no position embeddi
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -35,6 +36,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TIME_SERIES_PREDICTION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.processing_utils import Unpack
@@ -48,6 +50,14 @@ from .cache_rtransformer import PaddingOrder, adopt_cache, take
 from .configuration_rtransformer import RTransformerConfig
 from .cpu_linear import MAX_FP32_ATTENTION_LENGTH, attend_in_float32, is_plain_linear, linear_for_decoding
 from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
+from .time_series_head import (
+    ForecastMixin,
+    QuantileDistribution,
+    RTransformerTimeSeriesHead,
+    RTransformerTimeSeriesOutput,
+    instance_scale,
+    observed_values,
+)
 
 # What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -365,11 +375,13 @@ class RTransformerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif is_linear and std is not None:
             init.normal_(module.weight, std=std)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif is_linear:  # PyTorch's default, which is that of its RNN cells as well
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
 
     @classmethod
     def from_pretrained(
@@ -840,7 +852,8 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
     The model with a classification head on every position, which sees the positions before it alone.
 
     Args:
-        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes.
+        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes, or with
+            `problem_type` "regression", as where there is one label, that of numbers to predict.
     """
 
     def __init__(self, config: RTransformerConfig):
@@ -861,13 +874,14 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         input_values: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Args:
-            labels: (batch, time) class indices; -100 carries no loss.
+            labels: (batch, time) class indices; -100 carries no loss. For `"regression"`, (batch, time) or (batch,
+                time, num_labels) numbers; NaN and what is masked carry no loss.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -887,11 +901,45 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         logits = self.score(self.dropout(outputs.last_hidden_state))
 
         loss = None
-        if labels is not None:
+        if labels is not None and self.is_regression:
+            loss = mean_squared_error(logits, labels, attention_mask)
+        elif labels is not None:
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    @property
+    def is_regression(self) -> bool:
+        return (self.config.problem_type or ("regression" if self.num_labels == 1 else None)) == "regression"
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """As of `RTransformerForSequenceClassification`."""
+        return not self.is_regression
+
+
+def mean_squared_error(
+    predictions: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    The mean over the labels that are numbers and not masked; (batch, time, num_labels) each, or (batch, time) labels.
+
+    Raises:
+        ValueError: the labels have another shape.
+    """
+    labels = labels.to(predictions.device, torch.float32)
+    if labels.ndim == 2 and predictions.shape[-1] == 1:
+        labels = labels[..., None]
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"`labels` must have the shape {tuple(predictions.shape)} of the predictions, got {tuple(labels.shape)}."
+        )
+    counts = ~labels.isnan()
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        counts = counts & attention_mask[:, -labels.shape[1] :, None].bool().to(labels.device)
+    errors = torch.where(counts, predictions.float() - labels, 0)
+    return errors.square().sum() / counts.sum().clamp(min=1)
 
 
 class RTransformerMaskedLinear(nn.Module):
@@ -1191,6 +1239,168 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
         return frame.to(self.dtype)
 
 
+class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastMixin):
+    """
+    The model over real numbers: the distribution of each channel's next value, given all values before. Each series is
+    scaled by its past. The first channels are predicted; covariates, the last `config.num_dynamic_real_features`
+    channels, are known ahead: those of a step are read where the step is predicted.
+
+    Args:
+        config ([`RTransformerConfig`]): the sizes of the model; `input_size` is the number of channels.
+    """
+
+    main_input_name = "past_values"
+    accepts_loss_kwargs = False  # Trainer counts labels, of which there are none
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__(config)
+        if config.num_target_channels < 1:
+            raise ValueError(
+                "`input_size` must be greater than `num_dynamic_real_features`, got "
+                f"`input_size={config.input_size}` and `num_dynamic_real_features={config.num_dynamic_real_features}`."
+            )
+        self.model = RTransformerModel(config)
+        self.missing_projection = nn.Linear(config.input_size, config.hidden_size, bias=False)
+        self.distribution_head = RTransformerTimeSeriesHead(config)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        Loads the model as every Transformers model does. A music model, which had this Auto class before, is opened as
+        what it is, with a warning.
+        """
+        if (getattr(kwargs.get("config"), "architectures", None) or [""])[
+            0
+        ] == RTransformerForPolyphonicMusic.__name__:
+            warnings.warn(
+                f"{pretrained_model_name_or_path} holds a music model, which AutoModelForAudioFrameClassification "
+                "opens now. AutoModelForTimeSeriesPrediction is for series of real numbers, and will not open it in a "
+                "later version.",
+                FutureWarning,
+                stacklevel=3,
+            )
+            return RTransformerForPolyphonicMusic.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @can_return_tuple
+    @takes_past_key_values
+    def forward(
+        self,
+        past_values: torch.Tensor,
+        past_observed_mask: torch.Tensor | None = None,
+        future_values: torch.Tensor | None = None,
+        future_observed_mask: torch.Tensor | None = None,
+        next_covariates: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        loc: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RTransformerTimeSeriesOutput:
+        """
+        Args:
+            past_values: (batch, time, input_size), in the units of the data: channels to predict, then covariates.
+                NaN is a missing value.
+            past_observed_mask: (batch, time, input_size) or (batch, time), 0 at missing values, which may then hold
+                anything.
+            future_values: (batch, horizon, input_size), the values that follow, to train on: they are read behind
+                `past_values`, scale nothing, and carry the loss.
+            future_observed_mask: as `past_observed_mask`; missing values carry no loss.
+            next_covariates: (batch, num_dynamic_real_features), those of the step after the last one; 0 when None.
+            attention_mask: (batch, past + time), or with the horizon as well, 0 at padding on the left.
+            cache: as of [`RTransformerModel`]. Values that go on from one need its `loc` and `scale`.
+            loc, scale: (batch, 1, channels), by which the series are scaled; found in `past_values` when None.
+
+        The other arguments are those of [`RTransformerModel`].
+
+        Returns:
+            `RTransformerTimeSeriesOutput` with the parameters for each step's next values, and with `loc` and `scale`.
+            `output_distribution` makes distributions of them.
+
+        Raises:
+            ValueError: a size does not fit, or a cache comes without `loc` and `scale`.
+        """
+        values, observed = past_values, observed_values(past_values, past_observed_mask, attention_mask)
+        self.check_channels("past_values", past_values)
+        num_targets = self.config.num_target_channels
+        if loc is None or scale is None:
+            if cache is not None and cache.get_seq_length() > 0:
+                raise ValueError(
+                    "`loc` and `scale` must be given with a `cache`: those of the outputs that it comes from."
+                )
+            targets = past_values[..., :num_targets].float()
+            loc, scale = instance_scale(targets, observed[..., :num_targets], self.config.scaling)
+        if future_values is not None:
+            self.check_channels("future_values", future_values)
+            values = torch.cat([values, future_values.to(values)], dim=1)
+            observed = torch.cat([observed, observed_values(future_values, future_observed_mask)], dim=1)
+            if attention_mask is not None and attention_mask.shape[1] == past_values.shape[1]:
+                attention_mask = F.pad(attention_mask, (0, future_values.shape[1]), value=1)
+
+        targets = (values[..., :num_targets].float() - loc) / scale
+        outputs = self.model(
+            inputs_embeds=self.embed(targets, values[..., num_targets:], observed, next_covariates),
+            attention_mask=attention_mask,
+            cache=cache,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        params = self.distribution_head(outputs.last_hidden_state)
+
+        loss = None
+        if future_values is not None:
+            start, end = past_values.shape[1], values.shape[1]
+            counts = observed[:, start:, :num_targets]
+            predicted = tuple(param[:, start - 1 : end - 1] for param in params)
+            losses = self.distribution_head.losses(predicted, torch.where(counts, targets[:, start:], 0))
+            loss = torch.where(counts, losses, 0).sum() / counts.sum().clamp(min=1)
+        return RTransformerTimeSeriesOutput(
+            loss=loss,
+            params=params,
+            loc=loc,
+            scale=scale,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def embed(
+        self,
+        targets: torch.Tensor,
+        covariates: torch.Tensor,
+        observed: torch.Tensor,
+        next_covariates: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        Scaled values, covariates and (batch, time, input_size) what of both is observed -> (batch, time, hidden_size).
+        A step's covariates go with the values before it, from which it is predicted.
+        """
+        if next_covariates is None:
+            next_covariates = torch.zeros_like(covariates[:, 0])
+        num_targets = targets.shape[-1]
+        covariates = torch.cat([covariates[:, 1:], next_covariates[:, None].to(covariates)], dim=1)
+        covariates_observed = torch.cat([observed[:, 1:, num_targets:], ~next_covariates[:, None].isnan()], dim=1)
+        observed = torch.cat([observed[..., :num_targets], covariates_observed], dim=-1)
+        inputs = torch.where(observed, torch.cat([targets, covariates.to(targets)], dim=-1), 0)
+        missing = self.missing_projection((~observed).to(self.dtype))
+        return self.model.input_projection(inputs.to(self.dtype)) + missing
+
+    def check_channels(self, name: str, values: torch.Tensor):
+        if values.ndim != 3 or values.shape[-1] != self.config.input_size or values.shape[1] < 1:
+            raise ValueError(
+                f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step, its "
+                f"last size being `config.input_size`, got {tuple(values.shape)}."
+            )
+
+    def output_distribution(
+        self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
+    ) -> torch.distributions.Distribution | QuantileDistribution:
+        """The distributions that `params`, `loc` and `scale` of an output stand for, in the units of the data."""
+        return self.distribution_head.distribution(params, loc, scale)
+
+
 PIANO_KEYS = 88  # A0 to C8
 
 AUTO_CLASSES = {
@@ -1199,7 +1409,9 @@ AUTO_CLASSES = {
     "AutoModelForCausalLM": RTransformerForCausalLM,
     "AutoModelForSequenceClassification": RTransformerForSequenceClassification,
     "AutoModelForTokenClassification": RTransformerForTokenClassification,
-    "AutoModelForTimeSeriesPrediction": RTransformerForPolyphonicMusic,
+    "AutoModelForTimeSeriesPrediction": RTransformerForTimeSeriesPrediction,
+    # A probability for each key of each frame is what this class has for labels of the frames of a sound.
+    "AutoModelForAudioFrameClassification": RTransformerForPolyphonicMusic,
 }
 
 # Makes `save_pretrained` copy this file and those that it imports into the checkpoint, for `trust_remote_code=True`.
@@ -1210,6 +1422,7 @@ for auto_class, class_to_register in AUTO_CLASSES.items():
 for names, named_class in (
     (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, RTransformerForCausalLM),
     (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, RTransformerForSequenceClassification),
+    (MODEL_FOR_TIME_SERIES_PREDICTION_MAPPING_NAMES, RTransformerForTimeSeriesPrediction),
     (MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, RTransformerForTokenClassification),
 ):
     names[RTransformerConfig.model_type] = named_class.__name__
@@ -1218,6 +1431,7 @@ __all__ = [
     "RTransformerForCausalLM",
     "RTransformerForPolyphonicMusic",
     "RTransformerForSequenceClassification",
+    "RTransformerForTimeSeriesPrediction",
     "RTransformerForTokenClassification",
     "RTransformerModel",
     "RTransformerPreTrainedModel",

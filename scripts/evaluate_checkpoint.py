@@ -26,9 +26,9 @@ from rtransformer_hf.training.command_line import CommandParser, run_command
 import torch
 from torch.utils.data import Dataset
 from transformers import (
+    AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
     AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
@@ -188,7 +188,7 @@ def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
         print(faults(skipped), file=sys.stderr)
     tunes = polyphonic_music.Tunes(usable_rolls(data_args, split, read))
     return Evaluation(
-        load_model(args, AutoModelForTimeSeriesPrediction),
+        load_model(args, AutoModelForAudioFrameClassification),
         tunes,
         polyphonic_music.pad_tunes,
         polyphonic_music.make_compute_metrics(tunes),

@@ -16,7 +16,7 @@ from rtransformer_hf.training.command_line import CommandParser, run_command
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForTimeSeriesPrediction, PreTrainedModel
+from transformers import AutoConfig, AutoModelForAudioFrameClassification, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
@@ -199,7 +199,7 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
         check_architecture(checkpoint, "RTransformerForPolyphonicMusic")
         if (input_size := AutoConfig.from_pretrained(checkpoint).input_size) != NUM_KEYS:
             raise ValueError(f"its input_size is {input_size}")
-        return AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
+        return AutoModelForAudioFrameClassification.from_pretrained(checkpoint).to(default_device())
     except (OSError, ValueError) as error:
         raise UsageError(f"checkpoint {checkpoint!r} can't be used; {accepted}: {error}") from error
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
-from transformers import AutoModelForTimeSeriesPrediction, set_seed
+from transformers import AutoModelForAudioFrameClassification, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
 from rtransformer_hf.training.arguments import Defaults, UsageError, parse_arguments
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None):
     model = make_model(
         model_args,
         RTransformerForPolyphonicMusic,
-        AutoModelForTimeSeriesPrediction,
+        AutoModelForAudioFrameClassification,
         architectures=(RTransformerForPolyphonicMusic.__name__,),
         input_size=rolls["train"][0].shape[1],
     )

@@ -16,7 +16,7 @@ import contextlib, io, json, os, sys, tempfile, traceback
 import torch  # and what the code of cards takes from libraries
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers import AutoModelForTimeSeriesPrediction, AutoTokenizer, Trainer, pipeline
+from transformers import AutoModelForAudioFrameClassification, AutoTokenizer, Trainer, pipeline
 
 assert "rtransformer_hf" not in sys.modules
 results = {}

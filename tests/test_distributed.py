@@ -17,7 +17,7 @@ import train_sequence_classification
 from sharded_models import MODEL_CLASSES, TRAINED, make_batches, make_optimizer, train
 from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
+from transformers import AutoModelForAudioFrameClassification, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.distributed import DistributedConfig
 
 from rtransformer_hf import RTransformerConfig, RTransformerModel
@@ -174,14 +174,14 @@ def test_ddp_of_music(folder, name):
     """The mean over the frames of all processes, and their sum, of tunes of different lengths."""
     history, expected = log_history(f"{name}_ddp"), log_history(name)
     assert len(expected) == 5 and history == pytest.approx(expected, abs=1e-4, rel=1e-5)
-    models = [AutoModelForTimeSeriesPrediction.from_pretrained(folder) for folder in (f"{name}_ddp", name)]
+    models = [AutoModelForAudioFrameClassification.from_pretrained(folder) for folder in (f"{name}_ddp", name)]
     weights, expected_weights = (model.state_dict() for model in models)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-6)
 
 
 def test_ddp_counts_every_frame_once(folder):
     results = json.loads(Path("music_ddp/all_results.json").read_text())
-    model = AutoModelForTimeSeriesPrediction.from_pretrained("music_ddp").eval()
+    model = AutoModelForAudioFrameClassification.from_pretrained("music_ddp").eval()
     for prefix, array in (("eval", "validdata"), ("test", "testdata")):
         rolls = read_rolls(array)
         assert results[f"{prefix}_predicted_frames"] == sum(len(roll) - 1 for roll in rolls)

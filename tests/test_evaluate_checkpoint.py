@@ -22,9 +22,9 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
     AutoTokenizer,
 )
 
@@ -197,7 +197,7 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     assert files == {"README.md", "model_card.json", "learning_curves.png"} | {
         *("config.json", "evaluation.json", "model.safetensors")
     }
-    assert AutoModelForTimeSeriesPrediction.from_pretrained("cards/music").dtype == torch.float32
+    assert AutoModelForAudioFrameClassification.from_pretrained("cards/music").dtype == torch.float32
     assert {weight.dtype for weight in load_file("cards/music/model.safetensors").values()} == {torch.float16}
     reported = json.loads(Path("music/all_results.json").read_text())["test_nll_per_frame"]
     result = evaluate(capsys, "cards/music", "--data", "tunes.mat")

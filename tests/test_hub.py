@@ -17,9 +17,9 @@ from PIL import Image
 from test_train_causal_lm import RECIPE
 from test_train_polyphonic_music import write_mat
 from transformers import (
+    AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
     GenerationConfig,
 )
 
@@ -245,10 +245,10 @@ import importlib.util
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoModelForTimeSeriesPrediction
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoModelForAudioFrameClassification
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
-music = AutoModelForTimeSeriesPrediction.from_pretrained("anna/music", revision="draft", trust_remote_code=True)
+music = AutoModelForAudioFrameClassification.from_pretrained("anna/music", revision="draft", trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained("anna/pixels", trust_remote_code=True)
 inputs = processor(np.arange(20, dtype=np.uint8).reshape(4, 5), return_tensors="pt")
 classifier = AutoModelForSequenceClassification.from_pretrained("anna/pixels", trust_remote_code=True)
@@ -284,7 +284,7 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
     elsewhere.succeed(USE_OTHERS, token=READS)
     outputs = torch.load(elsewhere.folder / "outputs.pt")
     torch.testing.assert_close(outputs["pixels"], classifier(input_values=outputs["input_values"]).logits)
-    played = AutoModelForTimeSeriesPrediction.from_pretrained(music)(input_values=outputs["frames"]).logits
+    played = AutoModelForAudioFrameClassification.from_pretrained(music)(input_values=outputs["frames"]).logits
     torch.testing.assert_close(outputs["music"], played)
 
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModel,
+    AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
     AutoModelForTokenClassification,
     DataCollatorWithFlattening,
     DynamicCache,
@@ -858,7 +858,7 @@ def test_wrong_inputs_are_named(tiny_config, model_class):
         (AutoModelForCausalLM, RTransformerForCausalLM),
         (AutoModelForSequenceClassification, RTransformerForSequenceClassification),
         (AutoModelForTokenClassification, RTransformerForTokenClassification),
-        (AutoModelForTimeSeriesPrediction, RTransformerForPolyphonicMusic),
+        (AutoModelForAudioFrameClassification, RTransformerForPolyphonicMusic),
     ],
 )
 def test_auto_classes(tiny_config, tmp_path, auto_class, model_class):

@@ -12,7 +12,7 @@ from hub_server import ELSEWHERE, Fault, Hub
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_hub import BERT, READS, ROOT, WRITES, Machine
-from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction
+from transformers import AutoModelForAudioFrameClassification, AutoModelForCausalLM
 
 from rtransformer_hf.training.model_card import read_facts, render_card
 
@@ -41,13 +41,13 @@ print(json.dumps(results))
 LOAD = """
 import importlib.util
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTimeSeriesPrediction, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForAudioFrameClassification, AutoTokenizer
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
 tokenizer = AutoTokenizer.from_pretrained("anna/text", trust_remote_code=True)
 inputs = tokenizer("the market", return_tensors="pt")
 text = AutoModelForCausalLM.from_pretrained("anna/text", revision="draft", trust_remote_code=True)
-tune = AutoModelForTimeSeriesPrediction.from_pretrained("anna/tune", trust_remote_code=True)
+tune = AutoModelForAudioFrameClassification.from_pretrained("anna/tune", trust_remote_code=True)
 frames = torch.eye(88)[None, :9]
 outputs = {"text": text(**inputs).logits, "tune": tune(input_values=frames).logits}
 torch.save({**inputs, "frames": frames, **outputs}, "outputs.pt")
@@ -190,5 +190,5 @@ def test_it_opens_elsewhere(pushed):
     outputs = torch.load(machine.folder / "outputs.pt")
     text = AutoModelForCausalLM.from_pretrained(CARDS / "ptb_char_small")
     torch.testing.assert_close(outputs["text"], text(outputs["input_ids"]).logits)
-    tune = AutoModelForTimeSeriesPrediction.from_pretrained(CARDS / "nottingham_joint")
+    tune = AutoModelForAudioFrameClassification.from_pretrained(CARDS / "nottingham_joint")
     torch.testing.assert_close(outputs["tune"], tune(input_values=outputs["frames"]).logits)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import (
+    AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
-    AutoModelForTimeSeriesPrediction,
     BitsAndBytesConfig,
     TorchAoConfig,
 )
@@ -66,7 +66,7 @@ def test_torchao_music(tiny_config, tmp_path, config_class):
     model = RTransformerForPolyphonicMusic(config).eval()
     frames = torch.bernoulli(torch.full((2, 9, 5), 0.3))
     model.save_pretrained(tmp_path)
-    quantized = AutoModelForTimeSeriesPrediction.from_pretrained(
+    quantized = AutoModelForAudioFrameClassification.from_pretrained(
         tmp_path, quantization_config=TorchAoConfig(config_class())
     )
     assert quantized.key_head.weight.qdata.dtype == torch.int8

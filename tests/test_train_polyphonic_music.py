@@ -15,7 +15,7 @@ import train_polyphonic_music
 from conftest import recipes
 from huggingface_hub import ModelCard
 from train_polyphonic_music import MusicArguments, MusicModelArguments, set_frames_per_beat
-from transformers import AutoModelForTimeSeriesPrediction, Trainer
+from transformers import AutoModelForAudioFrameClassification, Trainer
 
 from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
 from rtransformer_hf.training.arguments import UsageError, parse_arguments
@@ -100,7 +100,7 @@ def test_a_run_leaves_a_model_ready_to_use(folder, key_head_type, capsys):
     assert files >= {"model.safetensors", "config.json", "all_results.json", "evaluation.json", "README.md"}
     assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
 
-    model = AutoModelForTimeSeriesPrediction.from_pretrained("out").eval()
+    model = AutoModelForAudioFrameClassification.from_pretrained("out").eval()
     assert model.config.use_cache and model.config.key_head_type == key_head_type
     for prefix, array in (("eval", "validdata"), ("test", "testdata")):
         rolls = read_rolls(array)
@@ -153,7 +153,7 @@ def test_summed_loss(folder):
     sgd = ("--optim", "sgd", "--max_steps", "1", "--hidden_dropout", "0", "--max_grad_norm", "0")
     constant = ("--lr_scheduler_type", "constant", "--weight_decay", "0")
     train(*sgd, *constant, "--learning_rate", "1e-4", "--sum_loss")
-    summed = AutoModelForTimeSeriesPrediction.from_pretrained("out").state_dict()
+    summed = AutoModelForAudioFrameClassification.from_pretrained("out").state_dict()
     loss = json.loads(Path("out/trainer_state.json").read_text())["log_history"][0]["loss"]
     Path("out").rename("summed")
 
@@ -163,7 +163,7 @@ def test_summed_loss(folder):
     assert num_frames > 4 and loss == pytest.approx(num_frames * mean_loss, rel=1e-5)
     Path("out").rename("mean")
     train(*sgd, *constant, "--learning_rate", str(1e-4 * num_frames))
-    for name, weight in AutoModelForTimeSeriesPrediction.from_pretrained("out").state_dict().items():
+    for name, weight in AutoModelForAudioFrameClassification.from_pretrained("out").state_dict().items():
         torch.testing.assert_close(weight, summed[name], rtol=1e-4, atol=1e-6)
 
 
@@ -325,7 +325,7 @@ def test_a_corpus_of_midi_files_with_bad_ones(folder, capsys, caplog, monkeypatc
     results = train(*corpus, "--skip_unreadable")
     skipped = json.loads(Path("out/skipped_tunes.json").read_text())
     assert skipped["skipped"] == 2 and "2 of 14 tunes are left out" in caplog.text
-    assert AutoModelForTimeSeriesPrediction.from_pretrained("out").config.frames_per_beat == 4
+    assert AutoModelForAudioFrameClassification.from_pretrained("out").config.frames_per_beat == 4
 
     settings = json.loads(Path("out/evaluation.json").read_text())
     assert settings.pop("frames_per_beat") == 4  # older scripts look for it there

@@ -141,9 +141,9 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         unit="frames",
         usage="""\
 {import_code}import torch
-from transformers import AutoModelForTimeSeriesPrediction
+from transformers import AutoModelForAudioFrameClassification
 
-model = AutoModelForTimeSeriesPrediction.from_pretrained({checkpoint}{options})
+model = AutoModelForAudioFrameClassification.from_pretrained({checkpoint}{options})
 silence = torch.zeros(1, 1, 88)  # (batch, frames, keys from A0 to C8)
 tune = model.sample(silence, max_new_frames=100, generator=torch.Generator().manual_seed(0))
 print(tune.shape, "with", int(tune.sum()), "keys sounding")""",

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a time series model adds to the blocks: the scale of each series, the distribution of each next value, and
+forecasts drawn step by step.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Distribution
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast, SampleTSPredictionOutput
+from transformers.time_series_utils import AffineTransformed, NormalOutput, StudentTOutput
+
+from .configuration_rtransformer import RTransformerConfig
+
+DISTRIBUTIONS = {"student_t": StudentTOutput, "normal": NormalOutput}
+
+
+@dataclass
+class RTransformerTimeSeriesOutput(BaseModelOutputWithPast):
+    """
+    Args:
+        loss: with `future_values`, the mean loss of their observed values, each divided by the scale of its series.
+        params: parameters of the distributions of the next values, after scaling: tensors (batch, time, channels), or
+            for quantiles one tensor (batch, time, channels, quantiles). Those at t are of the values at t + 1.
+        loc: (batch, 1, channels), subtracted from the values of each series before they are divided by `scale`.
+        scale: (batch, 1, channels).
+    """
+
+    loss: torch.Tensor | None = None
+    params: tuple[torch.Tensor, ...] | None = None
+    loc: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+
+
+class QuantileDistribution(Distribution):
+    """
+    The distribution with given quantiles. Between them, and beyond the outermost two, values are linear in those of a
+    standard normal variable with the same levels, so that a normal distribution is met exactly.
+
+    Args:
+        quantiles: (..., quantiles), ascending.
+        levels: (quantiles,), ascending, more than 0 and less than 1.
+    """
+
+    arg_constraints = {}
+
+    def __init__(self, quantiles: torch.Tensor, levels: torch.Tensor):
+        super().__init__(batch_shape=quantiles.shape[:-1], validate_args=False)
+        self.quantiles, self.levels = quantiles, levels
+
+    def icdf(self, value: torch.Tensor) -> torch.Tensor:
+        """(...) levels -> (...), the value that lies below with this probability."""
+        normal, nodes = torch.special.ndtri(value), torch.special.ndtri(self.levels)
+        normal = normal.expand(torch.broadcast_shapes(normal.shape, self.batch_shape)).contiguous()
+        upper = torch.searchsorted(nodes, normal).clamp(1, len(nodes) - 1)
+        quantiles = self.quantiles.expand(*normal.shape, len(nodes))
+        low, high = (quantiles.gather(-1, index[..., None])[..., 0] for index in (upper - 1, upper))
+        return low + (high - low) * (normal - nodes[upper - 1]) / (nodes[upper] - nodes[upper - 1])
+
+    def sample(self, sample_shape: tuple[int, ...] = ()) -> torch.Tensor:
+        shape = torch.Size((*sample_shape, *self.batch_shape))
+        tiny = torch.finfo(torch.float32).eps
+        levels = torch.rand(shape, device=self.quantiles.device).clamp(tiny, 1 - tiny)
+        return self.icdf(levels.to(self.quantiles.dtype))
+
+
+class RTransformerTimeSeriesHead(nn.Module):
+    """Hidden states -> the distribution of each channel's next value, as `config.distribution_output` has it."""
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__()
+        self.num_targets = config.num_target_channels
+        self.output = DISTRIBUTIONS.get(config.distribution_output)
+        self.levels = config.quantile_levels
+        num_params = len(self.levels) if self.output is None else len(self.output.args_dim)
+        self.proj = nn.Linear(config.hidden_size, self.num_targets * num_params)
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Parameters in float32, as of `RTransformerTimeSeriesOutput.params`."""
+        raw = self.proj(hidden_states).float().unflatten(-1, (self.num_targets, -1))
+        if self.output is not None:
+            return self.output.domain_map(*raw.split(1, dim=-1))
+        steps = F.softplus(raw[..., 1:])  # quantiles can't cross
+        return (torch.cat([raw[..., :1], raw[..., :1] + steps.cumsum(dim=-1)], dim=-1),)
+
+    def losses(self, params: tuple[torch.Tensor, ...], values: torch.Tensor) -> torch.Tensor:
+        """
+        Negative log-likelihood in nats of (batch, time, channels) scaled values, or their quantile loss: the mean over
+        the levels of twice the pinball loss, which at level 0.5 is the absolute error.
+        """
+        if self.output is not None:
+            return -self.output().distribution(params).log_prob(values)
+        error = values[..., None] - params[0]
+        levels = torch.tensor(self.levels, device=error.device)
+        return 2 * torch.maximum(levels * error, (levels - 1) * error).mean(dim=-1)
+
+    def distribution(
+        self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
+    ) -> AffineTransformed | QuantileDistribution:
+        """The distributions of (batch, time, channels) values in the units of the data."""
+        if self.output is not None:
+            return self.output().distribution(params, loc=loc, scale=scale)
+        levels = torch.tensor(self.levels, device=params[0].device)
+        return QuantileDistribution(params[0] * scale[..., None] + loc[..., None], levels)
+
+
+def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What each channel of each series is scaled by, from its observed values.
+
+    Args:
+        values: (batch, time, channels); what is not observed may hold any number.
+        observed: (batch, time, channels), whether a value counts.
+        scaling: "std": mean and standard deviation; "mean": 0 and the mean absolute value; "none": 0 and 1.
+
+    Returns:
+        loc and scale, (batch, 1, channels). A series without spread, of one value for example, gets the size of its
+        values as scale, or 1 where that is 0.
+    """
+    if scaling == "none":
+        return torch.zeros_like(values[:, :1]), torch.ones_like(values[:, :1])
+    count = observed.sum(dim=1, keepdim=True).clamp(min=1)
+    values = torch.where(observed, values, 0)
+    size = values.abs().sum(dim=1, keepdim=True) / count
+    if scaling == "mean":
+        loc, scale = torch.zeros_like(size), size
+    else:
+        loc = values.sum(dim=1, keepdim=True) / count
+        squares = torch.where(observed, (values - loc) ** 2, 0)
+        scale = (squares.sum(dim=1, keepdim=True) / count).sqrt()
+    has_spread = scale > 1e-6 * size  # less is rounding
+    return loc, torch.where(has_spread, scale, torch.where(size > 0, size, 1))
+
+
+class ForecastMixin:
+    """`forecast` for a time series model, as `GenerationMixin` has `generate` for a language model."""
+
+    @torch.no_grad()
+    def forecast(
+        self,
+        past_values: torch.Tensor,
+        horizon: int | None = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+        past_observed_mask: torch.Tensor | None = None,
+        future_covariates: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> SampleTSPredictionOutput:
+        """
+        Draws what may come next: each sample is one course of the whole horizon, drawn step by step with a cache.
+
+        Args:
+            past_values: (batch, time, input_size), channels as of `forward`. NaN is a missing value.
+            horizon: number of steps; `config.prediction_length` when None.
+            num_samples: courses drawn of each series; `config.num_parallel_samples` when None.
+            generator: source of randomness: the same seed gives the same samples.
+            past_observed_mask: (batch, time, input_size), 0 at missing values.
+            future_covariates: (batch, horizon, num_dynamic_real_features), the covariates of the steps to come.
+            attention_mask: (batch, time), 0 at padding, which must be on the left.
+
+        Returns:
+            `SampleTSPredictionOutput` with `sequences` (batch, num_samples, horizon, channels), in the units of
+            `past_values`. Quantiles over the samples are the bands of a forecast.
+
+        Raises:
+            ValueError: an argument is out of its range, or a series has no value; the message says which.
+        """
+        config = self.config
+        horizon = config.prediction_length if horizon is None else horizon
+        num_samples = config.num_parallel_samples if num_samples is None else num_samples
+        self.check_forecast(past_values, horizon, num_samples, past_observed_mask, future_covariates, attention_mask)
+        num_covariates = config.num_dynamic_real_features
+        if future_covariates is None:
+            future_covariates = past_values.new_zeros(len(past_values), horizon, num_covariates)
+
+        with seeded(generator, self.device):
+            cache = DynamicCache(config=config)
+            outputs = self(
+                past_values,
+                past_observed_mask=past_observed_mask,
+                next_covariates=future_covariates[:, 0],
+                attention_mask=attention_mask,
+                cache=cache,
+                use_cache=True,
+            )
+            cache.batch_repeat_interleave(num_samples)
+
+            def repeated(tensor: torch.Tensor) -> torch.Tensor:
+                return tensor.repeat_interleave(num_samples, dim=0)
+
+            loc, scale, covariates = repeated(outputs.loc), repeated(outputs.scale), repeated(future_covariates)
+            params = tuple(repeated(param[:, -1:]) for param in outputs.params)
+            mask = None if attention_mask is None else repeated(attention_mask)
+            steps = []
+            for step in range(horizon):
+                steps.append(self.output_distribution(params, loc, scale).sample())
+                if step + 1 == horizon:
+                    break
+                mask = None if mask is None else F.pad(mask, (0, 1), value=1)
+                outputs = self(
+                    torch.cat([steps[-1], covariates[:, step : step + 1].to(steps[-1])], dim=-1),
+                    next_covariates=covariates[:, step + 1],
+                    attention_mask=mask,
+                    cache=cache,
+                    loc=loc,
+                    scale=scale,
+                    use_cache=True,
+                )
+                params = outputs.params
+        return SampleTSPredictionOutput(sequences=torch.cat(steps, dim=1).unflatten(0, (-1, num_samples)))
+
+    def check_forecast(
+        self,
+        past_values: torch.Tensor,
+        horizon: int | None,
+        num_samples: int,
+        past_observed_mask: torch.Tensor | None,
+        future_covariates: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ):
+        config = self.config
+        if past_values.ndim != 3 or past_values.shape[1] < 1:
+            raise ValueError(
+                f"`past_values` must have the shape (batch, time, {config.input_size}) with at least one step, got "
+                f"{tuple(past_values.shape)}."
+            )
+        if horizon is None:
+            raise ValueError("`horizon` must be given: `config.prediction_length` is None.")
+        for name, value in (("horizon", horizon), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value}.")
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError("`attention_mask` must have its padding on the left: its last column has zeros here.")
+        expected = (len(past_values), horizon, config.num_dynamic_real_features)
+        if (future_covariates is None and expected[-1] > 0) or (
+            future_covariates is not None and tuple(future_covariates.shape) != expected
+        ):
+            got = None if future_covariates is None else tuple(future_covariates.shape)
+            raise ValueError(
+                f"`future_covariates` must have the shape {expected}, the last size being "
+                f"`config.num_dynamic_real_features`, got {got}."
+            )
+        observed = observed_values(past_values, past_observed_mask, attention_mask)
+        is_empty = ~observed[..., : config.num_target_channels].any(dim=1).all(dim=-1)
+        if is_empty.any():
+            raise ValueError(
+                f"`past_values` has no observed value in a channel of the series {is_empty.nonzero()[:, 0].tolist()}; "
+                "at least one in each is needed to forecast from."
+            )
+
+
+def observed_values(
+    values: torch.Tensor, mask: torch.Tensor | None, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(batch, time, channels), whether a value is there: no NaN, not masked, and no padding."""
+    observed = ~values.isnan()
+    if mask is not None:
+        observed = observed & (mask[..., None] if mask.ndim == 2 else mask).bool().to(values.device)
+    if attention_mask is not None:
+        observed = observed & attention_mask[:, -values.shape[1] :, None].bool().to(values.device)
+    return observed
+
+
+@contextlib.contextmanager
+def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """
+    PyTorch's distributions draw from its global random numbers alone: within this context, those follow from
+    `generator`, and afterwards they go on where they were. Without a generator, nothing changes.
+    """
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
