@@ -76,7 +76,7 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS, num_gates
 from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNN
-from rtransformer_hf.training.output_folder import atomic_write, write_figure
+from rtransformer_hf.training.files import atomic_write, write_figure
 
 PEERS = ("gpt2", "llama", "mamba")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")

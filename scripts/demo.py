@@ -42,7 +42,7 @@ from transformers import (
 )
 
 import rtransformer_hf
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
 from rtransformer_hf.training.new_tokenizers import unknown_token_id
 from rtransformer_hf.training.piano_rolls import (

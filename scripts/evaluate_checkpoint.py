@@ -41,7 +41,7 @@ from transformers.utils import cached_file, is_torchao_available
 
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.training import causal_lm, polyphonic_music, sequence_classification
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, trained_frames_per_beat
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls

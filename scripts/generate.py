@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
 from rtransformer_hf.training.new_tokenizers import unknown_token_id
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForAudioFrameClassification, PreTr
 from transformers.generation.streamers import BaseStreamer
 
 import rtransformer_hf  # noqa: F401  (makes the model known to the Auto classes)
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture, default_device, trained_frames_per_beat
 from rtransformer_hf.training.piano_rolls import (
     DEFAULT_FRAMES_PER_BEAT,

@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
 
-from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.causal_lm import TokenWindows
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.files import atomic_write, write_figure
 from rtransformer_hf.training.model_arguments import default_device
-from rtransformer_hf.training.output_folder import atomic_write, write_figure
 
 BINS_PER_TRAINING_LENGTH = 8
 PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271

@@ -23,8 +23,8 @@ from rtransformer_hf.training.command_line import CommandParser, run_command
 
 import datasets
 
-from rtransformer_hf.training.arguments import UsageError
-from rtransformer_hf.training.output_folder import atomic_write
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.files import atomic_write
 
 
 @dataclass(frozen=True)

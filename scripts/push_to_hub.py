@@ -29,7 +29,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.hub import reason
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 

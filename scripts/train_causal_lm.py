@@ -15,7 +15,7 @@ from rtransformer_hf.training.command_line import run_command
 
 from transformers import default_data_collator, set_seed
 
-from rtransformer_hf.training.arguments import UsageError, parse_arguments
+from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     METRIC_NAMES,
@@ -28,6 +28,7 @@ from rtransformer_hf.training.causal_lm import (
     smoothed_loss,
     window_losses,
 )
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import ModelArguments
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.output_folder import (

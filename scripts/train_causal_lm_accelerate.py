@@ -38,7 +38,7 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
-from rtransformer_hf.training.arguments import UsageError, parse_arguments
+from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.causal_lm import (
     DEFAULTS,
     DataArguments,
@@ -50,6 +50,7 @@ from rtransformer_hf.training.causal_lm import (
     run_identity,
     window_losses,
 )
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import ModelArguments
 from rtransformer_hf.training.output_folder import (
     TRAINER_STATE_FILE,

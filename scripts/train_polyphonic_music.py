@@ -20,7 +20,8 @@ from rtransformer_hf.training.command_line import run_command
 from transformers import AutoModelForAudioFrameClassification, set_seed
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
-from rtransformer_hf.training.arguments import Defaults, UsageError, parse_arguments
+from rtransformer_hf.training.arguments import Defaults, parse_arguments
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ModelArguments,

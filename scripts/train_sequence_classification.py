@@ -23,7 +23,8 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
-from rtransformer_hf.training.arguments import Defaults, UsageError, parse_arguments
+from rtransformer_hf.training.arguments import Defaults, parse_arguments
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
 from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,

@@ -12,7 +12,6 @@ import yaml
 from conftest import recipes
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
-from rtransformer_hf.training.arguments import UsageError
 from rtransformer_hf.training.causal_lm import (
     DataArguments,
     TokenWindows,
@@ -23,6 +22,7 @@ from rtransformer_hf.training.causal_lm import (
     make_windows,
     window_losses,
 )
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer, unknown_token_id
 
 SETTINGS = ("tokenizer", "line_ending", "end_of_text", "block_size", "stride", "eval_stride")

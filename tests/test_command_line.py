@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, UsageError, on_stop, run_command
+from rtransformer_hf.training.command_line import CommandParser, number, on_stop, run_command, seed
 
 import pytest
+
+from rtransformer_hf.training.errors import UsageError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 COMMANDS = [path for path in sorted(SCRIPTS.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
@@ -121,3 +123,24 @@ def test_an_unknown_flag_is_answered_with_the_nearest(capsys):
             parser.parse_args(arguments)
         assert stop.value.code == 2
         assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("type_", "good", "bad", "expected"),
+    [
+        (number(int, at_least=1), {"1": 1, "07": 7}, ["0", "1.0", "x", "", "1e3"], "an integer of at least 1"),
+        (number(float, more_than=0), {"1e-3": 1e-3, "2": 2.0}, ["0", "-1", "nan", "inf"], "a number of more than 0"),
+        (number(float, more_than=0, at_most=1), {"1": 1.0}, ["1.01"], "a number of more than 0 and at most 1"),
+        (number(int), {"-3": -3}, ["1" * 5000], "an integer"),
+        (seed, {"4294967295": 2**32 - 1}, ["-1", "4294967296"], "an integer of at least 0 and at most 4294967295"),
+    ],
+)
+def test_numbers_within_bounds(capsys, type_, good, bad, expected):
+    parser = CommandParser()
+    parser.add_argument("--number", type=type_)
+    for text, value in good.items():
+        assert parser.parse_args([f"--number={text}"]).number == value
+    for text in bad:
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--number={text}"])
+        assert f"error: --number: {text} (expected {expected})\n" in capsys.readouterr().err

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerImageProcessor
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")

@@ -21,7 +21,7 @@ from transformers import AutoModelForAudioFrameClassification, AutoModelForCausa
 from transformers.distributed import DistributedConfig
 
 from rtransformer_hf import RTransformerConfig, RTransformerModel
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.run import train_and_evaluate
 
 TINY = {

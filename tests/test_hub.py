@@ -291,7 +291,7 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
 REFUSED = """
 import json, sys
 import train_causal_lm
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 
 messages = []
 for flags in json.loads(sys.argv[1]):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.optimization import MuonWithAdamW, WeightAverage, block_matrices
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 

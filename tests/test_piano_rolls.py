@@ -15,7 +15,8 @@ import pytest
 from scipy.io import savemat, wavfile
 
 from rtransformer_hf.training import piano_rolls
-from rtransformer_hf.training.arguments import UsageError, parse_arguments
+from rtransformer_hf.training.arguments import parse_arguments
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.piano_rolls import (
     PianoRollArguments,
     load_piano_rolls,

@@ -19,12 +19,11 @@ from transformers.utils.import_utils import is_serve_available
 if not is_serve_available():
     pytest.skip("the packages of the server are not installed", allow_module_level=True)
 
-from rtransformer_hf.training.command_line import UsageError
-
 import httpx
 import serve
 
 from rtransformer_hf import RTransformerForSequenceClassification
+from rtransformer_hf.training.errors import UsageError
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from conftest import recipes, write_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 
 RECIPE = """
 tokenizer: char

@@ -18,7 +18,8 @@ from train_polyphonic_music import MusicArguments, MusicModelArguments, set_fram
 from transformers import AutoModelForAudioFrameClassification, Trainer
 
 from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForPolyphonicMusic
-from rtransformer_hf.training.arguments import UsageError, parse_arguments
+from rtransformer_hf.training.arguments import parse_arguments
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 from rtransformer_hf.training.piano_rolls import write_midi
 from rtransformer_hf.training.polyphonic_music import MusicTrainer, Tunes, TuneSampler, pad_tunes, transposed

@@ -32,7 +32,7 @@ from rtransformer_hf import (
     RTransformerImageProcessor,
 )
 from rtransformer_hf.training import sequence_classification
-from rtransformer_hf.training.arguments import UsageError
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 SCRIPTS = Path(script.__file__).parent

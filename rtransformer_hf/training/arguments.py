@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .command_line import UsageError, suggestion
+from .command_line import suggestion
+from .errors import UsageError
 
 # Of these Trainer's own defaults hold as soon as one is given: they go together.
 EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")

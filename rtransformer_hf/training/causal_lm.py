@@ -28,8 +28,9 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 
 from .. import RTransformerForCausalLM
-from .arguments import Defaults, UsageError
+from .arguments import Defaults
 from .data_files import DataFileArguments, as_text, joined, load_split
+from .errors import UsageError
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer, unknown_token_id
 

@@ -3,15 +3,15 @@
 
 import argparse
 import difflib
+import logging
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-
-class UsageError(ValueError):
-    """An argument that can't be used. The message names it, its value and what was expected."""
+from .errors import UsageError
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -32,7 +32,46 @@ class CommandParser(argparse.ArgumentParser):
         subject, _, unknown = message.partition("unrecognized arguments: ")
         if not subject:
             message += suggestion(unknown.split(), list(self.flags()))
-        super().error(message)
+        super().error(message.removeprefix("argument "))
+
+
+def number(
+    kind: type[int] | type[float],
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+) -> Callable[[str], int | float]:
+    """
+    The `type` of an argparse argument: a finite number within bounds.
+
+    Raises:
+        argparse.ArgumentTypeError: (by what is returned) the text is no such number.
+    """
+    bounds = {"at least": at_least, "more than": more_than, "at most": at_most}
+    stated = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+    expected = f"{'an integer' if kind is int else 'a number'}{' of ' * bool(stated)}{stated}"
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+            is_finite = math.isfinite(value)
+        except (ValueError, OverflowError):
+            is_finite = False
+        if (
+            not is_finite
+            or (at_least is not None and value < at_least)
+            or (more_than is not None and value <= more_than)
+            or (at_most is not None and value > at_most)
+        ):
+            raise argparse.ArgumentTypeError(f"{text} (expected {expected})")
+        return value
+
+    return parse
+
+
+positive_integer = number(int, at_least=1)
+seed = number(int, at_least=0, at_most=2**32 - 1)
 
 
 def suggestion(words: Iterable[str], flags: list[str]) -> str:
@@ -95,3 +134,7 @@ def excepthook(error_type: type[BaseException], error: BaseException, traceback)
 
 _how_to_go_on: Callable[[], str] | None = None
 sys.excepthook = excepthook
+# Transformers imports these packages where they are installed, whether or not a command uses them, and they warn of
+# parts that were compiled for other machines.
+for _package in ("bitsandbytes", "torchao", "torch.utils._pytree"):
+    logging.getLogger(_package).setLevel(logging.ERROR)

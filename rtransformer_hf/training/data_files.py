@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
 
-from .arguments import UsageError
+from .errors import UsageError
 
 FORMATS = {
     ".csv": "csv",

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
-from .arguments import UsageError
+from .errors import UsageError
 
 # Small enough to learn from a megabyte within minutes on two CPU cores.
 NEW_MODEL = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .command_line import UsageError
+from .errors import UsageError
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .arguments import UsageError
+from .errors import UsageError
 
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pairs

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output folder of a training script: it holds one run, which goes on where it stopped."""
 
-import io
 import json
 import logging
 import math
@@ -25,7 +24,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_liger_kernel_available
 
 from .. import RTransformerConfig
-from .command_line import UsageError, on_stop, suggestion
+from .command_line import on_stop, suggestion
+from .errors import UsageError
+from .files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -327,18 +328,3 @@ def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int) -> i
         return args.max_steps
     steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
     return math.ceil(args.num_train_epochs * steps_per_epoch)
-
-
-def atomic_write(path: Path, content: bytes):
-    """A file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, path)
-
-
-def write_figure(path: Path, figure, dpi: int):
-    """Writes a figure of matplotlib as a PNG file."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=dpi)
-    atomic_write(path, picture.getvalue())

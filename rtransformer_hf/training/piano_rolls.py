@@ -22,8 +22,8 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
-from .arguments import UsageError
-from .output_folder import atomic_write, write_figure
+from .errors import UsageError
+from .files import atomic_write, write_figure
 
 logger = logging.getLogger(__name__)
 

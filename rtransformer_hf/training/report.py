@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from .files import write_figure
 from .model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
-from .output_folder import ResumableTrainingArguments, write_figure
+from .output_folder import ResumableTrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -23,12 +23,13 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
-from .arguments import UsageError
+from .errors import UsageError
+from .files import atomic_write
 from .hub import reason
 from .model_arguments import EVALUATION_FILE
 from .model_card import FACTS_FILE, render_card
 from .optimization import MuonWithAdamW, WeightAverage, block_matrices
-from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, atomic_write, one_line, planned_steps
+from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps
 from .report import Outcome, TaskReport, card_facts, plot_learning_curves
 
 logger = logging.getLogger(__name__)

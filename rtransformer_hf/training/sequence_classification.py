@@ -29,9 +29,9 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
-from .arguments import UsageError
 from .causal_lm import METRICS
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
+from .errors import UsageError
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
