@@ -24,7 +24,7 @@ from transformers.utils.import_utils import is_tracing
 from .local_rnn_blocked import blocked_local_rnn
 
 try:
-    from .local_rnn_triton import SUPPORTED_DTYPES, triton_local_rnn
+    from .local_rnn_triton import SUPPORTED_DTYPES, fits_on_chip, kernels_pass_check, triton_local_rnn
 except ModuleNotFoundError:  # Triton is optional
     triton_local_rnn = None
 
@@ -211,6 +211,8 @@ def local_rnn(
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
         implementation = choose_implementation(hidden_states, sequence_positions)
+        if implementation == "triton" and not trust_kernels(hidden_states, recurrent_weight.shape[1], cell):
+            implementation = "shared_projection"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
     expected_past = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
@@ -261,12 +263,24 @@ def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch
     """
     device_type = hidden_states.device.type
     if device_type == "cuda":
-        is_autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type) if is_autocast else hidden_states.dtype
         if triton_local_rnn is not None:
-            return "triton" if dtype in SUPPORTED_DTYPES else "shared_projection"
+            return "triton" if dtype_of_products(hidden_states) in SUPPORTED_DTYPES else "shared_projection"
         if not is_tracing(hidden_states):
             logger.warning_once("Triton is not installed: the LocalRNN runs without its GPU kernels, which is slower.")
     elif device_type == "cpu" and sequence_positions is None and not is_tracing(hidden_states):
         return "blocked"
     return "shared_projection"
+
+
+def trust_kernels(hidden_states: torch.Tensor, hidden_size: int, cell: str) -> bool:
+    """Whether the GPU kernels pass their check for this device and type. If it can't run now, they are trusted."""
+    if is_tracing(hidden_states) and not torch.compiler.is_dynamo_compiling():
+        return True
+    dtype = dtype_of_products(hidden_states)
+    on_chip = fits_on_chip(hidden_size, dtype)
+    return kernels_pass_check(cell, dtype, on_chip, hidden_states.device, reference_local_rnn)
+
+
+def dtype_of_products(hidden_states: torch.Tensor) -> torch.dtype:
+    device_type = hidden_states.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden_states.dtype

@@ -18,6 +18,9 @@ that the same inputs give the same bits.
 Products accumulate in float32. The cell, and what it carries from step to step, are float32.
 """
 
+from collections.abc import Callable
+from functools import cache, partial
+
 try:
     import triton
     import triton.language as tl
@@ -26,6 +29,10 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 import torch
+import torch.nn.functional as F
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -488,6 +495,9 @@ def sum_over_windows_kernel(
             tl.store(pointers, inside.to(grad_projected.dtype.element_ty), mask=mask)
 
 
+# Relative to the norm; bfloat16 and TF32 stay below 0.01, a wrong kernel does not come near.
+MAX_CHECK_ERROR = 0.02
+
 # The blocks of the step kernels, largest first: rows, units forward, parts of 32 units backward, warps. Larger blocks
 # load less for each product, smaller ones occupy more of the GPU.
 STEP_BLOCKS = ((128, 64, 4, 8), (64, 64, 4, 4), (64, 32, 2, 4), (32, 32, 1, 4), (16, 32, 1, 4))
@@ -833,3 +843,65 @@ def triton_local_rnn(
         *operands, sequence_positions, cell, window_size, keep, fits if on_chip is None else on_chip
     )
     return output
+
+
+# --- The check before first use ---
+
+
+@torch.compiler.assume_constant_result
+def kernels_pass_check(
+    cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable
+) -> bool:
+    """`run_check`, run while a compiler traces. While a CUDA graph is captured, kernels are trusted."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return True
+    return run_check(cell, dtype, on_chip, device, reference)
+
+
+@cache
+def run_check(cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable) -> bool:
+    """
+    Compares the kernels with the reference in float32 on a small input, outputs and gradients, once per process. A
+    difference, or an error of Triton or its compiler, is a warning, and the answer is False.
+    """
+    hidden_size = 32 if on_chip else 160
+    num_gates, window_size = {"rnn": 1, "gru": 3, "lstm": 4}[cell], 3
+    gates = num_gates * hidden_size
+    generator = torch.Generator().manual_seed(0)  # leaves the process's random numbers as they are
+    shapes = ((2, window_size - 1 + 7, gates), (gates, hidden_size), (gates,))
+    scales = (1.0, hidden_size**-0.5, 0.5)
+    drawn = [scale * torch.randn(shape, generator=generator) for shape, scale in zip(shapes, scales, strict=True)]
+
+    def run_kernels(projected, recurrent_weight, recurrent_bias):
+        return triton_local_rnn(
+            projected, recurrent_weight, recurrent_bias, None, cell=cell, window_size=window_size, on_chip=on_chip
+        )
+
+    def run_reference(projected, recurrent_weight, recurrent_bias):
+        past, inputs = projected.split([window_size - 1, projected.shape[1] - window_size + 1], dim=1)
+        recurrent_proj = partial(F.linear, weight=recurrent_weight, bias=recurrent_bias)
+        return reference(inputs, lambda x: x, recurrent_proj, cell=cell, window_size=window_size, past=past)
+
+    def output_and_gradients(run, dtype: torch.dtype) -> list[torch.Tensor]:
+        operands = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]
+        output = run(*operands)
+        grad_output = torch.linspace(-1, 1, output.numel(), device=device).view_as(output).to(dtype)
+        return [output.detach(), *torch.autograd.grad(output, operands, grad_output)]
+
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            results = output_and_gradients(run_kernels, dtype)
+            expected = output_and_gradients(run_reference, torch.float32)
+        pairs = zip(results, expected, strict=True)
+        error = torch.stack([(result - exact).norm() / exact.norm() for result, exact in pairs]).max().item()
+    except Exception as failure:  # of Triton, its compiler or the driver
+        problem = f"{type(failure).__name__}: {failure}"
+    else:
+        if error <= MAX_CHECK_ERROR:
+            return True
+        problem = f"their relative error is {error:.3g}, expected at most {MAX_CHECK_ERROR}"
+    logger.warning(
+        f"The LocalRNN's GPU kernels fail their check ({cell}, {dtype}, {device}): {problem}. The LocalRNN runs "
+        "without them, which is slower. Please report this, with the output of `python -m rtransformer_hf`."
+    )
+    return False

@@ -2,6 +2,7 @@
 """The GPU kernels against the reference form: output and every gradient. Without a GPU, in Triton's interpreter."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rtransformer_hf import local_rnn as local_rnn_module
 from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_past, reference_local_rnn
 
 kernels = pytest.importorskip("rtransformer_hf.local_rnn_triton")
@@ -215,6 +217,56 @@ def test_operators_are_registered_in_full(on_chip, packed):
     _, *kept = kernels.local_rnn_forward(*operands, positions, "lstm", 3, True, on_chip)
     arguments = (hidden_states, *operands, positions, *kept, "lstm", 3, on_chip)
     torch.library.opcheck(kernels.local_rnn_backward, arguments)
+
+
+@every_cell
+@pytest.mark.parametrize("on_chip", [True, False])
+def test_right_kernels_pass_their_check(cell, on_chip, caplog):
+    for dtype in kernels.SUPPORTED_DTYPES:
+        arguments = (cell, dtype, on_chip, torch.device(DEVICE), reference_local_rnn)
+        assert kernels.run_check.__wrapped__(*arguments), caplog.text
+
+
+def wrong_kernels(*args, **kwargs):
+    return 1.1 * kernels_of_the_module(*args, **kwargs)
+
+
+def not_a_number(*args, **kwargs):
+    return float("nan") * kernels_of_the_module(*args, **kwargs)
+
+
+def no_compiler(*args, **kwargs):
+    raise RuntimeError("ptxas: out of registers")
+
+
+kernels_of_the_module = kernels.triton_local_rnn
+
+
+@pytest.mark.parametrize(
+    "broken, problem",
+    [(wrong_kernels, "relative error is 0.1"), (not_a_number, "error is nan"), (no_compiler, "out of registers")],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_broken_kernels_are_replaced(broken, problem, compiled, monkeypatch, caplog):
+    """Chosen by default, they are checked before their first use: the output is right, and a warning tells why."""
+    hidden_states, *weights = (tensor.float() for tensor in make_inputs("gru"))
+    arguments = {"cell": "gru", "window_size": 3}
+    expected = local_rnn_module.local_rnn(hidden_states, *weights, **arguments, implementation="reference")
+    monkeypatch.setattr(kernels, "triton_local_rnn", broken)
+    monkeypatch.setattr(local_rnn_module, "triton_local_rnn", broken)
+    monkeypatch.setattr(local_rnn_module, "choose_implementation", lambda *_: "triton")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(kernels.logger, "propagate", True)
+    kernels.run_check.cache_clear()
+    torch.compiler.reset()
+    run = partial(local_rnn_module.local_rnn, **arguments)
+    run = torch.compile(run, backend="eager", fullgraph=True) if compiled else run
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            torch.testing.assert_close(run(hidden_states, *weights), expected, atol=1e-5, rtol=1e-5)
+    kernels.run_check.cache_clear()
+    assert caplog.text.count("The LocalRNN's GPU kernels fail their check (gru, torch.float32") == 1
+    assert problem in caplog.text
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
