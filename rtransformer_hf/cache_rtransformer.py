@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Layers of a Transformers cache for R-Transformer, and the order that keeps padding out of a LocalRNN's windows.
+The LocalRNN's part of a Transformers cache: its last inputs, and the states of its unfinished windows.
 
-`DynamicCache(config=...)` and `StaticCache(config=...)` make the library's hybrid layers, which hold keys, values and
-the last inputs of each LocalRNN layer. Those layers select rows of the keys and values alone, and a static one rolls
-back the inputs alone. The classes here add the rest; `adopt_cache` puts them in place.
+`DynamicCache(config=...)` and `StaticCache(config=...)` make Transformers' hybrid layers, which hold keys, values and
+the last inputs of each LocalRNN layer. Those layers reorder and repeat only the keys and values, and a static one
+rolls back only the inputs. The layers here do both; `adopt_cache` puts them in place.
 """
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,40 +17,23 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
     StaticLayer,
 )
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
 
+from .configuration_rtransformer import RTransformerConfig
+from .local_rnn import State
+from .masking_rtransformer import PaddingOrder, take
 
-class PaddingOrder(NamedTuple):
-    """
-    New inputs (batch, time) reordered so that each row's padding comes first and its real inputs stay in order. With
-    the kept inputs of the row between the two, every window holds real inputs alone.
-    """
-
-    sources: torch.Tensor  # (batch, time), the position of the input that comes at each place
-    places: torch.Tensor  # (batch, time), the place of each input: the inverse
-    num_padded: torch.Tensor  # (batch, 1)
-
-    @classmethod
-    def from_mask(cls, token_mask: torch.Tensor) -> "PaddingOrder":
-        """`token_mask` is (batch, time), 0 at padding."""
-        is_padding = token_mask == 0
-        num_padded = is_padding.sum(dim=1, keepdim=True)
-        places = torch.where(is_padding, is_padding.cumsum(dim=1), num_padded + (~is_padding).cumsum(dim=1)) - 1
-        positions = torch.arange(places.shape[1], device=places.device).expand_as(places)
-        return cls(torch.zeros_like(places).scatter(1, places, positions), places, num_padded)
-
-    def move_padding(self, states: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, kept + time), the kept inputs and the new ones -> the padding, the kept, the real ones."""
-        num_kept = states.shape[-1] - self.sources.shape[1]
-        places = torch.arange(states.shape[-1], device=states.device)
-        sources = self.sources + num_kept
-        from_kept = places - self.num_padded
-        real = torch.where(from_kept < num_kept, from_kept, F.pad(sources, (num_kept, 0)))
-        return take(states, torch.where(from_kept < 0, F.pad(sources, (0, num_kept)), real))
-
-
-def take(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, time), (batch, new time) -> (batch, channels, new time): each row's columns by their index."""
-    return states.gather(-1, columns[:, None].expand(-1, states.shape[1], -1))
+# Transformers' name for the cache in arguments and outputs: "past_key_values" before 5.24, "cache" since.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+# Decorator: `forward(cache=...)` also takes `past_key_values`, with the library's deprecation warning from 5.24 on.
+# Both together are an error: `generate(cache=...)` before 5.24 makes a cache of its own and would pass the two.
+takes_past_key_values = deprecate_kwarg(
+    "past_key_values",
+    new_name="cache",
+    version="5.40.0" if CACHE_NAME == "cache" else "5.0.0",
+    raise_if_both_names=True,
+)
 
 
 class LocalRNNStates(LinearAttentionLayer):
@@ -88,7 +69,7 @@ class LocalRNNStates(LinearAttentionLayer):
         if self.record_past and state_idx == 0:
             self.record_padding(conv_states, padding_order)
         if padding_order is not None:
-            states = padding_order.move_padding(states)
+            states = padding_order.apply_with_cached(states)
             if self.record_past:
                 self.conv_states[state_idx] = states
             else:  # in place: a compiled graph knows the tensor by its address
@@ -210,10 +191,77 @@ ADOPTED_LAYERS = {
 }
 
 
-def adopt_cache(cache: Cache):
-    """Replaces the library's hybrid layers of a cache, empty or not, by those of this file."""
+def adopt_cache(cache: Cache, config: RTransformerConfig):
+    """
+    Replaces Transformers' hybrid layers of a cache, empty or not, by those of this file.
+
+    Raises:
+        ValueError: the cache was not made from the model's config, so it cannot hold the LocalRNN's inputs.
+    """
+    layers = getattr(cache, "layers", None) or [None]  # an EncoderDecoderCache has no layers itself
+    if "hybrid" in config.layer_types and not all(hasattr(layer, "update_conv_state") for layer in layers):
+        raise ValueError(
+            "`cache` must be made from the model's config, so that it keeps the inputs of the LocalRNN layers: "
+            f"`DynamicCache(config=model.config)`, for example; got {cache}."
+        )
     for layer_idx, layer in enumerate(cache.layers):
         if type(layer) in ADOPTED_LAYERS:
             adopted_class = ADOPTED_LAYERS[type(layer)]
             cache.layers[layer_idx] = adopted = adopted_class.__new__(adopted_class)
-            adopted.__dict__.update(vars(layer))  # a compiler follows this, but no change of a class
+            adopted.__dict__.update(vars(layer))  # a compiler can trace this, but not a change of `__class__`
+
+
+def update_inputs(
+    cache: Cache,
+    hidden_states: torch.Tensor,
+    *,
+    layer_idx: int,
+    state_idx: int,
+    window_size: int,
+    padding_order: PaddingOrder | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Stores a LocalRNN's new inputs (batch, time, hidden) in the cache.
+
+    Returns:
+        The `window_size - 1` inputs before them, (batch, window_size - 1, hidden), zeros where there were none; and
+        the new inputs, in the padding order if one is given. Padding comes before the cached inputs then.
+    """
+    length = hidden_states.shape[1]
+    if length > 1 or padding_order is not None:
+        cache.layers[layer_idx].__dict__.pop("partial_window_states", None)
+    states = cache.update_conv_state(
+        hidden_states.transpose(1, 2),
+        layer_idx,
+        state_idx=state_idx,
+        conv_kernel_size=window_size,
+        padding_order=padding_order,
+    )
+    # The cache returns all inputs that it held, then the new ones: pad or crop in front to window_size - 1.
+    states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0)).transpose(1, 2)
+    previous_inputs, ordered = states.split([window_size - 1, length], dim=1)
+    return previous_inputs, hidden_states if padding_order is None else ordered
+
+
+# Decoding keeps the states of the windows that are not yet complete on the cache layer, beside the inputs. They are
+# derived data: if the inputs have changed in another way than by decoding (crop, beam reorder), they are recomputed.
+
+
+def load_partial_window_states(cache_layer: LinearAttentionLayer, state_idx: int) -> State | None:
+    """The states that `store_partial_window_states` stored, or None if the cached inputs have changed since."""
+    stored = cache_layer.__dict__.get("partial_window_states", {})
+    states, inputs, version = stored.get(state_idx, (None, None, None))
+    is_current = inputs is cache_layer.conv_states[state_idx] and version == inputs_version(cache_layer, state_idx)
+    return states if is_current else None
+
+
+def store_partial_window_states(cache_layer: LinearAttentionLayer, state_idx: int, states: State):
+    stored = cache_layer.__dict__.setdefault("partial_window_states", {})
+    stored[state_idx] = (states, cache_layer.conv_states[state_idx], inputs_version(cache_layer, state_idx))
+
+
+def inputs_version(cache_layer: LinearAttentionLayer, state_idx: int) -> tuple[int | None, bool]:
+    """Changes when the cached inputs are modified in place, except in inference mode, which does not count that."""
+    inputs = cache_layer.conv_states[state_idx]
+    is_counted = inputs is not None and not inputs.is_inference()
+    return inputs._version if is_counted else None, cache_layer.has_previous_state[state_idx]

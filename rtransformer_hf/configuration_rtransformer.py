@@ -42,7 +42,7 @@ class RTransformerConfig(PreTrainedConfig):
         num_local_rnn_layers (`int`, defaults to 1):
             Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
         local_rnn_implementation (`str`, *optional*):
-            Form of the LocalRNN operator: `"reference"`, `"shared_projection"`, `"blocked"` (CPU) or `"triton"` (GPU);
+            Form of the LocalRNN operator: `"textbook"`, `"shared_projection"`, `"blocked"` (CPU) or `"triton"` (GPU);
             unset, it is chosen by device. Second derivatives and `torch.func` need one of the first two.
         input_size (`int`, *optional*):
             Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
@@ -262,6 +262,11 @@ class RTransformerConfig(PreTrainedConfig):
             raise ValueError(
                 "`num_attention_heads` must divide `hidden_size`, got "
                 f"`num_attention_heads={self.num_attention_heads}` and `hidden_size={self.hidden_size}`."
+            )
+        tp_size = getattr(getattr(self, "distributed_config", None), "tp_size", 1)  # set by `from_pretrained`
+        if self.num_attention_heads % tp_size != 0:
+            raise ValueError(
+                f"`tp_size` must divide `config.num_attention_heads`, {self.num_attention_heads} here, got {tp_size}."
             )
 
 

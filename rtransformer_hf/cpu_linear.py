@@ -54,6 +54,11 @@ def linear_for_decoding(linear: nn.Module, hidden_states: torch.Tensor) -> torch
 MAX_FP32_ATTENTION_LENGTH = 256  # beyond this, 16-bit attention saves memory and takes about as long
 
 
+def is_faster_in_float32(query: torch.Tensor) -> bool:
+    """Whether PyTorch's attention for `query` (batch, heads, time, head size) is faster by `attend_in_float32`."""
+    return query.device.type == "cpu" and query.requires_grad and query.shape[2] <= MAX_FP32_ATTENTION_LENGTH
+
+
 def attend_in_float32(attention_interface: Callable) -> Callable:
     """
     The same attention, computed in float32 or better. On CPUs, PyTorch's attention over short sequences is slower in

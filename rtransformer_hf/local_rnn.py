@@ -49,10 +49,10 @@ def gru_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: St
 
 
 def lstm_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State) -> State:
-    _, cell = state
+    _, cell_state = state
     input_gate, forget_gate, candidate, output_gate = (input_gates + recurrent_gates).chunk(4, dim=-1)
-    cell = torch.sigmoid(forget_gate) * cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
-    return torch.sigmoid(output_gate) * torch.tanh(cell), cell
+    cell_state = torch.sigmoid(forget_gate) * cell_state + torch.sigmoid(input_gate) * torch.tanh(candidate)
+    return torch.sigmoid(output_gate) * torch.tanh(cell_state), cell_state
 
 
 # For each cell: its step, how many gates its projections hold, how many tensors its state. The gates stand in the
@@ -60,9 +60,9 @@ def lstm_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: S
 CELLS = {"rnn": (rnn_step, 1, 1), "gru": (gru_step, 3, 1), "lstm": (lstm_step, 4, 2)}
 
 
-def num_gates(cell: str) -> int:
+def num_gates(cell_type: str) -> int:
     """Number of gates of a cell, "rnn", "gru" or "lstm": its projections are `num_gates * hidden_size` wide."""
-    return CELLS[cell][1]
+    return CELLS[cell_type][1]
 
 
 def reference_local_rnn(
@@ -70,14 +70,14 @@ def reference_local_rnn(
     input_proj: Projection,
     recurrent_proj: Projection,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
-    past: torch.Tensor | None = None,
+    previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition: gathers every window, then runs the RNN over them. Arguments as in `local_rnn`."""
-    step, _, _ = CELLS[cell]
-    inputs = prepend_past(hidden_states, past, window_size)
+    step, _, _ = CELLS[cell_type]
+    inputs = prepend_previous_inputs(hidden_states, previous_inputs, window_size)
     windows = inputs.unfold(1, window_size, 1).movedim(-1, 2)  # (batch, time, window, hidden)
     if sequence_positions is not None:
         distances = torch.arange(window_size - 1, -1, -1, device=windows.device)
@@ -86,7 +86,7 @@ def reference_local_rnn(
     state = None
     for input_state in windows.unbind(2):
         input_gates = input_proj(input_state)
-        state = zero_state(input_gates, cell) if state is None else state
+        state = zero_state(input_gates, cell_type) if state is None else state
         state = step(input_gates, recurrent_proj(state[0]), state)
     return state[0]
 
@@ -96,21 +96,21 @@ def shared_projection_local_rnn(
     input_proj: Projection,
     recurrent_proj: Projection,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
-    past: torch.Tensor | None = None,
+    previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Projects each input once; the states of all windows then advance together, one matrix product a step, and the input
     of step j is the projected sequence shifted by j. Arguments as in `local_rnn`.
     """
-    step, _, _ = CELLS[cell]
-    inputs = prepend_past(hidden_states, past, window_size)
+    step, _, _ = CELLS[cell_type]
+    inputs = prepend_previous_inputs(hidden_states, previous_inputs, window_size)
     projected = input_proj(inputs)  # (batch, window - 1 + time, gates * hidden)
     projected_zero = input_proj(torch.zeros_like(inputs[:1, :1])) if sequence_positions is not None else None
 
-    state = zero_state(projected, cell)
+    state = zero_state(projected, cell_type)
     for start in range(window_size):
         input_gates = projected[:, start : start + hidden_states.shape[1]]
         if sequence_positions is not None:
@@ -120,16 +120,18 @@ def shared_projection_local_rnn(
     return state[0]
 
 
-def prepend_past(hidden_states: torch.Tensor, past: torch.Tensor | None, window_size: int) -> torch.Tensor:
+def prepend_previous_inputs(
+    hidden_states: torch.Tensor, previous_inputs: torch.Tensor | None, window_size: int
+) -> torch.Tensor:
     """(batch, time, input) -> (batch, window - 1 + time, input): the inputs behind zeros or the given past."""
-    if past is None:
+    if previous_inputs is None:
         return F.pad(hidden_states, (0, 0, window_size - 1, 0))
-    return torch.cat([past.to(hidden_states.dtype), hidden_states], dim=1)
+    return torch.cat([previous_inputs.to(hidden_states.dtype), hidden_states], dim=1)
 
 
-def zero_state(gates: torch.Tensor, cell: str) -> State:
+def zero_state(gates: torch.Tensor, cell_type: str) -> State:
     """The zero state of a cell, as (1, 1, hidden): every window starts from the same, so it is broadcast."""
-    _, gates_per_unit, tensors_per_state = CELLS[cell]
+    _, gates_per_unit, tensors_per_state = CELLS[cell_type]
     return (gates.new_zeros(1, 1, gates.shape[-1] // gates_per_unit),) * tensors_per_state
 
 
@@ -138,28 +140,29 @@ def zero_state(gates: torch.Tensor, cell: str) -> State:
 
 def advance_windows(
     hidden_states: torch.Tensor,
-    windows: State | None,
+    partial_window_states: State | None,
     input_proj: Projection,
     recurrent_proj: Projection,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
 ) -> tuple[torch.Tensor, State]:
     """
-    Feeds an input (batch, 1, input) to the windows in flight and to a new one, all by a single recurrent product.
+    Feeds one input (batch, 1, input) to every unfinished window and to a new one, with a single recurrent product.
 
     Args:
-        windows: state tensors (batch, windows, hidden), the youngest window first; None for no window at all.
+        partial_window_states: states of the unfinished windows, each tensor (batch, windows, hidden), the youngest
+            window first; None if there is none.
 
     Returns:
-        The hidden state of the oldest window (batch, 1, hidden), which is the operator's output once `window_size - 1`
-        windows came in; and the windows in flight now, at most `window_size - 1`.
+        The hidden state of the oldest window (batch, 1, hidden), which is the operator's output if there were
+        `window_size - 1` unfinished ones; and the states of those that are unfinished now, at most `window_size - 1`.
     """
-    step, _, _ = CELLS[cell]
+    step, _, _ = CELLS[cell_type]
     input_gates = input_proj(hidden_states)
-    states = tuple(tensor.expand(len(hidden_states), 1, -1) for tensor in zero_state(input_gates, cell))
-    if windows is not None:
-        states = tuple(torch.cat(pair, dim=1) for pair in zip(states, windows, strict=True))
+    states = tuple(tensor.expand(len(hidden_states), 1, -1) for tensor in zero_state(input_gates, cell_type))
+    if partial_window_states is not None:
+        states = tuple(torch.cat(pair, dim=1) for pair in zip(states, partial_window_states, strict=True))
     states = step(input_gates, recurrent_proj(states[0]), states)
     return states[0][:, -1:], tuple(tensor[:, : window_size - 1] for tensor in states)
 
@@ -176,9 +179,9 @@ def local_rnn(
     input_bias: torch.Tensor | None,
     recurrent_bias: torch.Tensor | None,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
-    past: torch.Tensor | None = None,
+    previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
     implementation: str | None = None,
 ) -> torch.Tensor:
@@ -191,9 +194,9 @@ def local_rnn(
             (input, forget, candidate, output).
         recurrent_weight: (gates * hidden, hidden).
         input_bias, recurrent_bias: (gates * hidden,) or None.
-        cell: "rnn" (tanh), "gru" or "lstm".
+        cell_type: "rnn" (tanh), "gru" or "lstm".
         window_size: number of inputs that each output sees, its own included; at least 1.
-        past: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
+        previous_inputs: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
             sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
         implementation: "reference", "shared_projection", "blocked" (first derivatives alone, no `sequence_positions`)
@@ -205,53 +208,55 @@ def local_rnn(
     Raises:
         ValueError: an argument is not one of the above; the message names it, its value and what is accepted.
     """
-    if cell not in CELLS:
-        raise ValueError(f"`cell` must be one of {tuple(CELLS)}, got {cell!r}.")
+    if cell_type not in CELLS:
+        raise ValueError(f"`cell_type` must be one of {tuple(CELLS)}, got {cell_type!r}.")
     if window_size < 1:
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
         implementation = choose_implementation(hidden_states, sequence_positions)
-        if implementation == "triton" and not trust_kernels(hidden_states, recurrent_weight.shape[1], cell):
+        if implementation == "triton" and not trust_kernels(hidden_states, recurrent_weight.shape[1], cell_type):
             implementation = "shared_projection"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
-    expected_past = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
-    if past is not None and past.shape != expected_past:
-        raise ValueError(f"`past` must have the shape {expected_past}, got {tuple(past.shape)}.")
+    expected = (hidden_states.shape[0], window_size - 1, hidden_states.shape[2])
+    if previous_inputs is not None and previous_inputs.shape != expected:
+        raise ValueError(f"`previous_inputs` must have the shape {expected}, got {tuple(previous_inputs.shape)}.")
 
     if implementation == "blocked":
         if sequence_positions is not None:
             raise ValueError("`sequence_positions` must be None for `implementation='blocked'`.")
         return blocked_local_rnn(
-            prepend_past(hidden_states, past, window_size),
-            input_weight,
-            recurrent_weight,
-            input_bias,
-            recurrent_bias,
-            cell=cell,
+            prepend_previous_inputs(hidden_states, previous_inputs, window_size),
+            input_weight=input_weight,
+            recurrent_weight=recurrent_weight,
+            input_bias=input_bias,
+            recurrent_bias=recurrent_bias,
+            cell_type=cell_type,
             window_size=window_size,
         )
     if implementation == "triton":
         if triton_local_rnn is None:
             raise ValueError("`implementation='triton'` needs the package triton, which is not installed.")
-        projected = F.linear(prepend_past(hidden_states, past, window_size), input_weight, input_bias)
+        projected = F.linear(
+            prepend_previous_inputs(hidden_states, previous_inputs, window_size), input_weight, input_bias
+        )
         return triton_local_rnn(
             projected,
-            recurrent_weight,
-            recurrent_bias,
-            input_bias,
-            cell=cell,
+            recurrent_weight=recurrent_weight,
+            input_bias=input_bias,
+            recurrent_bias=recurrent_bias,
+            cell_type=cell_type,
             window_size=window_size,
             sequence_positions=sequence_positions,
         )
-    form = reference_local_rnn if implementation == "reference" else shared_projection_local_rnn
-    return form(
+    run = reference_local_rnn if implementation == "reference" else shared_projection_local_rnn
+    return run(
         hidden_states,
         partial(F.linear, weight=input_weight, bias=input_bias),
         partial(F.linear, weight=recurrent_weight, bias=recurrent_bias),
-        cell=cell,
+        cell_type=cell_type,
         window_size=window_size,
-        past=past,
+        previous_inputs=previous_inputs,
         sequence_positions=sequence_positions,
     )
 
@@ -272,13 +277,13 @@ def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch
     return "shared_projection"
 
 
-def trust_kernels(hidden_states: torch.Tensor, hidden_size: int, cell: str) -> bool:
+def trust_kernels(hidden_states: torch.Tensor, hidden_size: int, cell_type: str) -> bool:
     """Whether the GPU kernels pass their check for this device and type. If it can't run now, they are trusted."""
     if is_tracing(hidden_states) and not torch.compiler.is_dynamo_compiling():
         return True
     dtype = dtype_of_products(hidden_states)
     on_chip = fits_on_chip(hidden_size, dtype)
-    return kernels_pass_check(cell, dtype, on_chip, hidden_states.device, reference_local_rnn)
+    return kernels_pass_check(cell_type, dtype, on_chip, hidden_states.device, reference_local_rnn)
 
 
 def dtype_of_products(hidden_states: torch.Tensor) -> torch.dtype:

@@ -138,9 +138,9 @@ class LSTMSteps:
     @staticmethod
     def advance(inputs, gates, states, saved_activations, new_states):
         _, _, input_gate, forget_gate, candidate, output_gate = gates
-        hidden, cell = new_states
-        torch.mul(forget_gate, states[1], out=cell).addcmul_(input_gate, candidate)
-        tanh(cell, out=saved_activations[0])
+        hidden, cell_state = new_states
+        torch.mul(forget_gate, states[1], out=cell_state).addcmul_(input_gate, candidate)
+        tanh(cell_state, out=saved_activations[0])
         torch.mul(saved_activations[0], output_gate, out=hidden)
 
     @staticmethod
@@ -171,21 +171,21 @@ class BlockedLocalRNN(torch.autograd.Function):
         ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, cell_type, window_size, num_kept
     ):
         ctx.cell_type, ctx.window_size, ctx.num_kept = cell_type, window_size, num_kept
-        cell = BlockWeights(STEPS[cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
-        output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, cell.hidden_size)
+        weights = BlockWeights(STEPS[cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, weights.hidden_size)
         kept = []
         for rows, times in blocks(output):
             block = inputs[rows, times.start : times.stop + window_size - 1]
             num_positions = len(block) * (times.stop - times.start)
-            kept.append(cell.empty("gates", num_kept, num_positions))
+            kept.append(weights.empty("gates", num_kept, num_positions))
             # Steps whose results are not kept share the same memory.
-            gates = cell.views("gates", cell.empty("gates", 1, num_positions)) * (window_size - num_kept)
-            gates += cell.views("gates", kept[-1])
+            gates = weights.views("gates", weights.empty("gates", 1, num_positions)) * (window_size - num_kept)
+            gates += weights.views("gates", kept[-1])
             saved_activations = (
-                cell.views("saved_activations", cell.empty("saved_activations", 1, num_positions)) * window_size
+                weights.views("saved_activations", weights.empty("saved_activations", 1, num_positions)) * window_size
             )
-            states = cell.views("states", cell.empty("states", 1, num_positions)) * (window_size + 1)
-            cell.run(to_positions(block), len(block), gates, saved_activations, states, num_recomputed=window_size)
+            states = weights.views("states", weights.empty("states", 1, num_positions)) * (window_size + 1)
+            weights.run(to_positions(block), len(block), gates, saved_activations, states, num_recomputed=window_size)
             output[rows, times] = from_positions(states[-1][0], len(block))
         ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
         return output
@@ -194,7 +194,7 @@ class BlockedLocalRNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept = ctx.saved_tensors
-        cell = BlockWeights(STEPS[ctx.cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        weights = BlockWeights(STEPS[ctx.cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
         window_size, num_recomputed = ctx.window_size, ctx.window_size - ctx.num_kept
 
         # Sums over the blocks are accumulated in float32 or better.
@@ -202,55 +202,55 @@ class BlockedLocalRNN(torch.autograd.Function):
         grad_inputs = torch.zeros_like(inputs)
         grad_input_weight = torch.zeros_like(input_weight, dtype=sum_dtype)
         grad_recurrent_weight = torch.zeros_like(recurrent_weight, dtype=sum_dtype)
-        grad_input_bias = inputs.new_zeros(cell.gates_size, dtype=sum_dtype)
-        grad_separate_bias = inputs.new_zeros(cell.separate_recurrent_size, dtype=sum_dtype)
+        grad_input_bias = inputs.new_zeros(weights.gates_size, dtype=sum_dtype)
+        grad_separate_bias = inputs.new_zeros(weights.separate_recurrent_size, dtype=sum_dtype)
 
         for (rows, times), block_kept in zip(blocks(grad_output), kept, strict=True):
             with_past = slice(times.start, times.stop + window_size - 1)
             num_rows, num_positions = rows.stop - rows.start, block_kept.shape[1]
             block = to_positions(inputs[rows, with_past])
-            gates = cell.views("gates", cell.empty("gates", num_recomputed, num_positions))
-            gates += cell.views("gates", block_kept)
-            saved_activations = cell.views(
-                "saved_activations", cell.empty("saved_activations", window_size, num_positions)
+            gates = weights.views("gates", weights.empty("gates", num_recomputed, num_positions))
+            gates += weights.views("gates", block_kept)
+            saved_activations = weights.views(
+                "saved_activations", weights.empty("saved_activations", window_size, num_positions)
             )
-            states = cell.views("states", cell.empty("states", window_size + 1, num_positions))
-            cell.run(block, num_rows, gates, saved_activations, states, num_recomputed)
+            states = weights.views("states", weights.empty("states", window_size + 1, num_positions))
+            weights.run(block, num_rows, gates, saved_activations, states, num_recomputed)
 
-            (grad_states,) = cell.views("states", cell.empty("states", 1, num_positions).zero_())
+            (grad_states,) = weights.views("states", weights.empty("states", 1, num_positions).zero_())
             grad_hidden = grad_states[0].copy_(to_positions(grad_output[rows, times]))
-            (grad_step,) = cell.empty("grad_inputs", 1, num_positions)
-            (grad_inputs_of_step,) = cell.views("grad_inputs", grad_step[None])
-            grad_separate_gates = grad_step[:, : cell.separate_recurrent_size]
-            grad_gates = grad_step[:, : cell.gates_size]
-            grad_projected_of_step = grad_step[:, cell.separate_recurrent_size :]
-            grad_projected = inputs.new_zeros(len(block), cell.gates_size)
+            (grad_step,) = weights.empty("grad_inputs", 1, num_positions)
+            (grad_inputs_of_step,) = weights.views("grad_inputs", grad_step[None])
+            grad_separate_gates = grad_step[:, : weights.separate_recurrent_size]
+            grad_gates = grad_step[:, : weights.gates_size]
+            grad_projected_of_step = grad_step[:, weights.separate_recurrent_size :]
+            grad_projected = inputs.new_zeros(len(block), weights.gates_size)
             grad_windows = positions_of_steps(grad_projected, num_rows, num_positions).unbind()
             for step in reversed(range(window_size)):
-                cell.steps.backward(
+                weights.steps.backward(
                     gates[step], saved_activations[step], states[step], grad_states, grad_inputs_of_step
                 )
                 grad_windows[step].add_(grad_projected_of_step)
-                if cell.separate_recurrent_size > 0:
+                if weights.separate_recurrent_size > 0:
                     grad_separate_bias += grad_separate_gates.sum(0)
                 if step > 0:
-                    grad_hidden.addmm_(grad_gates, cell.recurrent_weight, beta=int(cell.steps.is_residual))
+                    grad_hidden.addmm_(grad_gates, weights.recurrent_weight, beta=int(weights.steps.is_residual))
                     add_product(grad_recurrent_weight, grad_gates.t(), states[step][0])
             grad_inputs[rows, with_past] += from_positions(grad_projected @ input_weight, num_rows)
             add_product(grad_input_weight, grad_projected.t(), block)
             grad_input_bias += grad_projected.sum(0)
 
         grad_recurrent_bias = torch.cat(
-            [grad_separate_bias, grad_input_bias[: cell.gates_size - cell.separate_recurrent_size]]
+            [grad_separate_bias, grad_input_bias[: weights.gates_size - weights.separate_recurrent_size]]
         )
         return (
             grad_inputs,
             grad_input_weight.to(input_weight.dtype),
-            grad_recurrent_weight.roll(-cell.separate_recurrent_size, dims=0).to(recurrent_weight.dtype),
+            grad_recurrent_weight.roll(-weights.separate_recurrent_size, dims=0).to(recurrent_weight.dtype),
             None if input_bias is None else grad_input_bias.to(input_bias.dtype),
             None
             if recurrent_bias is None
-            else grad_recurrent_bias.roll(-cell.separate_recurrent_size).to(recurrent_bias.dtype),
+            else grad_recurrent_bias.roll(-weights.separate_recurrent_size).to(recurrent_bias.dtype),
             *(None,) * 3,
         )
 
@@ -358,7 +358,7 @@ def blocked_local_rnn(
     input_bias: torch.Tensor | None,
     recurrent_bias: torch.Tensor | None,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
 ) -> torch.Tensor:
     """
@@ -379,4 +379,4 @@ def blocked_local_rnn(
     # Keeping more gates costs memory, fewer costs recomputation; step one is free because its state is zero.
     num_kept = (window_size + 1) // 2 if tensors[0].itemsize > 2 else window_size - 1
     with torch.autocast(device_type, enabled=False):
-        return BlockedLocalRNN.apply(*tensors, cell, window_size, num_kept if has_backward else 0)
+        return BlockedLocalRNN.apply(*tensors, cell_type, window_size, num_kept if has_backward else 0)

@@ -47,15 +47,15 @@ def tanh(x):
 
 
 @triton.jit
-def cell_forward(inputs, recurrent, carry, CELL: tl.constexpr):
+def cell_forward(inputs, recurrent, carry, CELL_TYPE: tl.constexpr):
     """
     One step. `carry` is what the update reads of the state before, other than its product: the hidden state in the
     GRU, the cell state in the LSTM. Returns the new hidden state and carry.
     """
-    if CELL == "rnn":
+    if CELL_TYPE == "rnn":
         hidden = tanh(inputs[0] + recurrent[0])
         carry = hidden
-    elif CELL == "gru":
+    elif CELL_TYPE == "gru":
         reset = tl.sigmoid(inputs[0] + recurrent[0])
         update = tl.sigmoid(inputs[1] + recurrent[1])
         new = tanh(inputs[2] + reset * recurrent[2])
@@ -69,15 +69,15 @@ def cell_forward(inputs, recurrent, carry, CELL: tl.constexpr):
 
 
 @triton.jit
-def cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL: tl.constexpr):
+def cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE: tl.constexpr):
     """
     The step again, then its gradients: those of its gates, in the order of NUM_GRADIENTS, and that of `carry`.
     `grad_hidden` is what reaches the new hidden state through products, `grad_carry` what reaches the new carry.
     """
-    if CELL == "rnn":
+    if CELL_TYPE == "rnn":
         hidden = tanh(inputs[0] + recurrent[0])
         grad_gates = (grad_hidden * (1 - hidden * hidden),)
-    elif CELL == "gru":
+    elif CELL_TYPE == "gru":
         reset = tl.sigmoid(inputs[0] + recurrent[0])
         update = tl.sigmoid(inputs[1] + recurrent[1])
         new = tanh(inputs[2] + reset * recurrent[2])
@@ -172,17 +172,17 @@ def recurrent_products(state, weights, bias, PRECISION: tl.constexpr, NUM_GATES:
 def forward_window_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
-    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
+    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
     output,  # (rows, HIDDEN)
     states,  # (window - 1, rows, HIDDEN) or None: where to keep the hidden states after all steps but the last
-    cells,  # (window - 1, rows, HIDDEN) or None: likewise the LSTM's cell states, float32
+    cell_states,  # (window - 1, rows, HIDDEN) or None: likewise the LSTM's cell states, float32
     recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN) or None: likewise the products of those states
     rows,
     time,
     window,
-    CELL: tl.constexpr,
+    CELL_TYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -200,13 +200,13 @@ def forward_window_kernel(
 
     # The first step's product is of a zero state.
     inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
-    hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL)
+    hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL_TYPE)
     for step in range(1, window):
         state = hidden.to(recurrent_weight.dtype.element_ty)
         if states is not None:
             tl.store(states + (step - 1) * rows.to(tl.int64) * HIDDEN + offsets, state, mask=mask)
-        if cells is not None:
-            tl.store(cells + (step - 1) * rows.to(tl.int64) * HIDDEN + offsets, carry, mask=mask)
+        if cell_states is not None:
+            tl.store(cell_states + (step - 1) * rows.to(tl.int64) * HIDDEN + offsets, carry, mask=mask)
         inputs = load_input_gates(
             projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
@@ -214,7 +214,7 @@ def forward_window_kernel(
         if recurrent_gates is not None:
             pointers = recurrent_gates + (step - 1) * rows.to(tl.int64) * (NUM_GATES * HIDDEN) + gate_offsets
             store_gates(pointers, recurrent, mask, HIDDEN, NUM_GATES)
-        hidden, carry = cell_forward(inputs, recurrent, carry, CELL)
+        hidden, carry = cell_forward(inputs, recurrent, carry, CELL_TYPE)
     tl.store(output + offsets, hidden.to(output.dtype.element_ty), mask=mask)
 
 
@@ -223,17 +223,17 @@ def backward_window_kernel(
     grad_output,  # (rows, HIDDEN)
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
-    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
+    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
     states,  # (window - 1, rows, HIDDEN)
-    cells,  # (window - 1, rows, HIDDEN), or None where the cell is not an LSTM
+    cell_states,  # (window - 1, rows, HIDDEN), or None where the cell is not an LSTM
     recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN), or None: computed again
     grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN): the result
     rows,
     time,
     window,
-    CELL: tl.constexpr,
+    CELL_TYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
     NUM_GRADIENTS: tl.constexpr,
@@ -265,11 +265,11 @@ def backward_window_kernel(
             recurrent = load_gates(pointers, mask, HIDDEN, NUM_GATES)
         else:
             recurrent = recurrent_products(state, weights, bias, PRECISION, NUM_GATES)
-        if cells is not None:
-            carry = tl.load(cells + previous * HIDDEN + offsets, mask=mask, other=0.0)
+        if cell_states is not None:
+            carry = tl.load(cell_states + previous * HIDDEN + offsets, mask=mask, other=0.0)
         else:
             carry = state.to(tl.float32)
-        gradients, grad_carry = cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL)
+        gradients, grad_carry = cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE)
         pointers = grad_gates + step * rows.to(tl.int64) * (NUM_GRADIENTS * HIDDEN) + grad_offsets
         store_gates(pointers, gradients, mask, HIDDEN, NUM_GRADIENTS)
         grad_hidden = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
@@ -279,7 +279,7 @@ def backward_window_kernel(
 
     inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
     carry = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
-    gradients, _ = cell_backward(inputs, bias, carry, grad_hidden, grad_carry, CELL)
+    gradients, _ = cell_backward(inputs, bias, carry, grad_hidden, grad_carry, CELL_TYPE)
     store_gates(grad_gates + grad_offsets, gradients, mask, HIDDEN, NUM_GRADIENTS)
 
 
@@ -287,8 +287,8 @@ def backward_window_kernel(
 def forward_step_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
-    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
+    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
     state,  # (rows, HIDDEN), the hidden state before the step; None at the first: zeros
     carry,  # (rows, HIDDEN), float32; None at the first step and in the RNN
@@ -299,7 +299,7 @@ def forward_step_kernel(
     time,
     window,
     step,
-    CELL: tl.constexpr,
+    CELL_TYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -344,7 +344,7 @@ def forward_step_kernel(
     else:
         carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
     inputs = load_input_gates(projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES)
-    hidden, carry_tile = cell_forward(inputs, recurrent, carry_tile, CELL)
+    hidden, carry_tile = cell_forward(inputs, recurrent, carry_tile, CELL_TYPE)
     tl.store(new_state + offsets, hidden.to(new_state.dtype.element_ty), mask=mask)
     if new_carry is not None:
         tl.store(new_carry + offsets, carry_tile, mask=mask)
@@ -356,8 +356,8 @@ def backward_step_kernel(
     later_grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), those of the step after; None at the last step
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
-    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
+    recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
     recurrent_gates,  # (rows, NUM_GATES * HIDDEN); None at the first step: the bias
     carry,  # (rows, HIDDEN), the one before the step; None at the first step and in the RNN
@@ -367,7 +367,7 @@ def backward_step_kernel(
     time,
     window,
     step,
-    CELL: tl.constexpr,
+    CELL_TYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
     NUM_GRADIENTS: tl.constexpr,
@@ -430,7 +430,7 @@ def backward_step_kernel(
             projected, input_bias, positions, row, part_unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
         gradients, grad_carry_tile = cell_backward(
-            inputs, recurrent, carry_tile, grad_hidden[part], grad_carry_tile, CELL
+            inputs, recurrent, carry_tile, grad_hidden[part], grad_carry_tile, CELL_TYPE
         )
         grad_pointers = grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + part_unit[None, :]
         store_gates(grad_pointers, gradients, mask, HIDDEN, NUM_GRADIENTS)
@@ -449,7 +449,7 @@ def sum_over_windows_kernel(
     time,
     window,
     input_rows,
-    CELL: tl.constexpr,
+    CELL_TYPE: tl.constexpr,
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
     NUM_GRADIENTS: tl.constexpr,
@@ -489,8 +489,8 @@ def sum_over_windows_kernel(
         if positions is not None:
             tl.store(outside_sums + sums_offsets, tl.sum(outside, axis=0), mask=unit < HIDDEN)
         # In the GRU the third is the gradient of the recurrent part of the new gate, the fourth that of its input.
-        if CELL != "gru" or gate != 2:
-            input_column = unit + HIDDEN * (2 if CELL == "gru" and gate == 3 else gate)
+        if CELL_TYPE != "gru" or gate != 2:
+            input_column = unit + HIDDEN * (2 if CELL_TYPE == "gru" and gate == 3 else gate)
             pointers = grad_projected + input_row[:, None] * (NUM_GATES * HIDDEN) + input_column[None, :]
             tl.store(pointers, inside.to(grad_projected.dtype.element_ty), mask=mask)
 
@@ -549,12 +549,12 @@ def step_launch(
     return (num_blocks(choice),), {**launch, "num_stages": 3}
 
 
-def kernel_constants(hidden_size: int, cell: str, projected: torch.Tensor) -> dict:
+def kernel_constants(hidden_size: int, cell_type: str, projected: torch.Tensor) -> dict:
     matmul = torch.backends.cuda.matmul
     # `allow_tf32` is its name before PyTorch 2.9; reading it later raises where only the new name was set.
     allow_tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     return {
-        "CELL": cell,
+        "CELL_TYPE": cell_type,
         "HIDDEN": hidden_size,
         "NUM_GATES": projected.shape[-1] // hidden_size,
         "PRECISION": "tf32" if allow_tf32 else "ieee",
@@ -567,7 +567,12 @@ def at(slices: torch.Tensor | None, index: int) -> torch.Tensor | None:
 
 
 def new_results(
-    projected: torch.Tensor, recurrent_weight: torch.Tensor, cell: str, window_size: int, keep: bool, on_chip: bool
+    projected: torch.Tensor,
+    recurrent_weight: torch.Tensor,
+    cell_type: str,
+    window_size: int,
+    keep: bool,
+    on_chip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What the forward pass returns: the output, then what it keeps; empty tensors for what it does not."""
     batch, padded_time, gates_size = projected.shape
@@ -577,19 +582,21 @@ def new_results(
     recomputes_gates = on_chip and hidden_size <= 64
     output = projected.new_empty(batch, time, hidden_size)
     states = projected.new_empty(steps, batch * time, hidden_size)
-    cells = projected.new_empty(steps if cell == "lstm" else 0, batch * time, hidden_size, dtype=torch.float32)
+    cell_states = projected.new_empty(
+        steps if cell_type == "lstm" else 0, batch * time, hidden_size, dtype=torch.float32
+    )
     recurrent_gates = projected.new_empty(0 if recomputes_gates else steps, batch * time, gates_size)
-    return output, states, cells, recurrent_gates
+    return output, states, cell_states, recurrent_gates
 
 
 @torch.library.custom_op("rtransformer_hf::local_rnn_forward", mutates_args=())
 def local_rnn_forward(
     projected: torch.Tensor,
     recurrent_weight: torch.Tensor,
-    recurrent_bias: torch.Tensor,
     input_bias: torch.Tensor | None,
+    recurrent_bias: torch.Tensor,
     sequence_positions: torch.Tensor | None,
-    cell: str,
+    cell_type: str,
     window_size: int,
     keep: bool,
     on_chip: bool,
@@ -599,8 +606,8 @@ def local_rnn_forward(
     states and the recurrent gates unless it computes them again. `on_chip` selects the window kernels.
     """
     projected, recurrent_weight = projected.contiguous(), recurrent_weight.contiguous()
-    results = new_results(projected, recurrent_weight, cell, window_size, keep, on_chip)
-    output, states, cells, recurrent_gates = results
+    results = new_results(projected, recurrent_weight, cell_type, window_size, keep, on_chip)
+    output, states, cell_states, recurrent_gates = results
     hidden_size = recurrent_weight.shape[1]
     rows, time = output.shape[0] * output.shape[1], output.shape[1]
     if rows == 0:
@@ -609,31 +616,31 @@ def local_rnn_forward(
     operands = (
         projected,
         recurrent_weight,
-        recurrent_bias.contiguous(),
         None if input_bias is None else input_bias.contiguous(),
+        recurrent_bias.contiguous(),
         None if sequence_positions is None else sequence_positions.contiguous(),
     )
-    constants = kernel_constants(hidden_size, cell, projected)
+    constants = kernel_constants(hidden_size, cell_type, projected)
     with torch.cuda.device_of(projected):
         if on_chip:
             grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
-            kept = [tensor if len(tensor) else None for tensor in (states, cells, recurrent_gates)]
+            kept = [tensor if len(tensor) else None for tensor in (states, cell_states, recurrent_gates)]
             forward_window_kernel[grid](*operands, output, *kept, rows, time, window_size, **constants, **launch)
             return results
 
         grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=False)
         if not keep:  # a step reads one slice and writes the other
             states = projected.new_empty(2, rows, hidden_size)
-        if cell == "gru" or not keep:  # a block replaces its own part
-            cells = projected.new_empty(1, rows, hidden_size, dtype=torch.float32)
+        if cell_type == "gru" or not keep:  # a block replaces its own part
+            cell_states = projected.new_empty(1, rows, hidden_size, dtype=torch.float32)
         for step in range(window_size):
             is_first, is_last = step == 0, step == window_size - 1
             forward_step_kernel[grid](
                 *operands,
                 None if is_first else states[(step - 1) % len(states)],
-                None if is_first or cell == "rnn" else cells[(step - 1) % len(cells)],
+                None if is_first or cell_type == "rnn" else cell_states[(step - 1) % len(cell_states)],
                 output if is_last else states[step % len(states)],
-                None if is_last or cell == "rnn" else cells[step % len(cells)],
+                None if is_last or cell_type == "rnn" else cell_states[step % len(cell_states)],
                 at(recurrent_gates, step - 1),
                 rows,
                 time,
@@ -649,15 +656,15 @@ def local_rnn_forward(
 def _(
     projected,
     recurrent_weight,
-    recurrent_bias,
     input_bias,
+    recurrent_bias,
     sequence_positions,
-    cell,
+    cell_type,
     window_size,
     keep,
     on_chip,
 ):
-    return new_results(projected, recurrent_weight, cell, window_size, keep, on_chip)
+    return new_results(projected, recurrent_weight, cell_type, window_size, keep, on_chip)
 
 
 @torch.library.custom_op("rtransformer_hf::local_rnn_backward", mutates_args=())
@@ -665,23 +672,23 @@ def local_rnn_backward(
     grad_output: torch.Tensor,
     projected: torch.Tensor,
     recurrent_weight: torch.Tensor,
-    recurrent_bias: torch.Tensor,
     input_bias: torch.Tensor | None,
+    recurrent_bias: torch.Tensor,
     sequence_positions: torch.Tensor | None,
     states: torch.Tensor,
-    cells: torch.Tensor,
+    cell_states: torch.Tensor,
     recurrent_gates: torch.Tensor,
-    cell: str,
+    cell_type: str,
     window_size: int,
     on_chip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of projected inputs, recurrent weight, its bias and, where positions are given, the input bias."""
+    """Gradients of projected inputs, recurrent weight, input bias (empty without positions) and recurrent bias."""
     grad_output, projected = grad_output.contiguous(), projected.contiguous()
     recurrent_weight = recurrent_weight.contiguous()
     batch, time, hidden_size = grad_output.shape
     rows, input_rows = batch * time, projected.shape[0] * projected.shape[1]
-    constants = kernel_constants(hidden_size, cell, projected)
-    num_gates, num_gradients = constants["NUM_GATES"], NUM_GRADIENTS[cell]
+    constants = kernel_constants(hidden_size, cell_type, projected)
+    num_gates, num_gradients = constants["NUM_GATES"], NUM_GRADIENTS[cell_type]
     constants["NUM_GRADIENTS"] = num_gradients
 
     grad_projected = torch.empty_like(projected)
@@ -694,21 +701,23 @@ def local_rnn_backward(
         operands = (
             projected,
             recurrent_weight,
-            recurrent_bias.contiguous(),
             None if input_bias is None else input_bias.contiguous(),
+            recurrent_bias.contiguous(),
             None if sequence_positions is None else sequence_positions.contiguous(),
         )
         with torch.cuda.device_of(projected):
             if on_chip:
                 grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
-                kept = [states] + [tensor if len(tensor) else None for tensor in (cells, recurrent_gates)]
+                kept = [states] + [tensor if len(tensor) else None for tensor in (cell_states, recurrent_gates)]
                 backward_window_kernel[grid](
                     grad_output, *operands, *kept, grad_gates, rows, time, window_size, **constants, **launch
                 )
             else:
                 grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=True)
-                carries = {"rnn": None, "gru": states, "lstm": cells}[cell]
-                grad_carry = None if cell == "rnn" else projected.new_empty(rows, hidden_size, dtype=torch.float32)
+                carries = {"rnn": None, "gru": states, "lstm": cell_states}[cell_type]
+                grad_carry = (
+                    None if cell_type == "rnn" else projected.new_empty(rows, hidden_size, dtype=torch.float32)
+                )
                 for step in reversed(range(window_size)):
                     later_grad_gates = at(grad_gates, step + 1)
                     backward_step_kernel[grid](
@@ -747,10 +756,11 @@ def local_rnn_backward(
     grad_recurrent_weight = recurrent_columns.T @ states.flatten(0, 1)
     grad_recurrent_bias = sums[:, : num_gates * hidden_size].sum(0).to(recurrent_bias.dtype)
     if sequence_positions is None:
-        return grad_projected, grad_recurrent_weight, grad_recurrent_bias, projected.new_empty(0)
+        return grad_projected, grad_recurrent_weight, projected.new_empty(0), grad_recurrent_bias
     outside = outside_sums.sum(0).view(num_gradients, hidden_size)
-    grad_input_bias = torch.cat([outside[:2], outside[3:]]) if cell == "gru" else outside
-    return grad_projected, grad_recurrent_weight, grad_recurrent_bias, grad_input_bias.flatten().to(input_bias.dtype)
+    grad_input_bias = torch.cat([outside[:2], outside[3:]]) if cell_type == "gru" else outside
+    grad_input_bias = grad_input_bias.flatten().to(input_bias.dtype)
+    return grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias
 
 
 @local_rnn_backward.register_fake
@@ -758,26 +768,26 @@ def _(
     grad_output,
     projected,
     recurrent_weight,
-    recurrent_bias,
     input_bias,
+    recurrent_bias,
     sequence_positions,
     states,
-    cells,
+    cell_states,
     recurrent_gates,
-    cell,
+    cell_type,
     window_size,
     on_chip,
 ):
     return (
         projected.new_empty(projected.shape),
         recurrent_weight.new_empty(recurrent_weight.shape),
-        recurrent_bias.new_empty(recurrent_bias.shape),
         projected.new_empty(0) if sequence_positions is None else input_bias.new_empty(input_bias.shape),
+        recurrent_bias.new_empty(recurrent_bias.shape),
     )
 
 
 def setup_context(ctx, inputs, output):
-    *operands, ctx.cell, ctx.window_size, _, ctx.on_chip = inputs
+    *operands, ctx.cell_type, ctx.window_size, _, ctx.on_chip = inputs
     _, *kept = output
     ctx.save_for_backward(*operands, *kept)
     ctx.mark_non_differentiable(*kept)
@@ -785,9 +795,12 @@ def setup_context(ctx, inputs, output):
 
 def backward(ctx, grad_output, *_):
     saved = ctx.saved_tensors  # once: checkpointing computes them when asked
-    *gradients, grad_input_bias = local_rnn_backward(grad_output, *saved, ctx.cell, ctx.window_size, ctx.on_chip)
-    is_packed = saved[4] is not None
-    return *gradients, grad_input_bias if is_packed else None, None, None, None, None, None
+    grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias = local_rnn_backward(
+        grad_output, *saved, ctx.cell_type, ctx.window_size, ctx.on_chip
+    )
+    if saved[4] is None:  # no positions: the input bias has no part in it
+        grad_input_bias = None
+    return grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias, *(None,) * 5
 
 
 local_rnn_forward.register_autograd(backward, setup_context=setup_context)
@@ -796,10 +809,10 @@ local_rnn_forward.register_autograd(backward, setup_context=setup_context)
 def triton_local_rnn(
     projected: torch.Tensor,
     recurrent_weight: torch.Tensor,
-    recurrent_bias: torch.Tensor | None,
     input_bias: torch.Tensor | None,
+    recurrent_bias: torch.Tensor | None,
     *,
-    cell: str,
+    cell_type: str,
     window_size: int,
     sequence_positions: torch.Tensor | None = None,
     on_chip: bool | None = None,
@@ -811,8 +824,8 @@ def triton_local_rnn(
         projected: (batch, window_size - 1 + time, gates * hidden), `input_weight @ x + input_bias` of the past and of
             the inputs; float32, bfloat16 or float16. Products are taken in its type, with float32 sums.
         recurrent_weight: (gates * hidden, hidden).
-        recurrent_bias, input_bias: (gates * hidden,) or None; the latter is needed with `sequence_positions` alone.
-        cell, window_size, sequence_positions: as in `local_rnn`.
+        input_bias, recurrent_bias: (gates * hidden,) or None; the former is only read with `sequence_positions`.
+        cell_type, window_size, sequence_positions: as in `local_rnn`.
         on_chip: whether one launch runs a whole window with its state on chip, or a launch each step; None chooses.
 
     Returns:
@@ -837,10 +850,10 @@ def triton_local_rnn(
         input_bias = projected.new_zeros(projected.shape[-1])
     # Under autocast the projection has its type already, and the weight of the other product follows.
     recurrent_weight = recurrent_weight.to(projected.dtype)
-    operands = (projected, recurrent_weight, recurrent_bias, input_bias)
+    operands = (projected, recurrent_weight, input_bias, recurrent_bias)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
     output, *_ = local_rnn_forward(
-        *operands, sequence_positions, cell, window_size, keep, fits if on_chip is None else on_chip
+        *operands, sequence_positions, cell_type, window_size, keep, fits if on_chip is None else on_chip
     )
     return output
 
@@ -850,22 +863,22 @@ def triton_local_rnn(
 
 @torch.compiler.assume_constant_result
 def kernels_pass_check(
-    cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable
+    cell_type: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable
 ) -> bool:
     """`run_check`, run while a compiler traces. While a CUDA graph is captured, kernels are trusted."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return True
-    return run_check(cell, dtype, on_chip, device, reference)
+    return run_check(cell_type, dtype, on_chip, device, reference)
 
 
 @cache
-def run_check(cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable) -> bool:
+def run_check(cell_type: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable) -> bool:
     """
     Compares the kernels with the reference in float32 on a small input, outputs and gradients, once per process. A
     difference, or an error of Triton or its compiler, is a warning, and the answer is False.
     """
     hidden_size = 32 if on_chip else 160
-    num_gates, window_size = {"rnn": 1, "gru": 3, "lstm": 4}[cell], 3
+    num_gates, window_size = {"rnn": 1, "gru": 3, "lstm": 4}[cell_type], 3
     gates = num_gates * hidden_size
     generator = torch.Generator().manual_seed(0)  # leaves the process's random numbers as they are
     shapes = ((2, window_size - 1 + 7, gates), (gates, hidden_size), (gates,))
@@ -874,13 +887,20 @@ def run_check(cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device
 
     def run_kernels(projected, recurrent_weight, recurrent_bias):
         return triton_local_rnn(
-            projected, recurrent_weight, recurrent_bias, None, cell=cell, window_size=window_size, on_chip=on_chip
+            projected,
+            recurrent_weight=recurrent_weight,
+            input_bias=None,
+            recurrent_bias=recurrent_bias,
+            cell_type=cell_type,
+            window_size=window_size,
+            on_chip=on_chip,
         )
 
     def run_reference(projected, recurrent_weight, recurrent_bias):
-        past, inputs = projected.split([window_size - 1, projected.shape[1] - window_size + 1], dim=1)
+        previous_inputs, inputs = projected.split([window_size - 1, projected.shape[1] - window_size + 1], dim=1)
         recurrent_proj = partial(F.linear, weight=recurrent_weight, bias=recurrent_bias)
-        return reference(inputs, lambda x: x, recurrent_proj, cell=cell, window_size=window_size, past=past)
+        window = {"cell_type": cell_type, "window_size": window_size, "previous_inputs": previous_inputs}
+        return reference(inputs, lambda x: x, recurrent_proj, **window)
 
     def output_and_gradients(run, dtype: torch.dtype) -> list[torch.Tensor]:
         operands = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]
@@ -901,7 +921,7 @@ def run_check(cell: str, dtype: torch.dtype, on_chip: bool, device: torch.device
             return True
         problem = f"their relative error is {error:.3g}, expected at most {MAX_CHECK_ERROR}"
     logger.warning(
-        f"The LocalRNN's GPU kernels fail their check ({cell}, {dtype}, {device}): {problem}. The LocalRNN runs "
+        f"The LocalRNN's GPU kernels fail their check ({cell_type}, {dtype}, {device}): {problem}. The LocalRNN runs "
         "without them, which is slower. Please report this, with the output of `python -m rtransformer_hf`."
     )
     return False

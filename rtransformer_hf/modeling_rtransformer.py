@@ -8,9 +8,8 @@ LocalRNN tells what is near and in which order, so there are no position embeddi
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.generation.streamers import BaseStreamer
-from transformers.masking_utils import (
-    create_causal_mask,
-    create_masks_for_generate,
-    find_packed_sequence_indices,
-)
+from transformers.masking_utils import create_causal_mask, create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -41,15 +35,34 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache_rtransformer import PaddingOrder, adopt_cache, take
+from .cache_rtransformer import (
+    CACHE_NAME,
+    adopt_cache,
+    load_partial_window_states,
+    store_partial_window_states,
+    takes_past_key_values,
+    update_inputs,
+)
 from .configuration_rtransformer import RTransformerConfig
-from .cpu_linear import MAX_FP32_ATTENTION_LENGTH, attend_in_float32, is_plain_linear, linear_for_decoding
+from .cpu_linear import attend_in_float32, is_faster_in_float32, is_plain_linear, linear_for_decoding
+from .key_head import (
+    FrameSamplingMixin,
+    RTransformerAutoregressiveKeyHead,
+    RTransformerMaskedLinear,
+    check_frames,
+    next_frame_loss,
+)
 from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
+from .masking_rtransformer import (
+    PaddingOrder,
+    create_token_mask,
+    positions_in_packed_sequences,
+    positions_of_inputs,
+)
 from .time_series_head import (
     ForecastMixin,
     QuantileDistribution,
@@ -59,62 +72,51 @@ from .time_series_head import (
     observed_values,
 )
 
-# What Transformers calls the cache, in calls and in outputs: "past_key_values" before 5.24, "cache" since.
-CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-# A forward with the argument `cache` takes it by the older name too; like the models of Transformers, it warns of that
-# from 5.24 on. An older `generate(cache=...)` makes a cache of its own and passes both: one would be ignored.
-takes_past_key_values = deprecate_kwarg(
-    "past_key_values",
-    new_name="cache",
-    version="5.40.0" if CACHE_NAME == "cache" else "5.0.0",
-    raise_if_both_names=True,
-)
-
 
 class RTransformerLocalRNN(nn.Module):
-    """The LocalRNN (section 3.1): the weights of an RNN cell, run over the window that ends at each position."""
+    """The LocalRNN (section 3.1): at each position, an RNN runs over the window of inputs that ends there."""
 
     def __init__(self, config: RTransformerConfig):
         super().__init__()
-        self.cell = config.local_rnn_type
+        self.cell_type = config.local_rnn_type
         self.window_size = config.local_window_size
         self.implementation = config.local_rnn_implementation
-        gates_size = num_gates(self.cell) * config.hidden_size
+        gates_size = num_gates(self.cell_type) * config.hidden_size
         self.input_proj = nn.Linear(config.hidden_size, gates_size)
         self.recurrent_proj = nn.Linear(config.hidden_size, gates_size)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
-        past: torch.Tensor | None = None,
+        previous_inputs: torch.Tensor | None = None,
         sequence_positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        window = {
-            "cell": self.cell,
+        arguments = {
+            "cell_type": self.cell_type,
             "window_size": self.window_size,
-            "past": past,
+            "previous_inputs": previous_inputs,
             "sequence_positions": sequence_positions,
         }
         if is_plain_linear(self.input_proj) and is_plain_linear(self.recurrent_proj):
             return local_rnn(
                 hidden_states,
-                self.input_proj.weight,
-                self.recurrent_proj.weight,
-                self.input_proj.bias,
-                self.recurrent_proj.bias,
+                input_weight=self.input_proj.weight,
+                recurrent_weight=self.recurrent_proj.weight,
+                input_bias=self.input_proj.bias,
+                recurrent_bias=self.recurrent_proj.bias,
                 implementation=self.implementation,
-                **window,
+                **arguments,
             )
-        return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **window)
+        return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **arguments)
 
-    def advance(self, hidden_states: torch.Tensor, windows: State | None) -> tuple[torch.Tensor, State]:
-        """One position alone: advances all windows in flight. Arguments as in `advance_windows`."""
+    def advance(self, hidden_states: torch.Tensor, states: State | None) -> tuple[torch.Tensor, State]:
+        """One step of every unfinished window, for one position. Arguments as in `advance_windows`."""
         return advance_windows(
             hidden_states,
-            windows,
+            states,
             partial(linear_for_decoding, self.input_proj),
             partial(linear_for_decoding, self.recurrent_proj),
-            cell=self.cell,
+            cell_type=self.cell_type,
             window_size=self.window_size,
         )
 
@@ -134,7 +136,7 @@ def make_layer_norm(config: RTransformerConfig) -> nn.LayerNorm:
 
 
 class RTransformerLocalRNNLayer(nn.Module):
-    """A LocalRNN sub-layer: norm and cell. Masked positions count as zero vectors, as those before the start do."""
+    """A LocalRNN sub-layer: norm and LocalRNN. Padded positions are zeroed, like positions before the start."""
 
     def __init__(self, config: RTransformerConfig, layer_idx: int, state_idx: int):
         super().__init__()
@@ -142,6 +144,9 @@ class RTransformerLocalRNNLayer(nn.Module):
         self.state_idx = state_idx
         self.norm = make_layer_norm(config)
         self.cell = RTransformerLocalRNN(config)
+        self.update_inputs = partial(
+            update_inputs, layer_idx=layer_idx, state_idx=state_idx, window_size=config.local_window_size
+        )
 
     def forward(
         self,
@@ -156,73 +161,32 @@ class RTransformerLocalRNNLayer(nn.Module):
             hidden_states = hidden_states * token_mask[..., None].to(hidden_states.dtype)
         if self.cell.window_size == 1:
             return self.cell(hidden_states, sequence_positions=sequence_positions)
-        if padding_order is not None:
-            return self.forward_reordered(hidden_states, padding_order, cache)
-        if cache is None:
-            return self.cell(hidden_states, sequence_positions=sequence_positions)
-        if hidden_states.shape[1] == 1 and not torch.is_grad_enabled() and not is_tracing(hidden_states):
+
+        is_single = hidden_states.shape[1] == 1 and padding_order is None
+        if is_single and cache is not None and not torch.is_grad_enabled() and not is_tracing(hidden_states):
             return self.decode(hidden_states, cache)
-        past, hidden_states = self.update_cache(hidden_states, cache)
-        return self.cell(hidden_states, past, sequence_positions)
-
-    def forward_reordered(
-        self, hidden_states: torch.Tensor, padding_order: PaddingOrder, cache: Cache | None
-    ) -> torch.Tensor:
-        """Moves each row's padding to the front, ahead of the kept inputs, and the outputs back to their positions."""
-        past = None
-        if cache is None:
-            hidden_states = take(hidden_states.transpose(1, 2), padding_order.sources).transpose(1, 2)
-        else:
-            past, hidden_states = self.update_cache(hidden_states, cache, padding_order)
-        outputs = self.cell(hidden_states, past)
-        return take(outputs.transpose(1, 2), padding_order.places).transpose(1, 2)
-
-    def update_cache(
-        self, hidden_states: torch.Tensor, cache: Cache, padding_order: PaddingOrder | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Stores the inputs in the cache. Returns the last `window - 1 + time` inputs as (batch, window - 1, hidden),
-        with zeros where there were none, and (batch, time, hidden), which are the new ones unless padding was moved.
-        """
-        window_size, length = self.cell.window_size, hidden_states.shape[1]
-        if length > 1 or padding_order is not None:
-            cache.layers[self.layer_idx].__dict__.pop("partial_window_states", None)
-        states = cache.update_conv_state(
-            hidden_states.transpose(1, 2),
-            self.layer_idx,
-            state_idx=self.state_idx,
-            conv_kernel_size=window_size,
-            padding_order=padding_order,
-        )
-        # The cache returns what it kept and the new inputs. Of the former, window - 1 count: pad or crop in front.
-        states = F.pad(states, (window_size - 1 + length - states.shape[-1], 0)).transpose(1, 2)
-        past, moved = states.split([window_size - 1, length], dim=1)
-        return past, hidden_states if padding_order is None else moved
+        previous_inputs = None
+        if cache is not None:
+            previous_inputs, hidden_states = self.update_inputs(cache, hidden_states, padding_order=padding_order)
+        elif padding_order is not None:
+            hidden_states = padding_order.apply(hidden_states)
+        outputs = self.cell(hidden_states, previous_inputs, sequence_positions)
+        return outputs if padding_order is None else padding_order.undo(outputs)
 
     def decode(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """
-        One position: a single recurrent product advances all windows in flight. They stay with the cache beside the
-        inputs, which remain what counts: where these changed otherwise (a rollback, new beams), windows open anew.
+        One position, (batch, 1, hidden). The states of the unfinished windows are kept on the cache layer, so it costs
+        one recurrent product instead of K. Where the cached inputs have changed otherwise, they are recomputed.
         """
         cache_layer = cache.layers[self.layer_idx]
-        kept = cache_layer.__dict__.setdefault("partial_window_states", {})
-        windows, inputs, version = kept.get(self.state_idx, (None, None, None))
-        is_current = inputs is cache_layer.conv_states[self.state_idx] and version == self.version_of(cache_layer)
-
-        past, _ = self.update_cache(hidden_states, cache)
-        if not is_current:
-            windows = None
-            for position in past.split(1, dim=1):
-                _, windows = self.cell.advance(position, windows)
-        output, windows = self.cell.advance(hidden_states, windows)
-        kept[self.state_idx] = (windows, cache_layer.conv_states[self.state_idx], self.version_of(cache_layer))
+        states = load_partial_window_states(cache_layer, self.state_idx)
+        previous_inputs, _ = self.update_inputs(cache, hidden_states)
+        if states is None:
+            for position in previous_inputs.split(1, dim=1):
+                _, states = self.cell.advance(position, states)
+        output, states = self.cell.advance(hidden_states, states)
+        store_partial_window_states(cache_layer, self.state_idx, states)
         return output
-
-    def version_of(self, cache_layer) -> tuple:
-        """Changes when the inputs that the cache keeps are changed in place, as far as PyTorch tells."""
-        inputs = cache_layer.conv_states[self.state_idx]
-        is_counted = inputs is not None and not inputs.is_inference()
-        return inputs._version if is_counted else None, cache_layer.has_previous_state[self.state_idx]
 
 
 def eager_attention_forward(
@@ -280,8 +244,7 @@ class RTransformerAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        is_sdpa_on_cpu = query.device.type == "cpu" and self.config._attn_implementation == "sdpa"
-        if is_sdpa_on_cpu and query.requires_grad and query.shape[2] <= MAX_FP32_ATTENTION_LENGTH:
+        if self.config._attn_implementation == "sdpa" and is_faster_in_float32(query):
             attention_interface = attend_in_float32(attention_interface)
         attention_output, attention_weights = attention_interface(
             self,
@@ -426,7 +389,6 @@ class RTransformerModel(RTransformerPreTrainedModel):
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
         config.validate_architecture()
-        self.check_tensor_parallelism()
         if config.input_size is None:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         else:
@@ -474,43 +436,40 @@ class RTransformerModel(RTransformerPreTrainedModel):
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
 
-        for name, value in kwargs.items():  # what nothing reads is ignored, which a cache must not be
+        for name, value in kwargs.items():  # an unknown argument is ignored, but a cache must not be
             if isinstance(value, Cache):
-                raise ValueError(f"`{name}` holds a cache; this model accepts one as `cache`.")
-
-        # Packed rows are told by their position ids, but Transformers looks for them only where there is no past.
-        mask_cache = cache
-        if cache is not None:
-            self.check_cache(cache)
-        elif use_cache:
+                raise ValueError(f"`{name}` holds a cache; expected it as `cache`.")
+        given_cache = cache
+        if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         if cache is not None:
-            adopt_cache(cache)
+            adopt_cache(cache, self.config)
 
         sequence_positions = None
-        if position_ids is not None and attention_mask is None and mask_cache is None:
+        if position_ids is not None and attention_mask is None and given_cache is None:
             position_ids = position_ids.expand(inputs_embeds.shape[:2])
             sequence_positions = positions_in_packed_sequences(position_ids)
 
-        if not isinstance(masks := attention_mask, dict):
+        if isinstance(attention_mask, dict):  # made by `generate`
+            masks = attention_mask
+        else:
+            # Transformers detects packed sequences from position_ids only when no cache is passed.
+            causal_mask = create_causal_mask(
+                self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids
+            )
             masks = {
-                "full_attention": create_causal_mask(
-                    self.config, inputs_embeds, attention_mask, mask_cache, position_ids=position_ids
-                ),
+                "full_attention": causal_mask,
                 "linear_attention": create_token_mask(inputs_embeds, attention_mask),
             }
+        token_mask = masks.get("linear_attention")
+        padding_order = PaddingOrder.if_needed(token_mask, cache) if "hybrid" in self.config.layer_types else None
 
         if self.config.position_embedding_type == "sinusoidal":
             positions = position_ids
             if positions is None:
-                positions = positions_of_inputs(inputs_embeds, attention_mask, mask_cache)
+                positions = positions_of_inputs(inputs_embeds, attention_mask, given_cache)
             position_vectors = sinusoidal_positions(positions, self.config.hidden_size).to(inputs_embeds.dtype)
             inputs_embeds = inputs_embeds * math.sqrt(self.config.hidden_size) + position_vectors
-
-        token_mask, padding_order = masks.get("linear_attention"), None
-        has_local_state = "hybrid" in self.config.layer_types
-        if has_local_state and token_mask is not None and needs_padding_order(token_mask, cache):
-            padding_order = PaddingOrder.from_mask(token_mask)
 
         hidden_states = self.embedding_dropout(inputs_embeds)
         for layer in self.layers:
@@ -520,8 +479,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 token_mask=token_mask,
                 padding_order=padding_order,
                 sequence_positions=sequence_positions,
-                position_ids=position_ids,  # flash attention finds packed sequences by them
-                **{CACHE_NAME: cache},  # by this name, gradient checkpointing takes it away
+                position_ids=position_ids,  # for flash attention, which detects packed sequences from them
+                **{CACHE_NAME: cache},  # gradient checkpointing drops the cache only under this name
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE_NAME: cache})
@@ -552,25 +511,6 @@ class RTransformerModel(RTransformerPreTrainedModel):
             )
         return self.input_projection(input_values.to(self.dtype))
 
-    def check_tensor_parallelism(self):
-        """Raises a ValueError for a number of ranks that can't have as many heads each."""
-        tp_size = getattr(getattr(self.config, "distributed_config", None), "tp_size", 1)
-        if self.config.num_attention_heads % tp_size != 0:
-            raise ValueError(
-                f"`tp_size` must divide `config.num_attention_heads`, {self.config.num_attention_heads} here, got "
-                f"{tp_size}."
-            )
-
-    def check_cache(self, cache: Cache):
-        """Raises a ValueError for a cache that has no place for the LocalRNN's inputs."""
-        has_local_state = "hybrid" in self.config.layer_types
-        layers = getattr(cache, "layers", None) or [None]  # an EncoderDecoderCache has none of its own
-        if has_local_state and not all(hasattr(layer, "update_conv_state") for layer in layers):
-            raise ValueError(
-                "`cache` must be made from the model's config, so that it keeps the inputs of the LocalRNN "
-                f"layers: `DynamicCache(config=model.config)`, for example; got {cache}."
-            )
-
     def get_input_embeddings(self) -> nn.Module:
         return self.embed_tokens if self.config.input_size is None else self.input_projection
 
@@ -578,58 +518,11 @@ class RTransformerModel(RTransformerPreTrainedModel):
         setattr(self, "embed_tokens" if self.config.input_size is None else "input_projection", value)
 
 
-def positions_of_inputs(
-    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
-) -> torch.Tensor:
-    """(batch or 1, time) positions in each row, which are counted from its first real input."""
-    length = inputs_embeds.shape[1]
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
-    past_length = 0 if cache is None else cache.get_seq_length()
-    return torch.arange(length, device=inputs_embeds.device)[None] + past_length
-
-
 def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.Tensor:
     """(batch, time) positions -> (batch, time, hidden_size) sines and cosines."""
     channels = torch.arange(0, hidden_size, 2, device=position_ids.device, dtype=torch.float32)
     angles = position_ids[..., None] * torch.exp(channels * (-math.log(10000) / hidden_size))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :hidden_size]
-
-
-def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """(batch, time) position ids -> the index of each position in its sequence; None if each row is one sequence."""
-    sequences = find_packed_sequence_indices(position_ids)
-    if sequences is None:
-        return None
-    indices = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
-    is_start = sequences != F.pad(sequences, (1, 0), value=-1)[:, :-1]
-    return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
-
-
-def create_token_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """
-    (batch, time), 0 at padding, or None where none of the inputs is known to be padded. That of Transformers takes a
-    single step for a generated token, but a prompt may be fed step by step.
-    """
-    if attention_mask is None or attention_mask.ndim != 2:
-        return None
-    token_mask = attention_mask[:, -inputs_embeds.shape[1] :].contiguous()
-    return token_mask if is_tracing(token_mask) or not token_mask.all() else None
-
-
-def needs_padding_order(token_mask: torch.Tensor, cache: Cache | None) -> bool:
-    """
-    Whether padding that is left in place would come between real inputs, or before those still to come. A graph can't
-    depend on values of the mask: while one is traced, the answer is yes.
-    """
-    if is_tracing(token_mask):
-        return True
-    is_real = token_mask != 0
-    if cache is None:  # padding on either side is out of the way
-        num_starts = (is_real[:, 1:] & ~is_real[:, :-1]).sum(dim=1) + is_real[:, 0]
-        return bool((num_starts > 1).any())
-    is_left_padded = (is_real[:, 1:] >= is_real[:, :-1]).all()
-    return cache.has_previous_state(layer_idx=0) or not bool(is_left_padded)
 
 
 class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
@@ -942,85 +835,7 @@ def mean_squared_error(
     return errors.square().sum() / counts.sum().clamp(min=1)
 
 
-class RTransformerMaskedLinear(nn.Module):
-    """
-    A linear layer whose weights are masked. It is no `nn.Linear`: quantisation and adapters look for those, and put
-    something in their place that has no weights to mask.
-    """
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.in_features = in_features  # its initial weights depend on it
-        linear = nn.Linear(in_features, out_features)
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return F.linear(hidden_states, self.weight * mask, self.bias)
-
-
-class RTransformerChordHead(nn.Module):
-    """
-    What the keys below a key tell of it, given the past: a layer whose weights are masked so that each key sees the
-    lower ones alone (MADE, arXiv 1502.03509). Keys of a chord are not independent.
-    """
-
-    def __init__(self, config: RTransformerConfig, num_keys: int):
-        super().__init__()
-        self.units_per_key = config.key_head_size
-        num_units = num_keys * self.units_per_key
-        self.state_proj = nn.Linear(config.hidden_size, num_units)
-        self.frame_proj = RTransformerMaskedLinear(num_keys, num_units)
-        self.out_proj = RTransformerMaskedLinear(num_units, num_keys)
-        self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(self, hidden_states: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            hidden_states: (batch, time, hidden_size), what is known of the past.
-            frames: (batch, time, keys), the frames to predict; a key's output depends on those below it alone.
-
-        Returns:
-            (batch, time, keys), to be added to the logits of independent keys.
-        """
-        frame_mask, out_mask = self.masks()
-        units = self.state_proj(hidden_states) + self.frame_proj(frames, frame_mask)
-        return self.out_proj(self.dropout(self.activation(units)), out_mask)
-
-    def masks(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(units, keys): a key's units see the keys below it; (keys, units): they serve this key and those above."""
-        num_keys, num_units = self.out_proj.weight.shape
-        keys = torch.arange(num_keys, device=self.out_proj.weight.device)
-        unit_keys = keys.repeat_interleave(self.units_per_key, output_size=num_units)
-        return keys < unit_keys[:, None], unit_keys <= keys[:, None]
-
-
-def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None):
-    """
-    Raises a ValueError for (batch, time, keys) frames that are none: `input_values` from 0 to 1, or `labels` of zeros
-    and ones, and -100 for whole frames. What is masked may hold anything. Nothing is checked where that would make
-    the host wait for an accelerator, or where there are no values yet, as in compiled code.
-    """
-    if frames.device.type != "cpu" or is_tracing(frames):
-        return
-    if name == "labels":
-        accepted = "zeros and ones, or -100 in all keys of a frame"
-        is_unlabeled = (frames == -100).all(dim=-1, keepdim=True)
-        is_accepted = (frames == 0) | (frames == 1) | is_unlabeled
-    else:
-        accepted = "values from 0 to 1"
-        is_accepted = (frames >= 0) & (frames <= 1)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and frames.ndim == 3:
-        is_accepted = is_accepted | (attention_mask[:, -frames.shape[1] :, None].to(frames.device) == 0)
-    try:
-        if is_accepted.all():
-            return
-    except RuntimeError:  # of torch.vmap, where there is no one answer
-        return
-    raise ValueError(f"`{name}` must hold {accepted}, got {frames[~is_accepted][0].item()}.")
-
-
-class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
+class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingMixin):
     """
     The model over piano rolls: frames of keys that sound or not, predicted from the frames before (section 4.2). Given
     the past, the keys of a frame are Bernoulli variables: independent ones, or with `config.key_head_type` set to
@@ -1035,10 +850,10 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
         self.model = RTransformerModel(config)
-        self.num_keys = config.input_size or PIANO_KEYS
+        self.num_keys = config.input_size or 88  # the keys of a piano, A0 to C8
         self.key_head = nn.Linear(config.hidden_size, self.num_keys)
         if config.key_head_type == "autoregressive":
-            self.chord_head = RTransformerChordHead(config, self.num_keys)
+            self.chord_head = RTransformerAutoregressiveKeyHead(config, self.num_keys)
         self.post_init()
 
     @can_return_tuple
@@ -1096,147 +911,19 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        next_frames = None if labels is None else F.pad(labels[:, 1:], (0, 0, 0, 1))
-        logits = self.key_logits(outputs.last_hidden_state[:, kept], next_frames)
+        hidden_states = outputs.last_hidden_state[:, kept]
+        logits = self.key_head(hidden_states)
+        if self.config.key_head_type == "autoregressive":
+            next_frames = torch.zeros_like(logits) if labels is None else F.pad(labels[:, 1:], (0, 0, 0, 1))
+            logits = logits + self.chord_head(hidden_states, next_frames.clamp(min=0).to(logits))
 
         return CausalLMOutputWithPast(
-            loss=None if labels is None else self.next_frame_loss(logits, labels, attention_mask, num_items_in_batch),
+            loss=None if labels is None else next_frame_loss(logits, labels, attention_mask, num_items_in_batch),
             logits=logits,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def key_logits(self, hidden_states: torch.Tensor, next_frames: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, time, keys) logits; autoregressive keys are given those below them in `next_frames`, or silence."""
-        logits = self.key_head(hidden_states)
-        if self.config.key_head_type == "independent":
-            return logits
-        if next_frames is None:
-            next_frames = torch.zeros_like(logits)
-        return logits + self.chord_head(hidden_states, next_frames.clamp(min=0).to(logits))
-
-    @classmethod
-    def next_frame_loss(
-        cls,
-        logits: torch.Tensor,
-        labels: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """
-        Negative log-likelihood of a next frame in nats, averaged over the frames that are real, or over those of the
-        whole batch. Arguments as in `forward`.
-        """
-        if attention_mask is not None:
-            labels = labels.masked_fill(attention_mask[:, -labels.shape[1] :, None].to(labels.device) == 0, -100)
-        if num_items_in_batch is None:
-            num_frames = (labels[:, 1:] != -100).all(dim=-1).sum().to(logits.device).clamp(min=1)
-        else:
-            num_items = torch.as_tensor(num_items_in_batch, device=logits.device).clamp(min=1)
-            num_frames = num_items / labels.shape[-1]
-        return cls.next_frame_nats(logits, labels).sum() / num_frames
-
-    @staticmethod
-    def next_frame_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(batch, time - 1) negative log-likelihood of each next frame, summed over its keys; 0 where it is -100."""
-        logits, labels = logits[:, :-1].float(), labels[:, 1:].to(logits.device)
-        is_real = (labels != -100).all(dim=-1)
-        targets = torch.where(is_real[..., None], labels, 0).to(logits.dtype)
-        nats = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=-1)
-        return nats * is_real
-
-    @torch.no_grad()
-    def sample(
-        self,
-        input_values: torch.Tensor,
-        max_new_frames: int,
-        attention_mask: torch.Tensor | None = None,
-        temperature: float = 1.0,
-        generator: torch.Generator | None = None,
-        streamer: BaseStreamer | None = None,
-    ) -> torch.Tensor:
-        """
-        Continues tunes frame by frame, with a cache.
-
-        Args:
-            input_values: (batch, time, keys), the frames to continue, at least one. A silent frame starts a new tune.
-            max_new_frames: number of frames to add.
-            attention_mask: (batch, time), 0 at padding, which must be on the left.
-            temperature: divides the logits; below 1 the likelier keys become likelier yet.
-            generator: source of randomness, on the model's device: the same seed gives the same music.
-            streamer: its `put` receives the given frames, then every new frame (batch, keys) as it is made; then comes
-                `end`.
-
-        Returns:
-            (batch, time + max_new_frames, keys): the given frames and the new ones, of zeros and ones.
-
-        Raises:
-            ValueError: an argument is out of its range; the message names it, its value and what is accepted.
-        """
-        if self.config.input_size is None:
-            raise ValueError("`sample` feeds frames back to the model and needs `config.input_size`, which is None.")
-        if input_values.ndim != 3 or input_values.shape[1] < 1:
-            raise ValueError(
-                f"`input_values` must have the shape (batch, time, {self.num_keys}) with at least one frame, got "
-                f"{tuple(input_values.shape)}."
-            )
-        if max_new_frames < 0:
-            raise ValueError(f"`max_new_frames` must be an integer of at least 0, got {max_new_frames}.")
-        if temperature <= 0:
-            raise ValueError(f"`temperature` must be greater than 0, got {temperature}.")
-        if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError("`attention_mask` must have its padding on the left: its last column has zeros here.")
-        check_frames("input_values", input_values, attention_mask)
-
-        frames = input_values.to(self.device, self.dtype)
-        if streamer is not None:
-            streamer.put(frames)
-        pieces = [frames]
-        for frame in islice(self.sample_frames(frames, attention_mask, temperature, generator), max_new_frames):
-            pieces.append(frame)
-            if streamer is not None:
-                streamer.put(frame[:, 0])
-        if streamer is not None:
-            streamer.end()
-        return torch.cat(pieces, dim=1)
-
-    @torch.no_grad()
-    def sample_frames(
-        self,
-        frames: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        temperature: float,
-        generator: torch.Generator | None,
-    ) -> Iterator[torch.Tensor]:
-        """The frames that follow, (batch, 1, keys) each, without end. Arguments as in `sample`, and not checked."""
-        cache = DynamicCache(config=self.config)
-        while True:
-            outputs = self.model(input_values=frames, attention_mask=attention_mask, cache=cache, use_cache=True)
-            frames = self.sample_frame(outputs.last_hidden_state[:, -1:], temperature, generator)
-            yield frames
-            if attention_mask is not None:
-                attention_mask = F.pad(attention_mask, (0, 1), value=1)
-
-    def sample_frame(
-        self, hidden_states: torch.Tensor, temperature: float, generator: torch.Generator | None
-    ) -> torch.Tensor:
-        """(batch, 1, hidden_size), what is known of the past -> (batch, 1, keys), a frame drawn given it."""
-        if self.config.key_head_type == "independent":
-            probabilities = torch.sigmoid(self.key_logits(hidden_states).float() / temperature)
-            return torch.bernoulli(probabilities, generator=generator).to(self.dtype)
-        # A key that sounds adds to the units of those above it, so that each key costs a product of its own alone.
-        head = self.chord_head
-        frame_mask, out_mask = head.masks()
-        frame_weight, out_weight = head.frame_proj.weight * frame_mask, head.out_proj.weight * out_mask
-        units = head.state_proj(hidden_states) + head.frame_proj.bias
-        logits = self.key_head(hidden_states) + head.out_proj.bias
-        frame = torch.empty_like(logits)
-        for key in range(self.num_keys):
-            logit = logits[..., key] + head.activation(units) @ out_weight[key]
-            frame[..., key] = torch.bernoulli(torch.sigmoid(logit.float() / temperature), generator=generator)
-            units = units + frame[..., key, None] * frame_weight[:, key]
-        return frame.to(self.dtype)
 
 
 class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastMixin):
@@ -1400,8 +1087,6 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         """The distributions that `params`, `loc` and `scale` of an output stand for, in the units of the data."""
         return self.distribution_head.distribution(params, loc, scale)
 
-
-PIANO_KEYS = 88  # A0 to C8
 
 AUTO_CLASSES = {
     "AutoConfig": RTransformerConfig,

@@ -74,8 +74,9 @@ from rtransformer_hf import (
     RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
 )
+from rtransformer_hf.cache_rtransformer import CACHE_NAME
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS, num_gates
-from rtransformer_hf.modeling_rtransformer import CACHE_NAME, RTransformerLocalRNN
+from rtransformer_hf.modeling_rtransformer import RTransformerLocalRNN
 from rtransformer_hf.training.files import atomic_write, write_figure
 
 PEERS = ("gpt2", "llama", "mamba")

@@ -36,7 +36,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 import rtransformer_hf
 from rtransformer_hf import RTransformerConfig
-from rtransformer_hf.modeling_rtransformer import CACHE_NAME
+from rtransformer_hf.cache_rtransformer import CACHE_NAME
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import check_architecture
 

@@ -25,6 +25,7 @@ from rtransformer_hf import (
     RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
 )
+from rtransformer_hf.key_head import next_frame_loss
 
 RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -134,7 +135,7 @@ class RTransformer(nn.Module):
 
 LOSSES = {
     RTransformerForCausalLM: lambda logits, labels: ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1]),
-    RTransformerForPolyphonicMusic: partial(RTransformerForPolyphonicMusic.next_frame_loss, attention_mask=None),
+    RTransformerForPolyphonicMusic: next_frame_loss,
     RTransformerForSequenceClassification: F.cross_entropy,
 }
 

@@ -54,16 +54,18 @@ def resources(binary: bytes) -> dict:
     return {"registers": int(registers), "spilled": int(stack) + int(local)}
 
 
-def run_step(cell: str, hidden_size: int, dtype: torch.dtype, is_packed: bool, window_size: int = 3):
+def run_step(cell_type: str, hidden_size: int, dtype: torch.dtype, is_packed: bool, window_size: int = 3):
     """
     Forward and backward of 1,000 positions, as evaluation and as training launch their kernels. On a CPU they get the
     largest blocks that there are, which need most.
     """
     make = partial(torch.ones, dtype=dtype, requires_grad=True)
-    gates = num_gates(cell) * hidden_size
+    gates = num_gates(cell_type) * hidden_size
     operands = (make(1, 1000 + window_size - 1, gates), make(gates, hidden_size), make(gates), make(gates))
     positions = torch.arange(1000)[None] if is_packed else None
-    run = partial(triton_local_rnn, *operands, cell=cell, window_size=window_size, sequence_positions=positions)
+    run = partial(
+        triton_local_rnn, *operands, cell_type=cell_type, window_size=window_size, sequence_positions=positions
+    )
     with torch.no_grad():
         run()
     run().sum().backward()

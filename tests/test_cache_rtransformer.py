@@ -15,7 +15,7 @@ from rtransformer_hf import (
     RTransformerForTokenClassification,
     RTransformerModel,
 )
-from rtransformer_hf.modeling_rtransformer import CACHE_NAME
+from rtransformer_hf.cache_rtransformer import CACHE_NAME
 
 MAX_LENGTH = 40
 every_cell = pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
@@ -211,7 +211,7 @@ def test_exported_model_takes_padding_anywhere(tiny_config):
 
 def test_padding_where_it_was_costs_nothing(tiny_config, monkeypatch):
     """No mask, padding on the left, and padding on the right without a cache: no input is moved."""
-    monkeypatch.setattr("rtransformer_hf.modeling_rtransformer.PaddingOrder.from_mask", None)
+    monkeypatch.setattr("rtransformer_hf.masking_rtransformer.PaddingOrder.from_mask", None)
     model = RTransformerForCausalLM(tiny_config())
     input_ids = torch.randint(1, 23, (2, 5))
     model(input_ids, use_cache=True)

@@ -20,7 +20,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerForTokenClassification,
 )
-from rtransformer_hf.modeling_rtransformer import CACHE_NAME
+from rtransformer_hf.cache_rtransformer import CACHE_NAME
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 2, 7, 1, 8, 2]])

@@ -16,29 +16,29 @@ module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is 
 
 IMPLEMENTATIONS = ["reference", "shared_projection", "blocked"]  # the GPU kernels have tests of their own
 TORCH_RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell_type", CELLS)
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 every_packing_implementation = pytest.mark.parametrize("implementation", ["reference", "shared_projection"])
 
 
-def make_inputs(cell, batch=2, time=5, width=3, hidden=4, dtype=torch.float64, seed=0):
+def make_inputs(cell_type, batch=2, time=5, width=3, hidden=4, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     draw = partial(torch.randn, generator=generator, dtype=dtype)
-    gates = num_gates(cell) * hidden
+    gates = num_gates(cell_type) * hidden
     return [draw(batch, time, width), draw(gates, width), draw(gates, hidden), draw(gates), draw(gates)]
 
 
 @every_cell
 @every_implementation
 @pytest.mark.parametrize("window_size", [1, 2, 5, 9])
-def test_equals_torch_rnn_over_each_window(cell, implementation, window_size):
-    inputs = make_inputs(cell)
+def test_equals_torch_rnn_over_each_window(cell_type, implementation, window_size):
+    inputs = make_inputs(cell_type)
     hidden_states, *weights = inputs
-    rnn = TORCH_RNNS[cell](3, 4, batch_first=True).double()
+    rnn = TORCH_RNNS[cell_type](3, 4, batch_first=True).double()
     for parameter, weight in zip(rnn.parameters(), weights, strict=True):
         parameter.data.copy_(weight)
 
-    output = local_rnn(*inputs, cell=cell, window_size=window_size, implementation=implementation)
+    output = local_rnn(*inputs, cell_type=cell_type, window_size=window_size, implementation=implementation)
 
     padded = torch.cat([torch.zeros(2, window_size - 1, 3, dtype=torch.float64), hidden_states], dim=1)
     for t in range(hidden_states.shape[1]):
@@ -48,35 +48,51 @@ def test_equals_torch_rnn_over_each_window(cell, implementation, window_size):
 
 @every_cell
 @every_implementation
-def test_gradients(cell, implementation):
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, time=4, width=2, hidden=2)]
-    past = torch.randn(2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+def test_gradients(cell_type, implementation):
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell_type, time=4, width=2, hidden=2)]
+    previous_inputs = torch.randn(
+        2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
     positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 3]]) if implementation != "blocked" else None
 
-    def run(*inputs, past, positions):
+    def run(*inputs, previous_inputs, positions):
         return local_rnn(
-            *inputs, cell=cell, window_size=3, past=past, sequence_positions=positions, implementation=implementation
+            *inputs,
+            cell_type=cell_type,
+            window_size=3,
+            previous_inputs=previous_inputs,
+            sequence_positions=positions,
+            implementation=implementation,
         )
 
-    assert torch.autograd.gradcheck(partial(run, past=None, positions=None), inputs)
-    assert torch.autograd.gradcheck(partial(run, past=None, positions=positions), inputs)
-    assert torch.autograd.gradcheck(lambda past, *inputs: run(*inputs, past=past, positions=None), [past, *inputs])
+    assert torch.autograd.gradcheck(partial(run, previous_inputs=None, positions=None), inputs)
+    assert torch.autograd.gradcheck(partial(run, previous_inputs=None, positions=positions), inputs)
+    assert torch.autograd.gradcheck(
+        lambda previous_inputs, *inputs: run(*inputs, previous_inputs=previous_inputs, positions=None),
+        [previous_inputs, *inputs],
+    )
 
 
 @every_cell
 @pytest.mark.parametrize("window_size, time", [(1, 1), (1, 6), (4, 1), (4, 3), (7, 7), (3, 20)])
 @pytest.mark.parametrize("has_past", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_implementations_agree(cell, window_size, time, has_past, dtype, tolerance):
-    hidden_states, *weights = make_inputs(cell, batch=3, time=time, width=8, hidden=8, dtype=dtype)
+def test_implementations_agree(cell_type, window_size, time, has_past, dtype, tolerance):
+    hidden_states, *weights = make_inputs(cell_type, batch=3, time=time, width=8, hidden=8, dtype=dtype)
     if dtype == torch.float32:  # larger weights make an RNN chaotic: each step multiplies the rounding errors
         weights = [weight / 8**0.5 for weight in weights]
     inputs = [tensor.requires_grad_() for tensor in (hidden_states, *weights)]
     generator = torch.Generator().manual_seed(1)
-    past = torch.randn(3, window_size - 1, 8, generator=generator, dtype=dtype) if has_past else None
+    previous_inputs = torch.randn(3, window_size - 1, 8, generator=generator, dtype=dtype) if has_past else None
     results = []
     for implementation in IMPLEMENTATIONS:
-        output = local_rnn(*inputs, cell=cell, window_size=window_size, past=past, implementation=implementation)
+        output = local_rnn(
+            *inputs,
+            cell_type=cell_type,
+            window_size=window_size,
+            previous_inputs=previous_inputs,
+            implementation=implementation,
+        )
         gradients = torch.autograd.grad(output.square().sum(), inputs)
         results.append([output, *gradients])
     for reference, *others in zip(*results, strict=True):
@@ -87,30 +103,30 @@ def test_implementations_agree(cell, window_size, time, has_past, dtype, toleran
 @every_cell
 @every_implementation
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_error_of_16_bits_is_that_of_the_reference(cell, implementation, half):
+def test_error_of_16_bits_is_that_of_the_reference(cell_type, implementation, half):
     """At most twice that, of the output and of every gradient, against float64."""
-    half_inputs = [(0.3 * tensor).to(half) for tensor in make_inputs(cell, time=12, width=16, hidden=16)]
+    half_inputs = [(0.3 * tensor).to(half) for tensor in make_inputs(cell_type, time=12, width=16, hidden=16)]
 
     def run(name, dtype):
         inputs = [tensor.to(dtype).requires_grad_() for tensor in half_inputs]
-        output = local_rnn(*inputs, cell=cell, window_size=5, implementation=name)
+        output = local_rnn(*inputs, cell_type=cell_type, window_size=5, implementation=name)
         return [output, *torch.autograd.grad(output.double().square().sum(), inputs)]
 
     exact = run("reference", torch.float64)
-    reference, other = run("reference", half), run(implementation, half)
-    for expected, plain, actual in zip(exact, reference, other, strict=True):
-        assert (actual - expected).abs().max() <= 2 * (plain - expected).abs().max()
+    references, others = run("reference", half), run(implementation, half)
+    for expected, reference, actual in zip(exact, references, others, strict=True):
+        assert (actual - expected).abs().max() <= 2 * (reference - expected).abs().max()
 
 
 @every_cell
 @pytest.mark.parametrize("block_bytes", [1, 192, 800, 10**7])
-def test_blocks_change_nothing(cell, block_bytes, monkeypatch):
+def test_blocks_change_nothing(cell_type, block_bytes, monkeypatch):
     monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_BYTES", block_bytes)
     monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, batch=5, time=13)]
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell_type, batch=5, time=13)]
     results = []
     for implementation in ("reference", "blocked"):
-        output = local_rnn(*inputs, cell=cell, window_size=4, implementation=implementation)
+        output = local_rnn(*inputs, cell_type=cell_type, window_size=4, implementation=implementation)
         results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
     for reference, other in zip(*results, strict=True):
         torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
@@ -125,12 +141,12 @@ def test_blocks_cover_every_position_once(batch, time, hidden):
 
 
 @every_cell
-def test_autocast(cell):
-    inputs = [0.3 * tensor for tensor in make_inputs(cell, dtype=torch.float32, width=16, hidden=16)]
+def test_autocast(cell_type):
+    inputs = [0.3 * tensor for tensor in make_inputs(cell_type, dtype=torch.float32, width=16, hidden=16)]
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    exact = local_rnn(*(tensor.double() for tensor in inputs), cell=cell, window_size=4)
+    exact = local_rnn(*(tensor.double() for tensor in inputs), cell_type=cell_type, window_size=4)
     with torch.autocast("cpu", torch.bfloat16):
-        output = local_rnn(*inputs, cell=cell, window_size=4)
+        output = local_rnn(*inputs, cell_type=cell_type, window_size=4)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.double(), exact, atol=2e-2, rtol=0)
     gradients = torch.autograd.grad(output.float().square().sum(), inputs)
@@ -142,19 +158,19 @@ def test_autocast(cell):
 
 @every_cell
 @every_implementation
-def test_past_continues_a_sequence(cell, implementation):
-    hidden_states, *weights = make_inputs(cell, time=9)
-    run = partial(local_rnn, cell=cell, window_size=4, implementation=implementation)
+def test_past_continues_a_sequence(cell_type, implementation):
+    hidden_states, *weights = make_inputs(cell_type, time=9)
+    run = partial(local_rnn, cell_type=cell_type, window_size=4, implementation=implementation)
     whole = run(hidden_states, *weights)
-    continued = run(hidden_states[:, 5:], *weights, past=hidden_states[:, 2:5])
+    continued = run(hidden_states[:, 5:], *weights, previous_inputs=hidden_states[:, 2:5])
     torch.testing.assert_close(continued, whole[:, 5:], atol=1e-12, rtol=0)
 
 
 @every_cell
 @every_packing_implementation
-def test_packed_sequences_do_not_meet(cell, implementation):
-    hidden_states, *weights = make_inputs(cell, batch=1, time=9)
-    run = partial(local_rnn, cell=cell, window_size=4, implementation=implementation)
+def test_packed_sequences_do_not_meet(cell_type, implementation):
+    hidden_states, *weights = make_inputs(cell_type, batch=1, time=9)
+    run = partial(local_rnn, cell_type=cell_type, window_size=4, implementation=implementation)
     lengths = (2, 6, 1)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
     packed = run(hidden_states, *weights, sequence_positions=positions)
@@ -164,9 +180,9 @@ def test_packed_sequences_do_not_meet(cell, implementation):
 
 @every_cell
 @every_implementation
-def test_without_biases(cell, implementation):
-    hidden_states, input_weight, recurrent_weight, bias, _ = make_inputs(cell)
-    run = partial(local_rnn, hidden_states, input_weight, recurrent_weight, cell=cell, window_size=3)
+def test_without_biases(cell_type, implementation):
+    hidden_states, input_weight, recurrent_weight, bias, _ = make_inputs(cell_type)
+    run = partial(local_rnn, hidden_states, input_weight, recurrent_weight, cell_type=cell_type, window_size=3)
     torch.testing.assert_close(
         run(None, None, implementation=implementation), run(0 * bias, 0 * bias, implementation="reference")
     )
@@ -175,7 +191,7 @@ def test_without_biases(cell, implementation):
 @every_implementation
 def test_non_contiguous_inputs(implementation):
     hidden_states, *weights = make_inputs("gru")
-    run = partial(local_rnn, cell="gru", window_size=3, implementation=implementation)
+    run = partial(local_rnn, cell_type="gru", window_size=3, implementation=implementation)
     strided = hidden_states.transpose(0, 1).contiguous().transpose(0, 1)
     torch.testing.assert_close(run(strided, *weights), run(hidden_states, *weights))
 
@@ -215,9 +231,9 @@ def test_packed_sequences_and_traces_on_a_cpu_take_the_plain_form():
 
 
 @every_cell
-def test_blocks_keep_less_than_the_plain_form(cell):
+def test_blocks_keep_less_than_the_plain_form(cell_type):
     """Of the bytes that autograd saves for the backward pass; and nothing where there will be none."""
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell, time=50, width=16, hidden=16)]
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell_type, time=50, width=16, hidden=16)]
     sizes = {}
     for implementation in ("shared_projection", "blocked"):
         storages = {}
@@ -227,25 +243,28 @@ def test_blocks_keep_less_than_the_plain_form(cell):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = local_rnn(*inputs, cell=cell, window_size=6, implementation=implementation)
+            output = local_rnn(*inputs, cell_type=cell_type, window_size=6, implementation=implementation)
         sizes[implementation] = sum(storages.values())
         del output
-    assert 0 < sizes["blocked"] < (0.6 if cell == "rnn" else 0.5) * sizes["shared_projection"]
+    assert 0 < sizes["blocked"] < (0.6 if cell_type == "rnn" else 0.5) * sizes["shared_projection"]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"cell": "mgu"}, r"`cell` must be one of .*'mgu'"),
+        ({"cell_type": "mgu"}, r"`cell_type` must be one of .*'mgu'"),
         ({"window_size": 0}, r"`window_size` must be .* at least 1, got 0"),
         ({"implementation": "cuda"}, r"`implementation` must be one of .*'cuda'"),
         (
             {"implementation": "blocked", "sequence_positions": torch.zeros(2, 5, dtype=torch.long)},
             "`sequence_positions` must be None for `implementation='blocked'`",
         ),
-        ({"past": torch.zeros(2, 1, 3)}, r"`past` must have the shape \(2, 2, 3\), got \(2, 1, 3\)"),
+        (
+            {"previous_inputs": torch.zeros(2, 1, 3)},
+            r"`previous_inputs` must have the shape \(2, 2, 3\), got \(2, 1, 3\)",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        local_rnn(*make_inputs("gru"), **{"cell": "gru", "window_size": 3, **arguments})
+        local_rnn(*make_inputs("gru"), **{"cell_type": "gru", "window_size": 3, **arguments})

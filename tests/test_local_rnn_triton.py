@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU kernels against the reference form: output and every gradient. Without a GPU, in Triton's interpreter."""
+"""The GPU kernels against the reference: output and every gradient. Without a GPU, in Triton's interpreter."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rtransformer_hf import local_rnn as local_rnn_module
-from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_past, reference_local_rnn
+from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_previous_inputs, reference_local_rnn
 
 kernels = pytest.importorskip("rtransformer_hf.local_rnn_triton")
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
     DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
     reason="no GPU, and TRITON_INTERPRET was not set to 1 before Triton was imported",
 )
-every_cell = pytest.mark.parametrize("cell", CELLS)
+every_cell = pytest.mark.parametrize("cell_type", CELLS)
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def bfloat16_products_of_the_interpreter(monkeypatch):
     )
 
 
-def make_inputs(cell, batch=2, time=5, hidden=5, has_bias=True):
+def make_inputs(cell_type, batch=2, time=5, hidden=5, has_bias=True):
     """Inputs, both weights and both biases, float64. The generator of the process was seeded by conftest."""
-    gates = num_gates(cell) * hidden
+    gates = num_gates(cell_type) * hidden
     weights = [torch.randn(gates, hidden) / hidden**0.5 for _ in range(2)]
     biases = [torch.randn(gates) / 2 if has_bias else None for _ in range(2)]
     tensors = [torch.randn(batch, time, hidden), *weights, *biases]
@@ -64,22 +64,32 @@ def run_reference(hidden_states, input_weight, recurrent_weight, input_bias, rec
 
 
 def run_triton(
-    hidden_states, input_weight, recurrent_weight, input_bias, recurrent_bias, *, window_size, past=None, **arguments
+    hidden_states,
+    input_weight,
+    recurrent_weight,
+    input_bias,
+    recurrent_bias,
+    *,
+    window_size,
+    previous_inputs=None,
+    **arguments,
 ):
-    projected = F.linear(prepend_past(hidden_states, past, window_size), input_weight, input_bias)
+    projected = F.linear(
+        prepend_previous_inputs(hidden_states, previous_inputs, window_size), input_weight, input_bias
+    )
     return kernels.triton_local_rnn(
-        projected, recurrent_weight, recurrent_bias, input_bias, window_size=window_size, **arguments
+        projected, recurrent_weight, input_bias, recurrent_bias, window_size=window_size, **arguments
     )
 
 
 def output_and_gradients(run, inputs, dtype, **arguments):
-    """The output and the gradients of all inputs, `past` among them, for one fixed gradient of the output."""
+    """The output, and for a fixed gradient of it those of all inputs, `previous_inputs` among them."""
     inputs = [None if tensor is None else tensor.to(dtype).requires_grad_() for tensor in inputs]
-    if arguments.get("past") is not None:
-        arguments["past"] = arguments["past"].to(dtype).requires_grad_()
+    if arguments.get("previous_inputs") is not None:
+        arguments["previous_inputs"] = arguments["previous_inputs"].to(dtype).requires_grad_()
     output = run(*inputs, **arguments)
     grad_output = torch.linspace(-1, 1, output.numel(), dtype=dtype, device=DEVICE).view_as(output)
-    leaves = [tensor for tensor in (*inputs, arguments.get("past")) if tensor is not None]
+    leaves = [tensor for tensor in (*inputs, arguments.get("previous_inputs")) if tensor is not None]
     return [output, *torch.autograd.grad(output, leaves, grad_output)]
 
 
@@ -90,10 +100,10 @@ def check(inputs, dtype, on_chip, **arguments):
         for result, expected in zip(results, exact, strict=True):
             torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
         return
-    reference = output_and_gradients(run_reference, inputs, dtype, **arguments)
-    for result, plain, expected in zip(results, reference, exact, strict=True):
+    references = output_and_gradients(run_reference, inputs, dtype, **arguments)
+    for result, reference, expected in zip(results, references, exact, strict=True):
         assert result.dtype == dtype
-        error, reference_error = (result.double() - expected).norm(), (plain.double() - expected).norm()
+        error, reference_error = (result.double() - expected).norm(), (reference.double() - expected).norm()
         assert error <= 2 * reference_error
 
 
@@ -111,45 +121,51 @@ def check(inputs, dtype, on_chip, **arguments):
         (160, 2, 1, 6, False),
     ],
 )
-def test_equals_reference(cell, dtype, hidden, window_size, batch, time, on_chip):
+def test_equals_the_reference(cell_type, dtype, hidden, window_size, batch, time, on_chip):
     if on_chip and not kernels.fits_on_chip(hidden, dtype):
         pytest.skip("too wide for the window kernels")
     if DEVICE == "cpu" and hidden > 100 and dtype == torch.float16:
         pytest.skip("slow in the interpreter; narrower layers are tested")
-    check(make_inputs(cell, batch, time, hidden), dtype, on_chip, cell=cell, window_size=window_size)
+    check(make_inputs(cell_type, batch, time, hidden), dtype, on_chip, cell_type=cell_type, window_size=window_size)
 
 
 @every_cell
-def test_a_width_of_many_blocks(cell):
-    if DEVICE == "cpu" and cell != "gru":
+def test_a_width_of_many_blocks(cell_type):
+    if DEVICE == "cpu" and cell_type != "gru":
         pytest.skip("slow in the interpreter")
-    check(make_inputs(cell, batch=1, time=2, hidden=500), torch.float32, on_chip=False, cell=cell, window_size=2)
+    check(
+        make_inputs(cell_type, batch=1, time=2, hidden=500),
+        torch.float32,
+        on_chip=False,
+        cell_type=cell_type,
+        window_size=2,
+    )
 
 
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
 @pytest.mark.parametrize("window_size, time", [(1, 1), (1, 3), (2, 1), (5, 2)])
-def test_short_windows_and_sequences(cell, on_chip, window_size, time):
-    check(make_inputs(cell, time=time), torch.float32, on_chip, cell=cell, window_size=window_size)
+def test_short_windows_and_sequences(cell_type, on_chip, window_size, time):
+    check(make_inputs(cell_type, time=time), torch.float32, on_chip, cell_type=cell_type, window_size=window_size)
 
 
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
-def test_past_and_packed_sequences(cell, on_chip):
-    past = torch.randn(2, 3, 5, dtype=torch.float64, device=DEVICE)
+def test_past_and_packed_sequences(cell_type, on_chip):
+    previous_inputs = torch.randn(2, 3, 5, dtype=torch.float64, device=DEVICE)
     positions = torch.tensor([[0, 1, 0, 1, 2, 3, 4, 0, 0], [5, 6, 7, 0, 1, 2, 3, 4, 5]], device=DEVICE)
-    inputs = make_inputs(cell, time=9)
-    run = partial(check, inputs, torch.float32, on_chip, cell=cell, window_size=4)
-    run(past=past)
-    run(past=past, sequence_positions=positions)
+    inputs = make_inputs(cell_type, time=9)
+    run = partial(check, inputs, torch.float32, on_chip, cell_type=cell_type, window_size=4)
+    run(previous_inputs=previous_inputs)
+    run(previous_inputs=previous_inputs, sequence_positions=positions)
 
 
 @pytest.mark.parametrize("on_chip", [True, False])
 def test_without_biases(on_chip):
     inputs = make_inputs("gru", has_bias=False)
     positions = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 0, 1]], device=DEVICE)
-    check(inputs, torch.float32, on_chip, cell="gru", window_size=3)
-    check(inputs, torch.float32, on_chip, cell="gru", window_size=3, sequence_positions=positions)
+    check(inputs, torch.float32, on_chip, cell_type="gru", window_size=3)
+    check(inputs, torch.float32, on_chip, cell_type="gru", window_size=3, sequence_positions=positions)
 
 
 @pytest.mark.parametrize("on_chip", [True, False])
@@ -160,16 +176,16 @@ def test_non_contiguous_tensors(on_chip):
         tensor.transpose(0, 1).contiguous().transpose(0, 1)
         for tensor in (hidden_states, input_weight, recurrent_weight)
     ]
-    check([*strided, *biases], torch.float32, on_chip, cell="lstm", window_size=3, sequence_positions=positions)
+    check([*strided, *biases], torch.float32, on_chip, cell_type="lstm", window_size=3, sequence_positions=positions)
 
 
 def test_non_contiguous_projection_and_gradient():
     _, _, recurrent_weight, _, recurrent_bias = (tensor.float() for tensor in make_inputs("gru"))
     projected = torch.randn(15, 7, 2, device=DEVICE).requires_grad_()
-    run = partial(kernels.triton_local_rnn, cell="gru", window_size=3)
+    run = partial(kernels.triton_local_rnn, cell_type="gru", window_size=3)
     results = []
     for inputs in (projected.transpose(0, 2), projected.transpose(0, 2).contiguous()):
-        output = run(inputs, recurrent_weight, recurrent_bias, None)
+        output = run(inputs, recurrent_weight, None, recurrent_bias)
         (gradient,) = torch.autograd.grad(output.transpose(1, 2).sum(), projected)
         results.append((output, gradient))
     for strided, contiguous in zip(*results, strict=True):
@@ -179,37 +195,38 @@ def test_non_contiguous_projection_and_gradient():
 @pytest.mark.parametrize("on_chip", [True, False])
 def test_empty_batch(on_chip):
     inputs = make_inputs("gru", batch=0)
-    check(inputs, torch.float32, on_chip, cell="gru", window_size=3)
+    check(inputs, torch.float32, on_chip, cell_type="gru", window_size=3)
 
 
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
-def test_without_gradients_nothing_is_kept(cell, on_chip):
-    inputs = [tensor.float() for tensor in make_inputs(cell)]
-    run = partial(run_triton, cell=cell, window_size=4, on_chip=on_chip)
+def test_without_gradients_nothing_is_kept(cell_type, on_chip):
+    inputs = [tensor.float() for tensor in make_inputs(cell_type)]
+    run = partial(run_triton, cell_type=cell_type, window_size=4, on_chip=on_chip)
     with_gradients = run(*(tensor.clone().requires_grad_() for tensor in inputs))
     assert torch.equal(run(*inputs), with_gradients)
     projected = torch.zeros(2, 8, inputs[1].shape[0], device=DEVICE)
-    _, *kept = kernels.local_rnn_forward(projected, inputs[2], inputs[4], None, None, cell, 4, False, on_chip)
+    _, *kept = kernels.local_rnn_forward(projected, inputs[2], None, inputs[4], None, cell_type, 4, False, on_chip)
     assert all(tensor.numel() == 0 for tensor in kept)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter runs one program after the other")
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
-def test_same_inputs_give_the_same_bits(cell, on_chip):
-    inputs = make_inputs(cell, time=70)
+def test_same_inputs_give_the_same_bits(cell_type, on_chip):
+    inputs = make_inputs(cell_type, time=70)
     run = partial(output_and_gradients, partial(run_triton, on_chip=on_chip), inputs, torch.bfloat16)
-    first, second = (run(cell=cell, window_size=3) for _ in range(2))
+    first, second = (run(cell_type=cell_type, window_size=3) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("on_chip, packed", [(True, True), (False, False)])
 def test_operators_are_registered_in_full(on_chip, packed):
-    hidden_states, _, recurrent_weight, *biases = (tensor.float() for tensor in make_inputs("lstm", time=3))
+    inputs = (tensor.float() for tensor in make_inputs("lstm", time=3))
+    hidden_states, _, recurrent_weight, input_bias, recurrent_bias = inputs
     projected = torch.randn(2, 5, 20, device=DEVICE)
     positions = torch.tensor([[0, 1, 0], [0, 1, 2]], device=DEVICE) if packed else None
-    operands = [projected, recurrent_weight, biases[1], biases[0] if packed else None]
+    operands = [projected, recurrent_weight, input_bias if packed else None, recurrent_bias]
     operands = [None if tensor is None else tensor.requires_grad_() for tensor in operands]
     torch.library.opcheck(kernels.local_rnn_forward, (*operands, positions, "lstm", 3, True, on_chip))
 
@@ -221,9 +238,9 @@ def test_operators_are_registered_in_full(on_chip, packed):
 
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
-def test_right_kernels_pass_their_check(cell, on_chip, caplog):
+def test_right_kernels_pass_their_check(cell_type, on_chip, caplog):
     for dtype in kernels.SUPPORTED_DTYPES:
-        arguments = (cell, dtype, on_chip, torch.device(DEVICE), reference_local_rnn)
+        arguments = (cell_type, dtype, on_chip, torch.device(DEVICE), reference_local_rnn)
         assert kernels.run_check.__wrapped__(*arguments), caplog.text
 
 
@@ -250,7 +267,7 @@ kernels_of_the_module = kernels.triton_local_rnn
 def test_broken_kernels_are_replaced(broken, problem, compiled, monkeypatch, caplog):
     """Chosen by default, they are checked before their first use: the output is right, and a warning tells why."""
     hidden_states, *weights = (tensor.float() for tensor in make_inputs("gru"))
-    arguments = {"cell": "gru", "window_size": 3}
+    arguments = {"cell_type": "gru", "window_size": 3}
     expected = local_rnn_module.local_rnn(hidden_states, *weights, **arguments, implementation="reference")
     monkeypatch.setattr(kernels, "triton_local_rnn", broken)
     monkeypatch.setattr(local_rnn_module, "triton_local_rnn", broken)
@@ -272,7 +289,7 @@ def test_broken_kernels_are_replaced(broken, problem, compiled, monkeypatch, cap
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiles_to_one_graph(backend):
     inputs = make_inputs("gru")
-    run = partial(run_triton, cell="gru", window_size=3)
+    run = partial(run_triton, cell_type="gru", window_size=3)
     compiled = torch.compile(run, fullgraph=True, backend=backend)
     for expected, result in zip(
         output_and_gradients(run, inputs, torch.float32),
@@ -284,7 +301,7 @@ def test_compiles_to_one_graph(backend):
 
 def test_checkpointing_and_autocast():
     inputs = [tensor.float().requires_grad_() for tensor in make_inputs("gru")]
-    run = partial(run_triton, cell="gru", window_size=3)
+    run = partial(run_triton, cell_type="gru", window_size=3)
     results = []
     for checkpointed in (True, False):
         with torch.autocast(DEVICE, torch.bfloat16):
@@ -305,15 +322,15 @@ def test_checkpointing_and_autocast():
 def test_bad_arguments(hidden, dtype, on_chip, message):
     projected, weight = torch.zeros(1, 4, hidden, dtype=dtype), torch.zeros(hidden, hidden, dtype=dtype)
     with pytest.raises(ValueError, match=message):
-        kernels.triton_local_rnn(projected, weight, None, None, cell="rnn", window_size=3, on_chip=on_chip)
+        kernels.triton_local_rnn(projected, weight, None, None, cell_type="rnn", window_size=3, on_chip=on_chip)
 
 
 @every_cell
-def test_kernels_compile_for_a_gpu(cell, tmp_path):
+def test_kernels_compile_for_a_gpu(cell_type, tmp_path):
     script = Path(__file__).parent / "compiled_kernels.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     output = subprocess.run(
-        [sys.executable, script, cell], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, script, cell_type], env=environment, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     compiled = json.loads(output.splitlines()[-1])
     assert {kernel["name"] for kernel in compiled} == {

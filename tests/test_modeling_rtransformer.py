@@ -177,7 +177,7 @@ def test_generation_strategies_agree(tiny_config):
     assert torch.equal(beams, model.generate(input_ids, **generate, num_beams=3, use_cache=False))
 
 
-def test_windows_in_flight_take_one_product_a_token(tiny_config):
+def test_unfinished_windows_take_one_product_a_token(tiny_config):
     """And without gradients, in inference mode too."""
     model = make_model(RTransformerForCausalLM, tiny_config(num_hidden_layers=1))
     input_ids = make_input(model.config, batch=1, time=12)["input_ids"]
@@ -243,7 +243,7 @@ def test_cache_without_config_is_refused(tiny_config):
 def test_cache_by_another_name_is_refused(tiny_config):
     """Ignored, it would make a model generate from the last token alone."""
     model = make_model(RTransformerForCausalLM, tiny_config())
-    with pytest.raises(ValueError, match="`kv_cache` holds a cache; this model accepts one as `cache`"):
+    with pytest.raises(ValueError, match="`kv_cache` holds a cache; expected it as `cache`"):
         model(torch.ones(1, 3, dtype=torch.long), kv_cache=DynamicCache(config=model.config))
 
 
@@ -669,7 +669,7 @@ def test_music_sampling_of_padded_tunes(tiny_config):
     padded = torch.cat([torch.ones(1, 3, KEYS), frames], dim=1)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     assert torch.equal(model.sample(padded, 5, attention_mask=mask)[:, 3:], model.sample(frames, 5))
-    with pytest.raises(ValueError, match="`attention_mask` must have its padding on the left"):
+    with pytest.raises(ValueError, match="`attention_mask` must be padded on the left"):
         model.sample(padded, 5, attention_mask=mask.flip(1))
 
 
@@ -734,7 +734,7 @@ def every_frame(keys: int) -> torch.Tensor:
     return torch.tensor(list(itertools.product([0.0, 1.0], repeat=keys)))
 
 
-def chord_model(config_maker, keys: int = 4):
+def autoregressive_model(config_maker, keys: int = 4):
     config = config_maker(
         input_size=keys, key_head_type="autoregressive", key_head_size=3, final_layer_norm=True, initializer_range=0.4
     )
@@ -755,7 +755,7 @@ def frame_probabilities(model, past: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_autoregressive_keys_are_a_distribution_of_frames(tiny_config):
     past = torch.bernoulli(torch.full((5, 4), 0.4))
-    probabilities = frame_probabilities(chord_model(tiny_config), past)
+    probabilities = frame_probabilities(autoregressive_model(tiny_config), past)
     assert_equal(probabilities.sum(), torch.tensor(1.0))
     # and not that of independent keys
     keys_alone = probabilities @ every_frame(4)
@@ -765,7 +765,7 @@ def test_autoregressive_keys_are_a_distribution_of_frames(tiny_config):
 
 @torch.no_grad()
 def test_autoregressive_keys_are_sampled_from_their_distribution(tiny_config):
-    model = chord_model(tiny_config)
+    model = autoregressive_model(tiny_config)
     past = torch.bernoulli(torch.full((5, 4), 0.4))
     probabilities = frame_probabilities(model, past)
     sampled = model.sample(past.expand(20_000, -1, -1), 1, generator=torch.Generator().manual_seed(0))[:, -1]
@@ -776,7 +776,7 @@ def test_autoregressive_keys_are_sampled_from_their_distribution(tiny_config):
 
 @torch.no_grad()
 def test_logits_of_a_key_depend_on_the_keys_below_it_alone(tiny_config):
-    model = chord_model(tiny_config)
+    model = autoregressive_model(tiny_config)
     frames = torch.bernoulli(torch.full((1, 6, 4), 0.4))
     logits = model(input_values=frames, labels=frames).logits
     for key in range(4):

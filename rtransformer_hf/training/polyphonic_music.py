@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from .. import RTransformerForPolyphonicMusic
+from ..key_head import next_frame_nats
 from .causal_lm import METRICS
 from .piano_rolls import checked_roll
 from .run import ReportingTrainer
@@ -138,7 +138,7 @@ def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     keeps this of a batch (`preprocess_logits_for_metrics`) in place of its logits.
     """
     is_real = (labels[:, 1:] != -100).all(dim=-1)
-    nats = RTransformerForPolyphonicMusic.next_frame_nats(logits, labels)
+    nats = next_frame_nats(logits, labels)
     return torch.stack([nats.sum(-1), is_real.sum(-1)], dim=-1)
 
 

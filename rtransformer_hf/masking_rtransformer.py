@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which inputs are real, where padding must be moved, and where each input stands in its sequence."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache
+from transformers.masking_utils import find_packed_sequence_indices
+from transformers.utils.import_utils import is_tracing
+
+
+def create_token_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    (batch, time), 1 at real inputs and 0 at padding; None if no input is padded. Transformers' own version takes
+    every single step for a generated token, but a padded prompt may be fed step by step.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    token_mask = attention_mask[:, -inputs_embeds.shape[1] :].contiguous()
+    return token_mask if is_tracing(token_mask) or not token_mask.all() else None
+
+
+class PaddingOrder(NamedTuple):
+    """
+    An order of new inputs (batch, time) that puts each row's padding first and keeps its real inputs in order. With
+    the cached inputs of the row between the two, no LocalRNN window has padding between real inputs.
+    """
+
+    sources: torch.Tensor  # (batch, time), for each place the position of its input
+    places: torch.Tensor  # (batch, time), for each input its place: the inverse of `sources`
+    num_padded: torch.Tensor  # (batch, 1)
+
+    @classmethod
+    def from_mask(cls, token_mask: torch.Tensor) -> "PaddingOrder":
+        """`token_mask` is (batch, time), 0 at padding."""
+        is_padding = token_mask == 0
+        num_padded = is_padding.sum(dim=1, keepdim=True)
+        places = torch.where(is_padding, is_padding.cumsum(dim=1), num_padded + (~is_padding).cumsum(dim=1)) - 1
+        positions = torch.arange(places.shape[1], device=places.device).expand_as(places)
+        return cls(torch.zeros_like(places).scatter(1, places, positions), places, num_padded)
+
+    @classmethod
+    def if_needed(cls, token_mask: torch.Tensor | None, cache: Cache | None) -> "PaddingOrder | None":
+        """
+        The order, or None if padding may stay where it is: where it separates no real inputs, including those in the
+        cache and those still to come. A traced graph cannot depend on the mask's values, so it always gets the order.
+        """
+        if token_mask is None:
+            return None
+        if not is_tracing(token_mask):
+            is_real = token_mask != 0
+            if cache is None:
+                num_starts = (is_real[:, 1:] & ~is_real[:, :-1]).sum(dim=1) + is_real[:, 0]
+                is_needed = (num_starts > 1).any()
+            else:
+                is_left_padded = (is_real[:, 1:] >= is_real[:, :-1]).all()
+                is_needed = cache.has_previous_state(layer_idx=0) or not is_left_padded
+            if not is_needed:
+                return None
+        return cls.from_mask(token_mask)
+
+    def apply(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, time, hidden), reordered."""
+        return take(hidden_states.transpose(1, 2), self.sources).transpose(1, 2)
+
+    def undo(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(batch, time, hidden), back in the original order."""
+        return take(hidden_states.transpose(1, 2), self.places).transpose(1, 2)
+
+    def apply_with_cached(self, states: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, cached + time), cached and new inputs -> padding, cached inputs, real new inputs."""
+        num_cached = states.shape[-1] - self.sources.shape[1]
+        places = torch.arange(states.shape[-1], device=states.device)
+        sources = self.sources + num_cached
+        from_cached = places - self.num_padded
+        real = torch.where(from_cached < num_cached, from_cached, F.pad(sources, (num_cached, 0)))
+        return take(states, torch.where(from_cached < 0, F.pad(sources, (0, num_cached)), real))
+
+
+def take(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, time), (batch, new time) -> (batch, channels, new time): each row's columns by index."""
+    return states.gather(-1, columns[:, None].expand(-1, states.shape[1], -1))
+
+
+def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """(batch, time) position ids -> each input's index in its own sequence; None if every row is one sequence."""
+    sequences = find_packed_sequence_indices(position_ids)
+    if sequences is None:
+        return None
+    indices = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
+    is_start = sequences != F.pad(sequences, (1, 0), value=-1)[:, :-1]
+    return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
+
+
+def positions_of_inputs(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
+) -> torch.Tensor:
+    """(batch or 1, time), each input's position, counted from the first real input of its row."""
+    length = inputs_embeds.shape[1]
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+    cached_length = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(length, device=inputs_embeds.device)[None] + cached_length
