@@ -26,9 +26,12 @@ from rtransformer_hf.training.command_line import CommandParser, run_command
 import torch
 from torch.utils.data import Dataset
 from transformers import (
+    AutoFeatureExtractor,
     AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     EvalPrediction,
     PreTrainedModel,
@@ -42,10 +45,27 @@ from transformers.utils import cached_file, is_torchao_available
 from rtransformer_hf import RTransformerImageProcessor
 from rtransformer_hf.training import causal_lm, polyphonic_music, sequence_classification
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.forecasting import (
+    ForecastingTrainer,
+    ForecastSetting,
+    add_time_features,
+    has_time_features,
+    make_forecast_metrics,
+    make_windows,
+    normalised_series,
+)
 from rtransformer_hf.training.model_arguments import check_architecture, trained_frames_per_beat
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
 from rtransformer_hf.training.run import EVALUATION_FILE
+from rtransformer_hf.training.series_labels import (
+    DataCollatorForInputValues,
+    LabeledSeries,
+    label_statistics,
+    make_label_metrics,
+)
+from rtransformer_hf.training.time_series import TASKS as SERIES_TASKS
+from rtransformer_hf.training.time_series import Series, TimeSeriesArguments, load_series
 
 
 @dataclass
@@ -57,6 +77,7 @@ class Evaluation:
     data_collator: Callable
     compute_metrics: Callable
     preprocess_logits_for_metrics: Callable | None = None
+    trainer_class: type[Trainer] = Trainer
 
 
 class EvaluatedData:
@@ -75,6 +96,11 @@ class TextData(EvaluatedData, causal_lm.DataArguments):
 
 @dataclass
 class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments):
+    pass
+
+
+@dataclass
+class SeriesData(EvaluatedData, TimeSeriesArguments):
     pass
 
 
@@ -176,6 +202,59 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     )
 
 
+def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
+    """Forecasts the last steps of each series, as many as the training has tested on."""
+    data_args = SeriesData(**place(args, override(settings, args)))
+    series = load_series(data_args)
+    setting = ForecastSetting.of(data_args, series)
+    if has_time_features(data_args, series, setting):
+        add_time_features(series, setting)
+    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    model = load_model(args, AutoModelForTimeSeriesPrediction)
+    check_input_size(args, model, series)
+    if setting.num_targets != model.config.num_target_channels:
+        raise UsageError(
+            f"--data {args.data}: {setting.num_targets} channels to forecast (expected "
+            f"{model.config.num_target_channels}, as {args.checkpoint} has)"
+        )
+    windows = make_windows(data_args, normalised_series(series, extractor), setting)
+    windows = windows.get("test", windows["validation"])
+    return Evaluation(
+        model,
+        windows,
+        default_data_collator,
+        make_forecast_metrics(windows),
+        trainer_class=ForecastingTrainer,
+    )
+
+
+def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
+    data_args = SeriesData(**place(args, override(settings, args, "label_column")))
+    series = load_series(data_args)
+    is_whole = data_args.task == "classify"
+    model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
+    check_input_size(args, model, series)
+    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    label2id = None if data_args.regression else model.config.label2id
+    labeled = LabeledSeries(series, extractor, label2id)
+    return Evaluation(
+        model,
+        labeled,
+        DataCollatorForInputValues(extractor),
+        make_label_metrics(labeled, None if label2id is None else len(label2id)),
+        label_statistics,
+    )
+
+
+def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series]):
+    found = series[0].values.shape[1]
+    if found != model.config.input_size:
+        raise UsageError(
+            f"--data {args.data}: {found} channels ({', '.join(series[0].channels)}) (expected "
+            f"{model.config.input_size}, as {args.checkpoint} reads)"
+        )
+
+
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     settings = override(settings, args, "piano_roll_column")
     settings["frames_per_beat"] = trained_frames_per_beat(args.checkpoint)
@@ -201,6 +280,8 @@ TASKS = {
     "LMHeadModel": language_model,
     "ForPolyphonicMusic": music_model,
     "ForSequenceClassification": classifier,
+    "ForTimeSeriesPrediction": forecaster,
+    "ForTokenClassification": series_labeler,
 }
 
 
@@ -214,7 +295,7 @@ def main(argv: list[str] | None = None):
         sys.exit(f"evaluate_checkpoint.py: error: {error}")
     evaluation.model.is_quantized = False  # or else Trainer refuses the model: as it is, it can't be trained
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
+        trainer = evaluation.trainer_class(
             model=evaluation.model,
             args=TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, report_to="none"),
             data_collator=evaluation.data_collator,
@@ -237,6 +318,8 @@ def num_bytes(tensor: torch.Tensor) -> int:
 def load_evaluation(args: argparse.Namespace) -> Evaluation:
     architecture, settings = load_settings(args.checkpoint, *TASKS)
     load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
+    if settings.get("task") in SERIES_TASKS:
+        load = forecaster if settings["task"] == "forecast" else series_labeler
     if args.skip_unreadable and load is not music_model:
         raise UsageError(f"--skip_unreadable goes with music; {args.checkpoint} holds {architecture}.")
     return load(args, settings)

@@ -15,6 +15,7 @@ from .errors import UsageError
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"
+FORECASTS_FILE = "forecasts.png"
 
 # https://huggingface.co/docs/hub/repositories-licenses; no library carries the list.
 HUB_LICENSES = """
@@ -135,6 +136,95 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         limits=CLASSIFIER_LIMITS.format(inputs="Images"),
         loss_unit="nats per image",
     ),
+    "time-series-forecasting": Task(
+        pipeline_tag="time-series-forecasting",
+        description="A model that forecasts time series",
+        unit="steps",
+        usage="""\
+{import_code}import torch
+from transformers import AutoFeatureExtractor, AutoModelForTimeSeriesPrediction
+
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
+model = AutoModelForTimeSeriesPrediction.from_pretrained({checkpoint}{options}).eval()
+known = torch.randn({context_length}, {channels})  # yours: (steps, {covariates} of these channels being covariates)
+inputs = extractor(known, return_tensors="pt")
+forecast = model.forecast(
+    inputs.input_values,
+    horizon={horizon},
+    future_covariates=torch.zeros(1, {horizon}, {covariates}),  # of the steps to come, normalised
+    generator=torch.Generator().manual_seed(0),
+)
+low, median, high = forecast.sequences.quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)  # (1, {horizon}, targets)
+print(tuple(median.shape), bool((low <= high).all()))""",
+        metrics=("mase", "smape", "weighted_quantile_loss", "coverage_80"),
+        metrics_note="MASE is the mean absolute error of the median forecast, divided by that of repeating the last "
+        "season within the training steps; sMAPE is in percent. The weighted quantile loss, over the levels 0.1 to "
+        "0.9, approximates the CRPS, relative to the mean absolute value. Coverage 80 is the share of values between "
+        "the quantiles 0.1 and 0.9, ideally 0.8. All steps that are judged come after all training steps.",
+        limits="It goes on with the patterns of the series that it was trained on. Events that these do not hold, and "
+        "changes of level or season after the training steps, are not foreseen; bands say what such series mostly "
+        "did, not what is possible.",
+        loss_unit="loss per value, after scaling",
+    ),
+    "time-series-classification": Task(
+        pipeline_tag="time-series-forecasting",
+        description="A classifier of time series",
+        unit="steps",
+        usage="""\
+{import_code}import numpy as np
+from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
+
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
+model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options}).eval()
+series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
+inputs = extractor(series, return_tensors="pt")
+print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
+        metrics=("accuracy", "macro_f1"),
+        metrics_note="Accuracy is the share of a split's series whose own label gets the highest score; macro F1 is "
+        "the mean of the classes' F1. The nearest neighbour is the training series at the smallest Euclidean "
+        "distance.",
+        limits=CLASSIFIER_LIMITS.format(inputs="Series"),
+        loss_unit="nats per series",
+    ),
+    "time-series-labelling": Task(
+        pipeline_tag="time-series-forecasting",
+        description="A model that labels each step of a time series",
+        unit="steps",
+        usage="""\
+{import_code}import numpy as np
+from transformers import AutoFeatureExtractor, AutoModelForTokenClassification
+
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
+model = AutoModelForTokenClassification.from_pretrained({checkpoint}{options}).eval()
+series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
+inputs = extractor(series, return_tensors="pt")
+print([model.config.id2label[index] for index in model(**inputs).logits[0].argmax(-1).tolist()])""",
+        metrics=("accuracy", "macro_f1"),
+        metrics_note="Accuracy is the share of a split's steps whose own label gets the highest score, from the steps "
+        "up to it; macro F1 is the mean of the classes' F1.",
+        limits=CLASSIFIER_LIMITS.format(inputs="Series"),
+        loss_unit="nats per step",
+    ),
+    "time-series-regression": Task(
+        pipeline_tag="time-series-forecasting",
+        description="A model that predicts a number from a time series",
+        unit="steps",
+        usage="""\
+{import_code}import numpy as np
+from transformers import AutoFeatureExtractor, AutoModel{model_kind}
+
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
+model = AutoModel{model_kind}.from_pretrained({checkpoint}{options}).eval()
+series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
+inputs = extractor(series, return_tensors="pt")
+print(model(**inputs).logits[0].tolist())""",
+        metrics=("mae", "rmse", "r2"),
+        metrics_note="Mean absolute error, root of the mean squared error, and the share of the variance that is "
+        "explained, over all labels of a split.",
+        limits="It predicts numbers like those of its training data for whatever it reads. Series unlike those are "
+        "outside of what it has been tested on.",
+        loss_unit="squared error",
+    ),
     "polyphonic-music": Task(
         pipeline_tag="time-series-forecasting",
         description="A model of polyphonic music",
@@ -193,10 +283,13 @@ class CardFacts:
         dataset_id: its id on the Hub.
         base_model: name of the model that was trained further.
         base_model_id: its id on the Hub.
-        example: input of the card's code: a text, or mode, width and height of an image.
+        example: input of the card's code: a text; mode, width and height of an image; or of time series the number of
+            channels and, to forecast, of covariates, of steps that are read and of steps ahead.
         results: split, metric and value of each figure.
+        baselines: split, name, metric and value of figures of simple answers, to compare with.
         training_loss_has_dropout: whether dropout was on for the training curve.
         has_curves: whether there is a picture of the learning curves.
+        has_forecasts: whether there is a picture of forecasts.
     """
 
     task: str
@@ -218,6 +311,8 @@ class CardFacts:
     results: list[tuple[str, str, float]] = field(default_factory=list)
     training_loss_has_dropout: bool = False
     has_curves: bool = False
+    has_forecasts: bool = False
+    baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -288,11 +383,15 @@ def sections(facts: CardFacts) -> dict[str, str]:
     task = TASKS[facts.task]
     table = [f"| {split} | {metric.replace('_', ' ')} | {value:.4f} |" for split, metric, value in facts.results]
     results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", task.metrics_note]
+    if facts.baselines:
+        results += ["", *baseline_table(facts)]
     if not table:
         results = ["None so far."]
     if facts.has_curves:
         results += ["", f"![Learning curves]({CURVES_FILE})"]
         results += ["", "The training loss is taken with dropout."] if facts.training_loss_has_dropout else []
+    if facts.has_forecasts:
+        results += ["", f"![Forecasts with their bands]({FORECASTS_FILE})"]
     return {
         "title": f"# {model_name(facts)}\n",
         "description": f"{description(facts)}\n",
@@ -302,6 +401,21 @@ def sections(facts: CardFacts) -> dict[str, str]:
         "Limits and biases": f"## Limits and biases\n\n{task.limits}\n",
         "Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n",
     }
+
+
+def baseline_table(facts: CardFacts) -> list[str]:
+    """Lines that put simple answers, by the same metrics on the same rows, beside the model."""
+    metrics = list(dict.fromkeys(metric for _, _, metric, _ in facts.baselines))
+    figures = {(split, name, metric): value for split, name, metric, value in facts.baselines}
+    figures |= {(split, "this model", metric): value for split, metric, value in facts.results}
+    rows = dict.fromkeys((split, name) for split, name, _ in figures)
+    lines = [f"| split | answer | {' | '.join(metric.replace('_', ' ') for metric in metrics)} |"]
+    lines += [f"| --- | --- |{' --- |' * len(metrics)}"]
+    for split, name in sorted(rows, key=lambda row: (row[0] != "validation", row[1] != "this model")):
+        values = (figures.get((split, name, metric)) for metric in metrics)
+        cells = ("" if value is None else f"{value:.4f}" for value in values)
+        lines.append(f"| {split} | {name} | {' | '.join(cells)} |")
+    return lines
 
 
 CITATION = """\
@@ -353,7 +467,12 @@ def needs(facts: CardFacts) -> str:
 
 def usage(facts: CardFacts) -> str:
     """Lines that print an output of the model, wherever its code comes from."""
-    if isinstance(facts.example, list):
+    sizes = {}
+    if facts.task.startswith("time-series"):
+        sizes = dict(zip(("channels", "covariates", "context_length", "horizon"), facts.example, strict=False))
+        sizes["model_kind"] = facts.architecture.removeprefix("RTransformer")
+        example = None
+    elif isinstance(facts.example, list):
         mode, width, height = facts.example
         example = f"{quoted(mode)}, ({width}, {height})"
     else:
@@ -365,6 +484,7 @@ def usage(facts: CardFacts) -> str:
         options=options,
         checkpoint=quoted(facts.checkpoint),
         example=example,
+        **sizes,
     )
 
 

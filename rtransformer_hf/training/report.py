@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
@@ -41,6 +41,7 @@ class TaskReport:
         dataset_id: the Hub id, if it is one.
         base_model: --model_name_or_path.
         example: input of the card's code, as of `CardFacts`.
+        baselines: figures of simple answers, as of `CardFacts`.
     """
 
     task: str
@@ -50,6 +51,7 @@ class TaskReport:
     dataset_id: str | None
     base_model: str | None = None
     example: str | list[str | int] | None = None
+    baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
 
     @property
     def loss_unit(self) -> str:
@@ -65,11 +67,13 @@ class Outcome:
         metrics: Trainer's, by split.
         training: those of the training; None where the model was there already.
         has_curves: whether the learning curves were drawn.
+        has_forecasts: whether forecasts were.
     """
 
     metrics: dict[str, dict[str, float]]
     training: dict[str, float] | None = None
     has_curves: bool = False
+    has_forecasts: bool = False
 
 
 def plot_learning_curves(trainer: Trainer, loss_unit: str) -> bool:
@@ -128,6 +132,8 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
         training=training_facts(trainer, report, outcome),
         training_loss_has_dropout=any(value for name, value in config.to_dict().items() if name.endswith("_dropout")),
         has_curves=outcome.has_curves,
+        has_forecasts=outcome.has_forecasts,
+        baselines=report.baselines if outcome.metrics else [],
     )
 
 

@@ -80,10 +80,11 @@ class ReportingTrainer(Trainer):
         return super().create_optimizer(model)
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        if "input_values" not in inputs:
+        vectors = [inputs[name] for name in ("input_values", "past_values", "future_values") if name in inputs]
+        if not vectors:
             return super().floating_point_ops(inputs)
         # Trainer would count every number of a vector, where the model works once a position.
-        num_positions = inputs["input_values"].shape[:2].numel()
+        num_positions = sum(values.shape[:2].numel() for values in vectors)
         return 6 * num_positions * self.model.num_parameters(exclude_embeddings=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):

@@ -1,0 +1,632 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time series from files: tables in long or wide layout, lists in cells, or arrays, checked cell by cell."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from .data_files import DataFileArguments, load_data_set, load_files, suffix
+from .errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+TASKS = ("forecast", "classify", "label_each_step")
+LAYOUTS = ("long", "wide")
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in any case
+SEASONS = {"second": 3600, "business day": 5, "day": 7, "week": 52}
+NANOSECONDS = {"second": 10**9, "hour": 3600 * 10**9, "day": 24 * 3600 * 10**9, "week": 7 * 24 * 3600 * 10**9}
+
+
+@dataclass
+class TimeSeriesArguments(DataFileArguments):
+    file_kinds = "CSV, TSV, JSON, Parquet or NPZ"
+
+    task: str = field(
+        default="forecast",
+        metadata={"help": "forecast what comes next, classify whole series, or label_each_step of them."},
+    )
+    layout: str = field(
+        default="long",
+        metadata={
+            "help": "long: a row a step, and --id_column tells the series apart. wide: to forecast, a column a "
+            "series; "
+            "to classify, a row a series and a column a step. A list in a cell, and an array of a .npz file, is a "
+            "whole series in either."
+        },
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column that names the series of a row. Unset: each file is one series."}
+    )
+    time_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the time stamps, dates or numbers, by which rows are sorted. Unset: rows are evenly "
+            "spaced, in the order of the file."
+        },
+    )
+    target_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of the values to forecast, or to classify by; each is a channel. Unset: all that no "
+            "other "
+            "flag names. An empty cell is a missing value."
+        },
+    )
+    covariate_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns of values that are known ahead of time, to forecast with. Static ones repeat."},
+    )
+    label_column: str = field(
+        default="label", metadata={"help": "Column of the labels, to classify series or to label each step."}
+    )
+    regression: bool = field(
+        default=False, metadata={"help": "Labels are numbers to predict, in place of classes. Not to forecast."}
+    )
+    horizon: int | None = field(default=None, metadata={"help": "Steps to forecast. Unset: one season, at least 8."})
+    context_length: int | None = field(
+        default=None, metadata={"help": "Steps that a forecast reads. Unset: three horizons, at least two seasons."}
+    )
+    season_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps of a season, for MASE, the seasonal naive baseline and --time_features. Unset: by "
+            "the spacing of --time_column: 12 for months, 7 for days, 24 for hours; else 1."
+        },
+    )
+    time_features: bool = field(
+        default=True,
+        metadata={
+            "help": "Forecast with the place of each step in its season, as two covariates. With --time_column."
+        },
+    )
+    validation_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps at the end of each series, ahead of the test steps, to validate on. Unset: --horizon."
+        },
+    )
+    test_length: int | None = field(
+        default=None, metadata={"help": "Steps at the very end of each series to test on; 0: none. Unset: --horizon."}
+    )
+    window_stride: int = field(
+        default=1, metadata={"help": "Steps from the start of one training window to the next one's."}
+    )
+    padding_side: str = field(
+        default="right", metadata={"help": "Side on which series to classify are padded: right or left."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, accepted in (("task", TASKS), ("layout", LAYOUTS), ("padding_side", ("right", "left"))):
+            if getattr(self, name) not in accepted:
+                raise UsageError(f"--{name}: {getattr(self, name)!r} (expected {', '.join(accepted)})")
+        for name, minimum in (
+            *(("horizon", 1), ("context_length", 1), ("season_length", 1), ("window_stride", 1)),
+            *(("validation_length", 1), ("test_length", 0)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UsageError(f"--{name}: {value} (expected at least {minimum})")
+        if self.task == "forecast":
+            for name in ("validation_file", "test_file", "validation_split", "test_split"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name}: forecasts are validated and tested on later steps of the training series "
+                        "(expected "
+                        "--validation_length and --test_length)"
+                    )
+            if self.regression:
+                raise UsageError("--regression goes with --task classify and label_each_step (got forecast)")
+        elif self.covariate_columns is not None:
+            raise UsageError(f"--covariate_columns go with --task forecast (got {self.task}); name them as targets")
+        if self.task == "label_each_step" and self.layout == "wide":
+            raise UsageError("--layout wide has no place for a label at each step (expected long)")
+        if self.layout == "wide" and self.task == "classify" and self.time_column is not None:
+            raise UsageError("--time_column: a row of --layout wide is a whole series to classify (expected none)")
+        if self.layout == "wide" and self.task == "forecast" and self.id_column is not None:
+            raise UsageError("--id_column: a column of --layout wide is a series to forecast (expected none)")
+        if self.is_npz:
+            for name in ("id_column", "time_column", "target_columns", "covariate_columns"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name}: a .npz file has arrays in place of columns (expected none; values, labels and "
+                        "lengths are read)"
+                    )
+
+    @property
+    def is_npz(self) -> bool:
+        return any(suffix(file) == ".npz" for file in self.train_file or [])
+
+    @property
+    def evaluation_data(self) -> list[str] | None:
+        """As of `DataFileArguments`; forecasts are tested on the last steps of the training series."""
+        if self.task != "forecast":
+            return super().evaluation_data
+        if self.train_file:
+            return ["--data", self.train_file[0]] if len(self.train_file) == 1 else None
+        return None if self.dataset_config_name else ["--data", self.dataset_name, "--split", self.train_split]
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.task != "forecast"
+
+    def named_columns(self) -> dict[str, str]:
+        """Flags with the columns that they name, but for those of the targets and covariates."""
+        flags = {"--id_column": self.id_column, "--time_column": self.time_column}
+        flags |= {"--label_column": self.label_column} if self.needs_labels else {}
+        return {flag: column for flag, column in flags.items() if column is not None}
+
+
+@dataclass
+class Series:
+    """
+    Args:
+        name: of the series, in messages and pictures.
+        values: (time, channels) float64: targets, then covariates; NaN is a missing value.
+        where: the file or split, for messages.
+        rows: (time,) the rows that the steps come from; of a whole series in one row, that row.
+        channels: names of the columns, for messages.
+        labels: a name or number for the whole series, or one for each step.
+        steps: (time,) numbers of the steps in time, the same for all series; None without time stamps.
+        spacing: how far apart the steps are.
+    """
+
+    name: str
+    values: np.ndarray
+    where: str
+    rows: np.ndarray
+    channels: list[str]
+    labels: str | float | list[str] | list[float] | None = None
+    steps: np.ndarray | None = None
+    spacing: "Spacing | None" = None
+
+
+# From files to series
+
+
+def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series] | None:
+    """
+    The series of a split, None where the arguments ask for none.
+
+    Raises:
+        UsageError: files, columns or cells can't be used; the message names file, row and column.
+    """
+    files = getattr(args, f"{split}_file")
+    if files and any(suffix(file) == ".npz" for file in files):
+        if not all(suffix(file) == ".npz" for file in files):
+            raise UsageError(f"{args.source(split)} mixes .npz with other files; one format is accepted.")
+        series = [part for file in files for part in read_npz(args, args.source(split, [file]), file)]
+    else:
+        parts = load_files(args, split) if files else load_data_set(args, split)
+        if parts is None:
+            return None
+        series = [part for where, rows in parts for part in read_rows(args, where, rows)]
+    check_channels(series)
+    return series
+
+
+def read_rows(args: TimeSeriesArguments, where: str, rows: datasets.Dataset) -> list[Series]:
+    """The series of one file or split."""
+    columns = args.named_columns()
+    covariates = args.covariate_columns or []
+    given = [*columns.items(), *(("--target_columns", name) for name in args.target_columns or [])]
+    for flag, column in [*given, *(("--covariate_columns", name) for name in covariates)]:
+        if column not in rows.column_names:
+            raise UsageError(
+                f"{flag}: {where} has no column {column!r} (expected one of {', '.join(map(repr, rows.column_names))})"
+            )
+    taken = {*columns.values(), *covariates}
+    targets = args.target_columns or [name for name in rows.column_names if name not in taken]
+    for name in targets:
+        if name in taken:
+            raise UsageError(f"--target_columns: {name!r} is named by another flag as well (expected one of the two)")
+    if not targets:
+        raise UsageError(f"--target_columns: {where} has no column left for values (expected at least one)")
+    if len(rows) == 0:
+        raise UsageError(f"{where} holds no rows (expected at least one)")
+    table = rows.select_columns([*columns.values(), *targets, *covariates]).with_format("arrow")[:]
+    is_list = [type(rows.features[name]).__name__ in ("List", "LargeList", "Sequence") for name in targets]
+    if all(is_list):
+        return read_lists(args, where, table.to_pandas(), targets)
+    if any(is_list):
+        name = targets[is_list.index(True)]
+        raise UsageError(f"--target_columns: {name!r} of {where} holds lists, others hold numbers (expected one kind)")
+    frame = table.to_pandas()
+    if args.needs_labels and isinstance(feature := rows.features[args.label_column], datasets.ClassLabel):
+        frame[args.label_column] = feature.int2str(frame[args.label_column].tolist())
+    values = np.stack([numbers(frame[name], where, name) for name in [*targets, *covariates]], axis=1)
+    if args.layout == "wide" and args.task == "classify":
+        return read_wide_rows(args, where, frame, values, targets)
+    if args.layout == "wide":
+        return read_wide_columns(args, where, frame, values, targets)
+    return read_long(args, where, frame, values, [*targets, *covariates])
+
+
+def numbers(cells: pd.Series, where: str, column: str) -> np.ndarray:
+    """
+    Cells as float64, NaN where one is empty.
+
+    Raises:
+        UsageError: a cell holds something else.
+    """
+    text = cells.astype(str).str.strip()
+    is_missing = cells.isna().to_numpy() | text.str.lower().isin(MISSING).to_numpy()
+    values = pd.to_numeric(text.where(~is_missing), errors="coerce").to_numpy(dtype=np.float64)
+    is_wrong = ~is_missing & ~np.isfinite(values)
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        raise UsageError(
+            f"{where}: column {column!r} holds {cells.iloc[row]!r} in row {row} (from 0), and no number in "
+            f"{is_wrong.sum()} rows in all (expected numbers, and empty cells for missing values)"
+        )
+    return values
+
+
+def read_long(
+    args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, channels: list[str]
+) -> list[Series]:
+    """A row a step; rows of a series are put in the order of their time stamps."""
+    if args.id_column is None:
+        names, group = [file_name(where)], np.zeros(len(frame), dtype=int)
+    else:
+        ids = frame[args.id_column]
+        check_filled(ids, where, args.id_column)
+        group, names = pd.factorize(ids.astype(str).str.strip())
+    times = None if args.time_column is None else parse_times(frame[args.time_column], where, args.time_column)
+    labels = None if not args.needs_labels else read_labels(args, frame[args.label_column], where)
+    series = []
+    for index, name in enumerate(names):
+        rows = np.flatnonzero(group == index)
+        if times is not None:
+            rows = rows[np.argsort(times[rows], kind="stable")]
+        found = None if labels is None else [labels[row] for row in rows]
+        if args.task == "classify":
+            for row, label in zip(rows, found, strict=True):
+                if label != found[0]:
+                    raise UsageError(
+                        f"{where}: column {args.label_column!r} holds {label!r} in row {row} (from 0) and "
+                        f"{found[0]!r} in row {rows[0]}, both of series {name!r} (expected one label for a series; "
+                        "--task label_each_step takes one for each step)"
+                    )
+            found = found[0]
+        series.append(Series(str(name), values[rows], where, rows, channels, found))
+    if times is not None:
+        spacing = Spacing.of(times[series[0].rows], series[0], args.time_column)
+        for part in series:
+            part.steps, part.spacing = spacing.number(times[part.rows], part, args.time_column), spacing
+    return series
+
+
+def read_wide_columns(
+    args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, targets: list[str]
+) -> list[Series]:
+    """A column a series, to forecast, with the covariates of all."""
+    order, steps, spacing = np.arange(len(frame)), None, None
+    if args.time_column is not None:
+        times = parse_times(frame[args.time_column], where, args.time_column)
+        order = np.argsort(times, kind="stable")
+        whole = Series("", values[order], where, order, targets)
+        spacing = Spacing.of(times[order], whole, args.time_column)
+        steps = spacing.number(times[order], whole, args.time_column)
+    covariates = values[order, len(targets) :]
+    return [
+        Series(
+            name,
+            np.column_stack([values[order, index], covariates]),
+            where,
+            order,
+            [name, *(args.covariate_columns or [])],
+            steps=steps,
+            spacing=spacing,
+        )
+        for index, name in enumerate(targets)
+    ]
+
+
+def read_wide_rows(
+    args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, targets: list[str]
+) -> list[Series]:
+    """A row a series, to classify; missing cells at its end make it shorter."""
+    labels = read_labels(args, frame[args.label_column], where)
+    names = frame.index if args.id_column is None else frame[args.id_column]
+    series = []
+    for row, (name, steps) in enumerate(zip(names, values, strict=True)):
+        is_there = ~np.isnan(steps)
+        if not is_there.any():
+            raise UsageError(
+                f"{where}: row {row} (from 0) has no value in the columns {targets[0]!r} to {targets[-1]!r}"
+            )
+        steps = steps[: np.flatnonzero(is_there)[-1] + 1]
+        series.append(Series(str(name), steps[:, None], where, np.full(len(steps), row), ["value"], labels[row]))
+    return series
+
+
+def read_lists(args: TimeSeriesArguments, where: str, frame: pd.DataFrame, targets: list[str]) -> list[Series]:
+    """A row a series, with a list for each channel."""
+    channels = [*targets, *(args.covariate_columns or [])]
+    if args.time_column is not None:
+        raise UsageError(f"--time_column: a row of {where} is a whole series, evenly spaced (expected none)")
+    labels = None
+    if args.task == "classify":
+        labels = read_labels(args, frame[args.label_column], where)
+    names = frame.index if args.id_column is None else frame[args.id_column]
+    series = []
+    for row, name in enumerate(names):
+        lists = {column: frame[column].iloc[row] for column in channels}
+        lists = {column: np.atleast_1d(() if cells is None else cells) for column, cells in lists.items()}
+        lengths = {column: len(cells) for column, cells in lists.items()}
+        if len(set(lengths.values())) > 1 or min(lengths.values()) == 0:
+            raise UsageError(
+                f"{where}: the lists of row {row} (from 0) have the lengths {lengths} (expected one, not 0)"
+            )
+        try:
+            values = np.stack([cells.astype(np.float64) for cells in lists.values()], axis=1)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: row {row} (from 0) holds something else than numbers: {error}") from error
+        found = None if labels is None else labels[row]
+        if args.task == "label_each_step":
+            found = read_labels(args, pd.Series(list(frame[args.label_column].iloc[row])), f"row {row} of {where}")
+            if len(found) != len(values):
+                raise UsageError(
+                    f"{where}: row {row} (from 0) has {len(found)} labels for {len(values)} steps (expected as many)"
+                )
+        series.append(Series(str(name), values, where, np.full(len(values), row), channels, found))
+    return series
+
+
+def read_npz(args: TimeSeriesArguments, where: str, file: str) -> list[Series]:
+    """
+    Arrays `values` (series, time, channels) or (series, time), `labels` (series,) or (series, time), and optionally
+    `lengths` (series,), for series that end before the array does.
+    """
+    try:
+        with np.load(file) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{where} can't be read (expected a .npz file of plain arrays): {error}") from error
+    wanted = ["values", *(["labels"] if args.needs_labels else [])]
+    for name in wanted:
+        if name not in found:
+            raise UsageError(
+                f"{where} has no array {name!r} (expected {' and '.join(wanted)}; it has {sorted(found)})"
+            )
+    values = found["values"]
+    if values.ndim not in (2, 3) or values.dtype.kind not in "biuf" or 0 in values.shape:
+        raise UsageError(
+            f"{where}: `values` are {values.dtype} of the shape {values.shape} (expected numbers of the shape "
+            "(series, "
+            "time) or (series, time, channels))"
+        )
+    values = values.reshape(*values.shape[:2], -1).astype(np.float64)
+    lengths = found.get("lengths", np.full(len(values), values.shape[1]))
+    if (
+        lengths.shape != (len(values),)
+        or lengths.dtype.kind not in "iu"
+        or not ((lengths >= 1) & (lengths <= values.shape[1])).all()
+    ):
+        raise UsageError(f"{where}: `lengths` must be a number from 1 to {values.shape[1]} for each series")
+    if np.isinf(values).any():
+        index = np.argwhere(np.isinf(values))[0].tolist()
+        raise UsageError(f"{where}: `values` hold an infinite number at {index} (series, step, channel)")
+    labels = [None] * len(values)
+    if args.needs_labels:
+        expected = values.shape[:1] if args.task == "classify" else values.shape[:2]
+        if found["labels"].shape != expected:
+            raise UsageError(f"{where}: `labels` have the shape {found['labels'].shape} (expected {expected})")
+        labels = [
+            read_labels(args, pd.Series(np.atleast_1d(label)[:length]), f"series {index} of {where}")
+            for index, (label, length) in enumerate(zip(found["labels"], lengths, strict=True))
+        ]
+        labels = [label[0] for label in labels] if args.task == "classify" else labels
+    channels = [f"channel {index}" for index in range(values.shape[2])]
+    return [
+        Series(str(index), steps[:length], where, np.full(length, index), channels, label)
+        for index, (steps, length, label) in enumerate(zip(values, lengths, labels, strict=True))
+    ]
+
+
+def read_labels(args: TimeSeriesArguments, cells: pd.Series, where: str) -> list[str] | list[float]:
+    """Names without white space around them, whole numbers by their digits; numbers, for a regression."""
+    if args.regression:
+        values = numbers(cells, where, args.label_column)
+        check_filled(pd.Series(values), where, args.label_column)
+        return values.tolist()
+    check_filled(cells, where, args.label_column)
+    if cells.dtype.kind == "f" and (cells == cells.round()).all():
+        cells = cells.astype(int)
+    return cells.astype(str).str.strip().tolist()
+
+
+def check_filled(cells: pd.Series, where: str, column: str):
+    is_missing = (cells.isna() | (cells.astype(str).str.strip() == "")).to_numpy()
+    if is_missing.any():
+        raise UsageError(
+            f"{where}: column {column!r} is empty in row {is_missing.argmax()} (from 0), and in {is_missing.sum()} "
+            "rows "
+            "in all (expected a value in each)"
+        )
+
+
+def check_channels(series: Sequence[Series]):
+    """
+    Raises:
+        UsageError: series have unequal numbers of channels, or a channel of one has no value.
+    """
+    for part in series:
+        if part.values.shape[1] != series[0].values.shape[1]:
+            raise UsageError(
+                f"{part.where} has {part.values.shape[1]} channels ({listed(part.channels)}), {series[0].where} has "
+                f"{series[0].values.shape[1]} ({listed(series[0].channels)}); one number is accepted."
+            )
+        is_empty = np.isnan(part.values).all(axis=0)
+        if is_empty.any():
+            raise UsageError(
+                f"{place(part)}: column {part.channels[is_empty.argmax()]!r} has no value at all (expected at least "
+                "one)"
+            )
+
+
+def place(series: Series, start: int = 0, end: int | None = None) -> str:
+    """The file and the rows of a series, or of some of its steps, for messages."""
+    rows = series.rows[start:end]
+    span = f"row {rows[0]}" if rows.min() == rows.max() else f"rows {rows.min()} to {rows.max()}"
+    return f"{series.where}, {span} (from 0), series {series.name!r}"
+
+
+def file_name(where: str) -> str:
+    return Path(where.partition(" ")[2]).name
+
+
+def listed(values: Sequence, most: int = 10) -> str:
+    values = list(map(str, values))
+    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
+
+
+# Time stamps
+
+
+def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
+    """
+    Dates as datetime64[ns], numbers as float64.
+
+    Raises:
+        UsageError: a cell is empty, or no date.
+    """
+    check_filled(cells, where, column)
+    if pd.api.types.is_numeric_dtype(cells):
+        return cells.to_numpy(dtype=np.float64)
+    if pd.api.types.is_datetime64_any_dtype(cells):
+        dates = cells
+    else:
+        as_numbers = pd.to_numeric(cells, errors="coerce")
+        if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}|\d{6}")).all():
+            return as_numbers.to_numpy(dtype=np.float64)
+        dates = pd.to_datetime(cells, errors="coerce", format="mixed", utc=True)
+    is_wrong = dates.isna().to_numpy()
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        raise UsageError(
+            f"{where}: column {column!r} holds {cells.iloc[row]!r} in row {row} (from 0), which is no date (expected "
+            "such as 2026-11-27 or 2026-11-27 14:00, or numbers)"
+        )
+    return pd.DatetimeIndex(dates).tz_localize(None).to_numpy().astype("datetime64[ns]")
+
+
+@dataclass
+class Spacing:
+    """How far apart time stamps are: `size` units, "month", "business day", "nanosecond" or "number"."""
+
+    unit: str
+    size: float
+
+    @classmethod
+    def of(cls, times: np.ndarray, series: Series, column: str) -> "Spacing":
+        """That of most time stamps of a series, which are in order."""
+        if len(times) < 2:
+            raise UsageError(f"{place(series)}: column {column!r} holds one time stamp alone (expected at least two)")
+        if times.dtype.kind == "f":
+            return cls("number", common(np.diff(times)))
+        dates = pd.DatetimeIndex(times)
+        gaps = np.diff(dates.asi8)
+        if len(set(gaps[gaps > 0])) > 1:
+            same_day = len(set(dates - dates.to_period("M").to_timestamp())) == 1 or dates.is_month_end.all()
+            months = np.diff(dates.year * 12 + dates.month)
+            if same_day and (months > 0).any():
+                return cls("month", common(months[months > 0]))
+            if (
+                (dates.day_of_week < 5).all()
+                and (dates == dates.normalize()).all()
+                and common(gaps) == NANOSECONDS["day"]
+            ):
+                return cls("business day", 1)
+        return cls("nanosecond", common(gaps[gaps > 0]) if (gaps > 0).any() else 1)
+
+    def number(self, times: np.ndarray, series: Series, column: str) -> np.ndarray:
+        """
+        The numbers of the steps, which go up by one.
+
+        Raises:
+            UsageError: a time stamp comes twice, or others follow it than at this distance.
+        """
+        if (times.dtype.kind == "f") != (self.unit == "number"):
+            raise UsageError(f"{place(series)}: column {column!r} mixes dates and numbers (expected one kind)")
+        if self.unit == "number":
+            numbers = times / self.size
+        elif self.unit == "month":
+            dates = pd.DatetimeIndex(times)
+            numbers = (dates.year * 12 + dates.month - 1).to_numpy() / self.size
+        elif self.unit == "business day":
+            numbers = np.busday_count("1970-01-01", times.astype("datetime64[D]")).astype(np.float64)
+        else:
+            numbers = times.astype(np.int64) / self.size
+        gaps = np.diff(numbers)
+        is_double = np.diff(times) == (0 if times.dtype.kind == "f" else np.timedelta64(0))
+        if is_double.any():
+            step = int(is_double.argmax())
+            raise UsageError(
+                f"{series.where}: column {column!r} holds {show(times[step])} in row {series.rows[step]} and again in "
+                f"row {series.rows[step + 1]} (from 0), both of series {series.name!r} (expected each time stamp "
+                "once; "
+                "--id_column tells several series apart)"
+            )
+        is_wrong = np.abs(gaps - 1) > 1e-3
+        if is_wrong.any():
+            step = int(is_wrong.argmax())
+            raise UsageError(
+                f"{series.where}: column {column!r} goes from {show(times[step])} in row {series.rows[step]} to "
+                f"{show(times[step + 1])} in row {series.rows[step + 1]} (from 0) in series {series.name!r}, where "
+                f"steps are {self} apart (expected even steps: a row with empty cells for each missing one, or no "
+                "--time_column for rows that are to count as even)"
+            )
+        return np.floor(numbers + 1e-6).astype(np.int64)
+
+    @property
+    def season_length(self) -> int:
+        """Steps of the season that data of this spacing mostly has; 1 where none is known."""
+        if self.unit == "month":
+            return max(1, int(12 // self.size)) if 12 % self.size == 0 else 1
+        if self.unit == "business day":
+            return SEASONS["business day"]
+        if self.unit == "number":
+            return 1
+        if self.size in (NANOSECONDS["day"], NANOSECONDS["week"]):
+            return SEASONS["day" if self.size == NANOSECONDS["day"] else "week"]
+        per_day = NANOSECONDS["day"] / self.size
+        if per_day > 1440:
+            return SEASONS["second"] if self.size == NANOSECONDS["second"] else 1
+        return int(per_day) if per_day == int(per_day) else 1
+
+    def __str__(self) -> str:
+        if self.unit == "nanosecond":
+            return str(pd.Timedelta(self.size, unit="ns"))
+        return f"{self.size:g} {self.unit}{'s' if self.size != 1 else ''}".replace(" number", "")
+
+
+def common(gaps: np.ndarray) -> float:
+    """The most frequent of some numbers."""
+    values, counts = np.unique(np.round(gaps, 9), return_counts=True)
+    positive = values > 0
+    return values[positive][counts[positive].argmax()].item() if positive.any() else 1
+
+
+def show(time) -> str:
+    if isinstance(time, np.datetime64):
+        stamp = pd.Timestamp(time)
+        return stamp.isoformat(" ") if stamp != stamp.normalize() else stamp.date().isoformat()
+    return f"{time:g}"
+
+
+# Simple answers
+
+
+def print_baselines(baselines: dict[str, dict[str, dict[str, float]]]):
+    """Says what simple answers would get, by split."""
+    for split, found in baselines.items():
+        for name, metrics in found.items():
+            values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items())
+            print(f"Baseline on {split}: {name}: {values}.", flush=True)

@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training script for time series end to end, with models of a few thousand parameters, and what it reads."""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoModelForTokenClassification,
+)
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+import evaluate_checkpoint
+import train_time_series as script
+
+from rtransformer_hf import RTransformerFeatureExtractor
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.forecasting import (
+    LEVELS,
+    ForecastSetting,
+    fit_forecast_extractor,
+    forecast_metrics,
+    last_value,
+    make_windows,
+    normalised_series,
+    seasonal_naive,
+)
+from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics
+from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series
+
+RECIPE = """
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+hidden_dropout: 0.1
+max_steps: 6
+logging_steps: 1
+save_steps: 2
+eval_strategy: steps
+eval_steps: 3
+per_device_train_batch_size: 4
+learning_rate: 1e-2
+dataloader_pin_memory: false
+disable_tqdm: true
+use_cpu: true
+report_to: none
+"""
+MONTHS = pd.date_range("2020-01-01", periods=40, freq="MS").strftime("%Y-%m").tolist()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(RECIPE)
+    sales().to_csv("sales.csv", index=False)
+    return tmp_path
+
+
+def sales(**columns) -> pd.DataFrame:
+    """Two shops in long layout, one after the other; each column may be replaced."""
+    random = np.random.default_rng(0)
+    season = 5 * np.sin(np.arange(40) * 2 * np.pi / 12)
+    frame = pd.DataFrame(
+        {
+            "shop": ["north"] * 40 + ["south"] * 40,
+            "month": MONTHS * 2,
+            "sold": np.concatenate([20 + season, 300 + 9 * season]) + random.normal(size=80),
+            "price": random.normal(size=80),
+        }
+    )
+    return frame.assign(**columns)
+
+
+def forecast(*flags: str, **settings) -> dict:
+    settings = {"horizon": 3, "context_length": 12, "num_parallel_samples": 20, **settings}
+    data = ["--train_file", "sales.csv", "--id_column", "shop", "--time_column", "month", "--target_columns", "sold"]
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    script.main(["recipe.yaml", *data, *words, "--output_dir", "out", *flags])
+    return json.loads(Path("out/all_results.json").read_text())
+
+
+def read(split="train", **settings):
+    return load_series(TimeSeriesArguments(**settings), split)
+
+
+# --- forecasts ---
+
+
+def test_a_forecasting_run_leaves_a_model_ready_to_use(folder, capsys):
+    results = forecast("--covariate_columns", "price", "--test_length", "6")
+    said = capsys.readouterr().out
+    assert "Baseline on test: seasonal naive: mase " in said and "Baseline on validation: last value: mase " in said
+    assert "2 series of 1 channels to forecast and 3 covariates; train 34, validation 2, test 4 windows" in said
+    assert said.splitlines()[-1].endswith("evaluate_checkpoint.py out --data sales.csv")
+
+    model = AutoModelForTimeSeriesPrediction.from_pretrained("out").eval()
+    extractor = AutoFeatureExtractor.from_pretrained("out")
+    assert model.config.prediction_length == 3 and model.config.context_length == 12
+    assert extractor.channel_names == ["sold", "price", "sine of the season", "cosine of the season"]
+    frame = pd.read_csv("sales.csv")
+    assert extractor.mean[0] == 0 and extractor.std[0] == 1
+    training = np.concatenate([frame.price[:31], frame.price[40:71]])
+    assert extractor.mean[1] == pytest.approx(training.mean()) and extractor.std[1] == pytest.approx(training.std())
+
+    # The test figures again, from the file.
+    phases = np.array([2 * np.pi * ((MONTHS.index(month)) % 12) / 12 for month in frame.month])
+    values = np.stack([frame.sold, frame.price, np.sin(phases), np.cos(phases)], axis=1)
+    values = torch.from_numpy((values - extractor.mean) / extractor.std).float()
+    windows = [(shop * 40, origin) for shop in (0, 1) for origin in (34, 37)]
+    past = torch.stack([values[start + origin - 12 : start + origin] for start, origin in windows])
+    future = torch.stack([values[start + origin : start + origin + 3] for start, origin in windows])
+    samples = model.forecast(
+        past, future_covariates=future[..., 1:], generator=torch.Generator().manual_seed(0)
+    ).sequences
+    errors = (samples.quantile(0.5, dim=1) - future[..., :1]).abs()[..., 0].double().numpy()
+    scales = [np.abs(sold[12:31] - sold[:19]).mean() for sold in (frame.sold[:40].values, frame.sold[40:].values)]
+    assert results["test_mase"] == pytest.approx((errors / np.repeat(scales, 2)[:, None]).mean(), rel=1e-4)
+    with torch.no_grad():
+        assert results["test_loss"] == pytest.approx(model(past, future_values=future).loss.item(), rel=1e-4)
+
+    evaluate_checkpoint.main(["out", "--data", "sales.csv"])
+    again = json.loads(capsys.readouterr().out)
+    for name in ("loss", "mase", "smape", "weighted_quantile_loss", "coverage_80"):
+        assert again[name] == pytest.approx(results[f"test_{name}"], rel=1e-4)
+
+    card = ModelCard.load("out/README.md")
+    assert "| test | seasonal naive |" in card.text and "(forecasts.png)" in card.text
+    assert card.data.pipeline_tag == "time-series-forecasting"
+    assert Path("out/forecasts.png").stat().st_size > 1000 and Path("out/modeling_rtransformer.py").exists()
+
+
+def test_a_resumed_run_gives_the_losses_of_an_uninterrupted_one(folder, killed_at):
+    def losses() -> list[float]:
+        history = json.loads(Path("out/trainer_state.json").read_text())["log_history"]
+        return [entry.get("loss", entry.get("eval_loss")) for entry in history if {"loss", "eval_loss"} & entry.keys()]
+
+    expected = forecast()
+    expected_losses = losses()
+    steps = killed_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        forecast("--overwrite_output_dir")
+    results = forecast()
+    assert steps == [*range(6), 4, 5] and losses() == expected_losses
+    assert results["test_mase"] == expected["test_mase"] and results["eval_loss"] == expected["eval_loss"]
+    with pytest.raises(UsageError, match="holds another model"):
+        forecast(horizon=4)
+
+
+@pytest.mark.parametrize("distribution", ["normal", "quantiles"])
+def test_other_distributions_missing_values_and_a_model_to_train_further(folder, distribution):
+    sold = sales().sold.round(2).astype(str)
+    sold[[3, 20, 36]] = ["", "NA", "?"]
+    sales(sold=sold).to_csv("sales.csv", index=False)
+    first = forecast(f"--distribution_output={distribution}", "--scaling=mean", "--test_length=0")
+    assert math.isfinite(first["eval_loss"]) and "test_loss" not in first
+    Path("out").rename("first")
+    further = forecast("--model_name_or_path=first", "--learning_rate=1e-9", "--test_length=0")
+    assert further["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-4)
+    with pytest.raises(UsageError, match=r"'first' reads 3 channels, 2 of them covariates; the data has 1 and 0"):
+        forecast("--model_name_or_path=first", "--time_features=false", "--overwrite_output_dir")
+
+
+def test_windows_are_split_by_time(folder):
+    args = TimeSeriesArguments(
+        train_file=["sales.csv"], id_column="shop", target_columns=["sold"], covariate_columns=["price"], horizon=3
+    )
+    args.context_length, args.validation_length, args.test_length = 12, 6, 3
+
+    def windows():
+        series = load_series(args)
+        setting = ForecastSetting.of(args, series)
+        extractor = fit_forecast_extractor(series, setting)
+        return make_windows(args, normalised_series(series, extractor), setting)
+
+    splits = windows()
+    assert {split: sorted({origin for _, origin in found.origins}) for split, found in splits.items()} == {
+        "train": list(range(12, 29)),  # the last one ends with step 31 of 40
+        "validation": [31, 34],
+        "test": [37],
+    }
+    item = splits["train"][0]
+    assert item["past_values"].shape == (12, 2) and item["future_values"].shape == (3, 2)
+    before = [item["future_values"] for item in splits["train"]]
+    frame = sales()
+    for end in (40, 80):  # what comes later changes nothing in training
+        frame.loc[end - 9 : end - 1, ["sold", "price"]] = 1e6 + np.arange(18).reshape(9, 2)
+    frame.to_csv("sales.csv", index=False)
+    after = [item["future_values"] for item in windows()["train"]]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    short = TimeSeriesArguments(
+        train_file=["sales.csv"], id_column="shop", target_columns=["sold"], horizon=4, context_length=35
+    )
+    series = load_series(short)
+    setting = ForecastSetting.of(short, series)
+    item = make_windows(short, series, setting)["train"][0]
+    assert item["attention_mask"].tolist() == [0] * 7 + [1] * 28 and (item["past_values"][:7] == 0).all()
+
+
+def test_metrics_and_baselines(folder):
+    values = [1.0, 5, 2, 6, 3, 7, 4, math.nan, 9, 8]
+    pd.DataFrame({"x": values}).to_csv("x.csv", index=False)
+    args = TimeSeriesArguments(
+        train_file=["x.csv"], horizon=2, context_length=3, season_length=2, validation_length=2, test_length=2
+    )
+    series = load_series(args)
+    windows = make_windows(args, series, ForecastSetting.of(args, series))["test"]
+    assert last_value(windows).flatten().tolist() == [4, 4]
+    assert seasonal_naive(windows).flatten().tolist() == [4, 7]  # the value before the missing one, a season earlier
+    quantiles = np.stack([np.array([[8.0 + i], [4.0 + i]]) for i in range(9)])[None]  # medians 12 and 8
+    metrics = forecast_metrics(quantiles, windows)
+    assert metrics["mase"] == pytest.approx((3 / 1 + 0 / 1) / 2)  # 1, 5, 2, 6, 3, 7: a season apart by 1
+    assert metrics["smape"] == pytest.approx((200 * 3 / 21 + 0) / 2)
+    pinball = sum(
+        2 * max(level * (y - q), (level - 1) * (y - q))
+        for i, level in enumerate(LEVELS)
+        for y, q in ((9, 8 + i), (8, 4 + i))
+    )
+    assert metrics["weighted_quantile_loss"] == pytest.approx(pinball / 9 / 17)
+    assert metrics["coverage_80"] == 1
+
+
+# --- labels ---
+
+
+def write_motions(path: str, num_series: int, seed: int) -> pd.DataFrame:
+    """Series of two channels and unequal lengths: 'up' ones rise, 'down' ones fall."""
+    random = np.random.default_rng(seed)
+    frames = []
+    for index in range(num_series):
+        length = 4 + index % 5
+        slope = 1 if index % 2 else -1
+        frames.append(
+            pd.DataFrame(
+                {
+                    "id": f"s{index}",
+                    "x": slope * np.arange(length) + random.normal(size=length),
+                    "y": random.normal(size=length),
+                    "label": "up" if slope == 1 else "down",
+                    "phase": [f"{int(step > 2)}" for step in range(length)],
+                    "level": slope * np.arange(length) / 4,
+                }
+            )
+        )
+    frame = pd.concat(frames)
+    frame.to_csv(path, index=False)
+    return frame
+
+
+def label(task: str, *flags: str) -> dict:
+    data = ["--train_file", "train.csv", "--test_file", "test.csv", "--id_column", "id", "--target_columns", "x", "y"]
+    script.main(["recipe.yaml", "--task", task, *data, "--output_dir", "out", *flags])
+    return json.loads(Path("out/all_results.json").read_text())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_series_are_classified(folder, side, capsys):
+    write_motions("train.csv", 24, 0)
+    frame = write_motions("test.csv", 9, 1)
+    results = label("classify", "--padding_side", side, "--validation_fraction", "0.25", "--max_steps", "30")
+    said = capsys.readouterr().out
+    assert "train 18, validation 6, test 9 series of 2 channels with 2 labels" in said
+    assert "Baseline on test: nearest neighbour: accuracy " in said
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    extractor = AutoFeatureExtractor.from_pretrained("out")
+    predicted, labels = [], []
+    for _, series in frame.groupby("id", sort=False):
+        inputs = extractor(series[["x", "y"]].to_numpy(), return_tensors="pt")
+        predicted.append(model.config.id2label[model(**inputs).logits.argmax().item()])
+        labels.append(series.label.iloc[0])
+    accuracy = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
+    assert results["test_accuracy"] == pytest.approx(accuracy) and accuracy > 0.7
+    evaluate_checkpoint.main(["out", "--data", "test.csv"])
+    again = json.loads(capsys.readouterr().out)
+    assert again["accuracy"] == results["test_accuracy"] and again["loss"] == pytest.approx(results["test_loss"])
+    card = ModelCard.load("out/README.md").text
+    assert "| test | nearest neighbour |" in card and "macro f1" in card
+
+
+def test_each_step_is_labelled(folder, capsys):
+    write_motions("train.csv", 24, 0)
+    frame = write_motions("test.csv", 9, 1)
+    results = label("label_each_step", "--label_column", "phase")
+    capsys.readouterr()
+    model = AutoModelForTokenClassification.from_pretrained("out").eval()
+    extractor = AutoFeatureExtractor.from_pretrained("out")
+    predicted, labels = [], []
+    for _, series in frame.groupby("id", sort=False):
+        inputs = extractor(series[["x", "y"]].to_numpy(), return_tensors="pt")
+        predicted += model(**inputs).logits[0].argmax(-1).tolist()
+        labels += series.phase.astype(int).tolist()
+    assert results["test_samples"] == len(frame) and model.config.id2label == {0: "0", 1: "1"}
+    expected = class_metrics(np.array(predicted), np.array(labels), 2)
+    assert results["test_accuracy"] == pytest.approx(expected["accuracy"])
+    assert results["test_macro_f1"] == pytest.approx(expected["macro_f1"])
+    evaluate_checkpoint.main(["out", "--data", "test.csv"])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == results["test_accuracy"]
+
+
+@pytest.mark.parametrize("task", ["classify", "label_each_step"])
+def test_numbers_are_predicted(folder, task):
+    frame = write_motions("train.csv", 24, 0)
+    if task == "classify":
+        for name in ("train", "test"):
+            frame = write_motions(f"{name}.csv", 12, len(name))
+            frame["level"] = frame.groupby("id")["x"].transform("mean").round(3)
+            frame.to_csv(f"{name}.csv", index=False)
+    else:
+        write_motions("test.csv", 9, 1)
+    results = label(task, "--label_column", "level", "--regression")
+    frame = pd.read_csv("test.csv")
+    auto_class = AutoModelForSequenceClassification if task == "classify" else AutoModelForTokenClassification
+    model, extractor = auto_class.from_pretrained("out").eval(), AutoFeatureExtractor.from_pretrained("out")
+    errors = []
+    for _, series in frame.groupby("id", sort=False):
+        logits = model(**extractor(series[["x", "y"]].to_numpy(), return_tensors="pt")).logits.detach().flatten()
+        errors += (logits - torch.tensor(series.level.to_numpy()[: len(logits)])).tolist()
+    assert results["test_mae"] == pytest.approx(np.abs(errors).mean(), rel=1e-4)
+    assert results["test_loss"] == pytest.approx(np.square(errors).mean(), rel=1e-4)
+
+
+def test_the_collator_pads_labels_with_their_values():
+    examples = [{"input_values": np.ones((n, 2), dtype=np.float32), "labels": torch.arange(n)} for n in (2, 4)]
+    left = DataCollatorForInputValues(RTransformerFeatureExtractor(2, padding_side="left"))(examples)
+    assert left["labels"].tolist() == [[-100, -100, 0, 1], [0, 1, 2, 3]]
+    assert left["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]] and left["input_values"].shape == (2, 4, 2)
+    examples = [{**example, "labels": example["labels"].float()} for example in examples]
+    right = DataCollatorForInputValues(RTransformerFeatureExtractor(2))(examples)
+    assert right["labels"][0, :2].tolist() == [0, 1] and right["labels"][0, 2:].isnan().all()
+    whole = DataCollatorForInputValues(RTransformerFeatureExtractor(2))([{**e, "labels": 1} for e in examples])
+    assert whole["labels"].tolist() == [1, 1]
+
+
+# --- what is read ---
+
+
+def test_layouts_and_formats_hold_the_same_series(folder):
+    frame = sales()
+    long = read(train_file=["sales.csv"], id_column="shop", time_column="month", target_columns=["sold"])
+    assert [part.name for part in long] == ["north", "south"] and long[1].rows.tolist() == list(range(40, 80))
+    frame.sample(frac=1, random_state=0).to_parquet("shuffled.parquet")
+    wide = frame.pivot(index="month", columns="shop", values="sold").reset_index()
+    wide.to_csv("wide.csv", index=False)
+    lists = pd.DataFrame({"shop": ["north", "south"], "sold": [part.values[:, 0].tolist() for part in long]})
+    datasets.Dataset.from_pandas(lists).to_parquet("lists.parquet")
+    np.savez("arrays.npz", values=np.stack([part.values for part in long]))
+    for shop in ("north", "south"):
+        frame[frame.shop == shop].to_csv(f"{shop}.csv", index=False)
+    for settings in [
+        {"train_file": ["shuffled.parquet"], "id_column": "shop", "time_column": "month", "target_columns": ["sold"]},
+        {"train_file": ["wide.csv"], "layout": "wide", "time_column": "month"},
+        {"train_file": ["lists.parquet"], "id_column": "shop"},
+        {"train_file": ["arrays.npz"]},
+        {"train_file": ["north.csv", "south.csv"], "time_column": "month", "target_columns": ["sold"]},
+    ]:
+        series = sorted(read(**settings), key=lambda part: part.values[0, 0])
+        for part, expected in zip(series, long, strict=True):
+            np.testing.assert_allclose(part.values, expected.values, rtol=1e-12)
+            assert part.steps is None or part.steps.tolist() == expected.steps.tolist()
+
+
+def test_series_to_classify_in_every_layout(folder):
+    values = [[1.0, 2, 3], [4, 5]]
+    Path("wide.csv").write_text("kind,a,b,c\n1,1,2,3\n2,4,5,\n")
+    pd.DataFrame({"kind": [1, 2], "values": values}).to_json("lists.jsonl", orient="records", lines=True)
+    rows = {"values": values, "kind": [0, 1]}
+    features = datasets.Features({"values": datasets.List(datasets.Value("float32")), "kind": datasets.ClassLabel(2)})
+    Path("hub").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet("hub/train-00000-of-00001.parquet")
+    np.savez("arrays.npz", values=[[1, 2, 3], [4, 5, 0]], lengths=[3, 2], labels=[1, 2])
+    label_column = {"task": "classify", "label_column": "kind"}
+    for settings, labels in [
+        ({"train_file": ["wide.csv"], "layout": "wide"}, ["1", "2"]),
+        ({"train_file": ["lists.jsonl"]}, ["1", "2"]),
+        ({"dataset_name": "hub"}, ["0", "1"]),
+        ({"train_file": ["arrays.npz"]}, ["1", "2"]),
+    ]:
+        series = read(**settings, **label_column)
+        assert [part.values[:, 0].tolist() for part in series] == values
+        assert [part.labels for part in series] == labels
+
+
+@pytest.mark.parametrize(
+    "times, season",
+    [
+        (pd.date_range("2020-01-31", periods=9, freq="ME"), 12),
+        (pd.date_range("2020-01-01", periods=9, freq="QS"), 4),
+        (pd.date_range("2019-12-30", periods=9, freq="D"), 7),
+        (pd.date_range("2020-01-01", periods=9, freq="B"), 5),
+        (pd.date_range("2020-01-01", periods=9, freq="W"), 52),
+        (pd.date_range("2020-01-01 05:00", periods=9, freq="h"), 24),
+        (pd.date_range("2020-01-01", periods=9, freq="15min"), 96),
+        (pd.Index([1950 + year for year in range(9)]), 1),
+        (pd.Index([0.1 * step for step in range(9)]), 1),
+    ],
+)
+def test_the_spacing_of_time_stamps(folder, times, season):
+    pd.DataFrame({"time": times, "x": range(9)}).to_csv("x.csv", index=False)
+    (series,) = read(train_file=["x.csv"], time_column="time")
+    assert series.spacing.season_length == season
+    assert np.diff(series.steps).tolist() == [1] * 8
+
+
+def assert_says(refused: BaseException, capsys, message: str):
+    """What is wrong with a flag is said by its parser, what is wrong with a file by an error."""
+    said = capsys.readouterr().err if isinstance(refused, SystemExit) else str(refused)
+    assert re.search(message, said), said
+    assert not Path("out").exists()
+
+
+def replaced(column: str, row: int, value) -> dict:
+    cells = sales()[column].astype(object)
+    cells[row] = value
+    return {column: cells}
+
+
+@pytest.mark.parametrize(
+    "columns, flags, message",
+    [
+        ({}, ["--target_columns", "seld"], r"sales\.csv has no column 'seld' \(expected one of 'shop'"),
+        ({}, ["--covariate_columns", "cost"], r"--covariate_columns: .*sales\.csv has no column 'cost'"),
+        ({}, ["--target_columns", "shop"], "'shop' is named by another flag"),
+        ({}, ["--target_columns", "sold", "month"], "'month' is named by another flag"),
+        (
+            replaced("sold", 17, "many"),
+            [],
+            r"sales\.csv: column 'sold' holds 'many' in row 17 \(from 0\)",
+        ),
+        (replaced("sold", 17, "inf"), [], r"column 'sold' holds 'inf' in row 17"),
+        (replaced("month", 5, "2020-05"), [], r"'month' holds 2020-05-01 in row 4 and again in row 5 .*'north'"),
+        (replaced("month", 39, "2023-06"), [], r"from 2023-03-01 in row 38 to 2023-06-01 in row 39 .* 1 month apart"),
+        (replaced("month", 3, "soon"), [], r"column 'month' holds 'soon' in row 3 .* no date"),
+        (replaced("month", 3, ""), [], r"column 'month' is empty in row 3"),
+        (replaced("shop", 50, ""), [], r"column 'shop' is empty in row 50"),
+        ({"sold": [5.0] * 80}, [], r"rows 0 to 33 \(from 0\), series 'north': column 'sold' holds 5 alone"),
+        ({"sold": [math.nan] * 80}, [], r"rows 0 to 39 .* series 'north': column 'sold' has no value at all"),
+        ({"price": [1.0] * 80}, ["--covariate_columns", "price"], r"column 'price' holds 1 alone"),
+        (replaced("price", 7, ""), ["--covariate_columns", "price"], r"column 'price' is empty in row 7"),
+        ({}, ["--horizon", "20"], r"rows 0 to 39 .* 40 steps \(expected at least 62"),
+        ({}, ["--test_length", "4"], r"--test_length: 4 \(expected a multiple of --horizon, 3\)"),
+        ({}, ["--task", "guess"], r"--task: 'guess' \(expected forecast, classify, label_each_step\)"),
+        ({}, ["--test_file", "sales.csv"], r"--test_file: forecasts are .* \(expected --validation_length"),
+        ({}, ["--classifier_dropout", "0.1"], r"--classifier_dropout: 0.1 has no meaning for --task forecast"),
+        ({}, ["--layout", "wide"], r"--id_column: a column of --layout wide is a series"),
+    ],
+)
+def test_what_can_not_be_forecast_is_named_before_any_training(folder, columns, flags, message, capsys):
+    sales(**columns).to_csv("sales.csv", index=False)
+    with pytest.raises((UsageError, SystemExit)) as refused:
+        forecast(*flags)
+    assert_says(refused.value, capsys, message)
+
+
+@pytest.mark.parametrize(
+    "change, flags, message",
+    [
+        ({"label": "sideways"}, [], r"test\.csv: the label 'sideways' in row 0 \(from 0\), series 's0', is none"),
+        ({"x": 1.5}, [], r"train\.csv, rows 0 to \d+ .* the value 1.5 alone in 'x'"),
+        ({}, ["--label_column", "kind"], r"--label_column: .*has no column 'kind'"),
+        ({}, ["--label_column", "phase"], r"column 'phase' holds '1' in row 3 .* '0' in row 0, both of series 's0'"),
+        ({}, ["--regression"], r"column 'label' holds 'down' in row 0"),
+        ({}, ["--horizon", "0"], r"--horizon: 0 \(expected at least 1\)"),
+        ({}, ["--scaling", "mean"], "--scaling: mean has no meaning for --task classify"),
+        ({}, ["--validation_fraction", "0.001"], r"--validation_fraction: 0.001 of 12 series"),
+        ({}, ["--covariate_columns", "level"], "--covariate_columns go with --task forecast"),
+    ],
+)
+def test_what_can_not_be_classified_is_named_before_any_training(folder, change, flags, message, capsys):
+    for name in ("train", "test"):
+        frame = write_motions(f"{name}.csv", 12, len(name))
+        if name == "test" or "x" in change:
+            frame.assign(**change).to_csv(f"{name}.csv", index=False)
+    with pytest.raises((UsageError, SystemExit)) as refused:
+        label("classify", *flags)
+    assert_says(refused.value, capsys, message)
+
+
+def test_arrays_that_can_not_be_used_are_named(folder):
+    good = {"values": np.zeros((2, 4, 1)), "labels": np.array([0, 1])}
+    for change, message in [
+        ({"values": np.array([["a"]])}, "`values` are <U1"),
+        ({"values": np.zeros(3)}, r"of the shape \(3,\)"),
+        ({"values": np.full((2, 4), np.inf)}, r"infinite number at \[0, 0, 0\]"),
+        ({"labels": np.zeros((2, 4))}, r"`labels` have the shape \(2, 4\) \(expected \(2,\)\)"),
+        ({"lengths": np.array([0, 4])}, "`lengths` must be a number from 1 to 4"),
+    ]:
+        np.savez("arrays.npz", **{**good, **change})
+        with pytest.raises(UsageError, match=message):
+            read(train_file=["arrays.npz"], task="classify")
+    np.savez("arrays.npz", labels=good["labels"])
+    with pytest.raises(UsageError, match="has no array 'values'"):
+        read(train_file=["arrays.npz"], task="classify")
+    with pytest.raises(UsageError, match=r"--id_column: a \.npz file has arrays"):
+        TimeSeriesArguments(train_file=["arrays.npz"], id_column="id")
