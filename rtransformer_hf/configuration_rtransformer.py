@@ -208,6 +208,11 @@ class RTransformerConfig(PreTrainedConfig):
         return (self.input_size or 0) - self.num_dynamic_real_features
 
     @property
+    def is_regression(self) -> bool:
+        """Whether the classification models predict numbers: set by `problem_type`, and the default for one label."""
+        return (self.problem_type or ("regression" if self.num_labels == 1 else None)) == "regression"
+
+    @property
     def number_of_conv_states(self) -> int:
         """Number of LocalRNN input windows that a block keeps in the cache, one a LocalRNN layer."""
         return self.num_local_rnn_layers

@@ -102,3 +102,38 @@ def positions_of_inputs(
         return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
     cached_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(length, device=inputs_embeds.device)[None] + cached_length
+
+
+def last_real_positions(
+    hidden_states: torch.Tensor,
+    input_ids: torch.LongTensor | None,
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+    is_continued: bool,
+) -> torch.Tensor:
+    """
+    (batch,) index of the last real position in each row.
+
+    Args:
+        hidden_states: (batch, time, hidden).
+        input_ids, pad_token_id: tell the padding if there is no `attention_mask`; without these, no row is padded.
+        is_continued: whether earlier inputs are cached.
+
+    Raises:
+        ValueError: a row that continues cached inputs has no real position among the new ones.
+    """
+    batch_size, length, _ = hidden_states.shape
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        is_real = attention_mask[:, -length:].bool()
+    elif input_ids is not None and pad_token_id is not None:
+        is_real = input_ids != pad_token_id
+    else:
+        is_real = torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
+    is_real = is_real.to(hidden_states.device)
+    if is_continued and not is_tracing(is_real) and not is_real.any(dim=1).all():
+        rows = (~is_real.any(dim=1)).nonzero()[:, 0].tolist()
+        raise ValueError(
+            f"`attention_mask` has nothing but padding in rows {rows} of the new inputs; a row is classified at "
+            "its last real position, which must be among them."
+        )
+    return (torch.arange(length, device=hidden_states.device) * is_real).argmax(dim=-1)

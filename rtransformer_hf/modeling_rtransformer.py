@@ -17,8 +17,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationConfig, GenerationMixin
-from transformers.masking_utils import create_causal_mask, create_masks_for_generate
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -49,6 +48,7 @@ from .cache_rtransformer import (
 )
 from .configuration_rtransformer import RTransformerConfig
 from .cpu_linear import attend_in_float32, is_faster_in_float32, is_plain_linear, linear_for_decoding
+from .generation_rtransformer import RTransformerGenerationMixin
 from .key_head import (
     FrameSamplingMixin,
     RTransformerAutoregressiveKeyHead,
@@ -60,15 +60,16 @@ from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_proj
 from .masking_rtransformer import (
     PaddingOrder,
     create_token_mask,
+    last_real_positions,
     positions_in_packed_sequences,
     positions_of_inputs,
 )
 from .time_series_head import (
     ForecastMixin,
-    QuantileDistribution,
     RTransformerTimeSeriesHead,
     RTransformerTimeSeriesOutput,
     instance_scale,
+    mean_squared_error,
     observed_values,
 )
 
@@ -525,7 +526,7 @@ def sinusoidal_positions(position_ids: torch.Tensor, hidden_size: int) -> torch.
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[..., :hidden_size]
 
 
-class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
+class RTransformerForCausalLM(RTransformerPreTrainedModel, RTransformerGenerationMixin):
     """
     The model with a language modeling head.
 
@@ -595,37 +596,6 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict, *args, **kwargs
-    ) -> None:
-        """
-        Makes the cache of `generate`. Transformers makes a static one as long as the text, but tokens that are looked
-        up in the prompt may reach beyond its end before they are rejected.
-
-        Raises:
-            ValueError: a row of the prompt ends with padding.
-        """
-        attention_mask = model_kwargs.get("attention_mask")
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and not attention_mask[:, -1].all():
-            raise ValueError(
-                "`attention_mask`, given or inferred from `pad_token_id`, has rows that end with 0, so generation "
-                'would continue from padding; padding must be on the left: tokenize with `padding_side="left"`.'
-            )
-        if num_tokens := generation_config.prompt_lookup_num_tokens:
-            max_cache_len = getattr(generation_config, "max_cache_len", None) or 0
-            generation_config.max_cache_len = max(max_cache_len, generation_config.max_length + num_tokens)
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-
-    @staticmethod
-    def create_masks_for_generate(
-        config: RTransformerConfig, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
-    ) -> dict | torch.Tensor | None:
-        """The masks that `generate` prepares for a static cache; Transformers' own leave out padding of one step."""
-        masks = create_masks_for_generate(config, inputs_embeds, attention_mask, **kwargs)
-        if isinstance(masks, dict) and "linear_attention" in masks:
-            masks["linear_attention"] = create_token_mask(inputs_embeds, attention_mask)
-        return masks
-
 
 class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
     """
@@ -645,11 +615,8 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
 
     @property
     def accepts_loss_kwargs(self) -> bool:
-        """
-        Whether Trainer may count the labels of a whole batch. It takes -100 for no label, which a regression may have.
-        """
-        problem_type = self.config.problem_type or ("regression" if self.num_labels == 1 else None)
-        return problem_type != "regression"
+        """Whether Trainer may count the labels of a batch. It skips -100, which is a valid label in a regression."""
+        return not self.config.is_regression
 
     @can_return_tuple
     @takes_past_key_values
@@ -692,7 +659,9 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         )
         hidden_states = outputs.last_hidden_state
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        positions = self.last_real_positions(hidden_states, input_ids, attention_mask, is_continued=cache is not None)
+        positions = last_real_positions(
+            hidden_states, input_ids, attention_mask, self.config.pad_token_id, is_continued=cache is not None
+        )
         pooled = hidden_states[rows, positions]
         logits = self.score(self.dropout(pooled))
 
@@ -715,30 +684,6 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def last_real_positions(
-        self,
-        hidden_states: torch.Tensor,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        is_continued: bool,
-    ) -> torch.Tensor:
-        """(batch,) indices of the last position of each row that is no padding."""
-        batch_size, length, _ = hidden_states.shape
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-            is_real = attention_mask[:, -length:].bool()
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            is_real = input_ids != self.config.pad_token_id
-        else:
-            is_real = torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
-        is_real = is_real.to(hidden_states.device)
-        if is_continued and not is_tracing(is_real) and not is_real.any(dim=1).all():
-            rows = (~is_real.any(dim=1)).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"`attention_mask` has nothing but padding in rows {rows} of the new inputs; a row is classified at "
-                "its last real position, which must be among them."
-            )
-        return (torch.arange(length, device=hidden_states.device) * is_real).argmax(dim=-1)
-
 
 class RTransformerForTokenClassification(RTransformerPreTrainedModel):
     """
@@ -756,6 +701,11 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """As in `RTransformerForSequenceClassification`."""
+        return not self.config.is_regression
 
     @can_return_tuple
     @takes_past_key_values
@@ -794,45 +744,13 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         logits = self.score(self.dropout(outputs.last_hidden_state))
 
         loss = None
-        if labels is not None and self.is_regression:
+        if labels is not None and self.config.is_regression:
             loss = mean_squared_error(logits, labels, attention_mask)
         elif labels is not None:
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
-
-    @property
-    def is_regression(self) -> bool:
-        return (self.config.problem_type or ("regression" if self.num_labels == 1 else None)) == "regression"
-
-    @property
-    def accepts_loss_kwargs(self) -> bool:
-        """As of `RTransformerForSequenceClassification`."""
-        return not self.is_regression
-
-
-def mean_squared_error(
-    predictions: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
-) -> torch.Tensor:
-    """
-    The mean over the labels that are numbers and not masked; (batch, time, num_labels) each, or (batch, time) labels.
-
-    Raises:
-        ValueError: the labels have another shape.
-    """
-    labels = labels.to(predictions.device, torch.float32)
-    if labels.ndim == 2 and predictions.shape[-1] == 1:
-        labels = labels[..., None]
-    if labels.shape != predictions.shape:
-        raise ValueError(
-            f"`labels` must have the shape {tuple(predictions.shape)} of the predictions, got {tuple(labels.shape)}."
-        )
-    counts = ~labels.isnan()
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        counts = counts & attention_mask[:, -labels.shape[1] :, None].bool().to(labels.device)
-    errors = torch.where(counts, predictions.float() - labels, 0)
-    return errors.square().sum() / counts.sum().clamp(min=1)
 
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingMixin):
@@ -1073,19 +991,6 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         inputs = torch.where(observed, torch.cat([targets, covariates.to(targets)], dim=-1), 0)
         missing = self.missing_projection((~observed).to(self.dtype))
         return self.model.input_projection(inputs.to(self.dtype)) + missing
-
-    def check_channels(self, name: str, values: torch.Tensor):
-        if values.ndim != 3 or values.shape[-1] != self.config.input_size or values.shape[1] < 1:
-            raise ValueError(
-                f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step, its "
-                f"last size being `config.input_size`, got {tuple(values.shape)}."
-            )
-
-    def output_distribution(
-        self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
-    ) -> torch.distributions.Distribution | QuantileDistribution:
-        """The distributions that `params`, `loc` and `scale` of an output stand for, in the units of the data."""
-        return self.distribution_head.distribution(params, loc, scale)
 
 
 AUTO_CLASSES = {

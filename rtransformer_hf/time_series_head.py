@@ -138,8 +138,44 @@ def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -
     return loc, torch.where(has_spread, scale, torch.where(size > 0, size, 1))
 
 
+def mean_squared_error(
+    predictions: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    The mean over the labels that are numbers and not masked; (batch, time, num_labels) each, or (batch, time) labels.
+
+    Raises:
+        ValueError: the labels have another shape.
+    """
+    labels = labels.to(predictions.device, torch.float32)
+    if labels.ndim == 2 and predictions.shape[-1] == 1:
+        labels = labels[..., None]
+    if labels.shape != predictions.shape:
+        raise ValueError(
+            f"`labels` must have the shape {tuple(predictions.shape)} of the predictions, got {tuple(labels.shape)}."
+        )
+    counts = ~labels.isnan()
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        counts = counts & attention_mask[:, -labels.shape[1] :, None].bool().to(labels.device)
+    errors = torch.where(counts, predictions.float() - labels, 0)
+    return errors.square().sum() / counts.sum().clamp(min=1)
+
+
 class ForecastMixin:
     """`forecast` for a time series model, as `GenerationMixin` has `generate` for a language model."""
+
+    def output_distribution(
+        self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
+    ) -> Distribution:
+        """The distributions that `params`, `loc` and `scale` of an output stand for, in the units of the data."""
+        return self.distribution_head.distribution(params, loc, scale)
+
+    def check_channels(self, name: str, values: torch.Tensor):
+        if values.ndim != 3 or values.shape[-1] != self.config.input_size or values.shape[1] < 1:
+            raise ValueError(
+                f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step, its "
+                f"last size being `config.input_size`, got {tuple(values.shape)}."
+            )
 
     @torch.no_grad()
     def forecast(
