@@ -149,3 +149,31 @@ def test_test_sh_passes_arguments_and_failures_on(repository, tmp_path):
     result = run(repository, "scripts/test.sh", "-k", "some name")
     assert result.returncode == 3
     assert result.stdout.splitlines()[-1] == "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -k some name"
+
+
+def test_a_gpu_is_measured_step_by_step(repository, tmp_path):
+    log = tmp_path / "commands"
+    no_gpu = run(repository, "scripts/check_gpu.sh", PYTHON="false")
+    assert no_gpu.returncode == 1
+    assert "PyTorch finds no CUDA device" in no_gpu.stderr
+    assert not (repository / "outputs").exists()
+
+    measured = run(
+        repository, "scripts/check_gpu.sh", str(tmp_path / "gpu"), PYTHON="python3", DEVICE="cpu", LOG=str(log)
+    )
+    assert measured.returncode == 0, measured.stderr
+    commands = log.read_text()
+    for dtype in ("bfloat16", "float32"):
+        for command in ("operator", "train", "generate"):
+            assert f"scripts/benchmark.py {command} --device cpu --dtype {dtype}" in commands
+    assert commands.count("--compile reduce-overhead") == 4
+    steps = (tmp_path / "gpu" / "steps.txt").read_text().splitlines()
+    assert len(steps) == 12 and all("exit code 0" in step for step in steps)
+
+    (repository.parent / "bin" / "python3").write_text(
+        '#!/usr/bin/env bash\ncase "$*" in *"-m pytest"*) exit 3 ;; esac\n'
+    )
+    failed = run(repository, "scripts/check_gpu.sh", str(tmp_path / "gpu"), PYTHON="python3", DEVICE="cpu")
+    assert failed.returncode == 1  # and the later steps ran
+    codes = [step.split(": ")[1] for step in (tmp_path / "gpu" / "steps.txt").read_text().splitlines()]
+    assert [code.split(",")[0] for code in codes] == ["exit code 0", "exit code 3", *["exit code 0"] * 10]
