@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from .local_rnn import CELLS, IMPLEMENTATIONS
 
 POSITION_EMBEDDING_TYPES = ("none", "sinusoidal")
+MLP_TYPES = ("plain", "gated")
 DISTRIBUTION_OUTPUTS = ("student_t", "normal", "quantiles")
 SCALINGS = ("std", "mean", "none")
 KEY_HEAD_TYPES = ("independent", "autoregressive")
@@ -35,6 +36,10 @@ class RTransformerConfig(PreTrainedConfig):
             Number of attention heads; it divides `hidden_size`.
         hidden_act (`str`, defaults to `"relu"`):
             Activation of the feed-forward layers.
+        mlp_type (`str`, defaults to `"plain"`):
+            Feed-forward layers: `"plain"` has two projections with the activation between them (the paper);
+            `"gated"` multiplies the activation by a third one (arXiv 2002.05202: with `hidden_act="silu"`, SwiGLU),
+            which takes half as many parameters again at the same `intermediate_size`.
         local_rnn_type (`str`, defaults to `"gru"`):
             Cell of the LocalRNN layers: `"rnn"` (tanh), `"gru"` or `"lstm"` (paper section 3.1).
         local_window_size (`int`, defaults to 7):
@@ -138,6 +143,7 @@ class RTransformerConfig(PreTrainedConfig):
     num_hidden_layers: int = 3
     num_attention_heads: int = 8
     hidden_act: str = "relu"
+    mlp_type: str = "plain"
     local_rnn_type: str = "gru"
     local_window_size: int = 7
     num_local_rnn_layers: int = 1
@@ -177,6 +183,8 @@ class RTransformerConfig(PreTrainedConfig):
         if self.quantile_levels is None:
             self.quantile_levels = [level / 10 for level in range(1, 10)]
         self.validate_architecture()
+        if self.mlp_type == "gated":  # Transformers warns of a rule that fits no layer
+            self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         super().__post_init__(**kwargs)
 
     @property
@@ -242,6 +250,7 @@ class RTransformerConfig(PreTrainedConfig):
         accepted_values = {
             "local_rnn_implementation": (None, *IMPLEMENTATIONS),
             "hidden_act": tuple(ACT2FN),
+            "mlp_type": MLP_TYPES,
             "local_rnn_type": tuple(CELLS),
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "key_head_type": KEY_HEAD_TYPES,

@@ -262,18 +262,25 @@ class RTransformerAttention(nn.Module):
 
 
 class RTransformerMLP(nn.Module):
-    """The position-wise feed-forward layer (section 3.3)."""
+    """The position-wise feed-forward layer (section 3.3), or a gated one (arXiv 2002.05202)."""
 
     def __init__(self, config: RTransformerConfig):
         super().__init__()
+        self.is_gated = config.mlp_type == "gated"
+        if self.is_gated:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dropout(self.activation(linear_for_decoding(self.up_proj, hidden_states)))
-        return linear_for_decoding(self.down_proj, hidden_states)
+        up = linear_for_decoding(self.up_proj, hidden_states)
+        if self.is_gated:
+            up = self.activation(linear_for_decoding(self.gate_proj, hidden_states)) * up
+        else:
+            up = self.activation(up)
+        return linear_for_decoding(self.down_proj, self.dropout(up))
 
 
 class RTransformerDecoderLayer(GradientCheckpointingLayer):

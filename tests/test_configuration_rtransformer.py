@@ -23,6 +23,16 @@ def test_vector_inputs_have_no_embedding_to_tie():
     assert not RTransformerConfig(input_size=3, tie_word_embeddings=True).tie_word_embeddings
 
 
+def test_gated_feed_forward_layers_are_split_too(tmp_path):
+    plan = "layers.*.mlp.gate_proj"
+    config = RTransformerConfig(mlp_type="gated")
+    config.save_pretrained(tmp_path)
+    for gated in (config, AutoConfig.from_pretrained(tmp_path)):
+        assert gated.base_model_tp_plan[plan] == "colwise"
+    assert "tp_plan" not in (tmp_path / "config.json").read_text()
+    assert plan not in RTransformerConfig().base_model_tp_plan
+
+
 def test_round_trip(tmp_path):
     config = RTransformerConfig(local_rnn_type="lstm", local_window_size=3, num_local_rnn_layers=2, num_labels=5)
     config.save_pretrained(tmp_path)
@@ -45,6 +55,7 @@ def test_round_trip(tmp_path):
         ({"key_head_type": "joint"}, r"`key_head_type` must be one of .*autoregressive.*got 'joint'"),
         ({"key_head_size": 0}, "`key_head_size` must be an integer of at least 1, got 0"),
         ({"hidden_act": "rely"}, "`hidden_act` must be one of .*relu.*got 'rely'"),
+        ({"mlp_type": "glu"}, r"`mlp_type` must be one of \('plain', 'gated'\), got 'glu'"),
         ({"input_size": 0}, "`input_size` must be .* at least 1, got 0"),
         ({"hidden_dropout": 1.0}, "`hidden_dropout` must be at least 0 and less than 1, got 1.0"),
         ({"layer_types": ["sliding_attention"]}, "`layer_types` follows from .*sliding_attention"),

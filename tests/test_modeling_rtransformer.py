@@ -791,6 +791,18 @@ def test_logits_of_a_key_depend_on_the_keys_below_it_alone(tiny_config):
 
 
 @torch.no_grad()
+def test_gated_feed_forward_layer(tiny_config):
+    config = tiny_config(mlp_type="gated", hidden_act="silu", intermediate_size=24)
+    mlp = RTransformerForCausalLM(config).model.layers[0].mlp
+    hidden_states = torch.randn(2, 3, config.hidden_size)
+    expected = mlp.down_proj(F.silu(mlp.gate_proj(hidden_states)) * mlp.up_proj(hidden_states))
+    torch.testing.assert_close(mlp(hidden_states), expected)
+    plain = RTransformerForCausalLM(tiny_config(mlp_type="plain", intermediate_size=36)).model.layers[0].mlp
+    assert not hasattr(plain, "gate_proj")
+    matrices = [sum(weight.numel() for weight in part.parameters() if weight.ndim == 2) for part in (mlp, plain)]
+    assert matrices[0] == matrices[1]
+
+
 def test_sinusoidal_positions(tiny_config):
     config = tiny_config(num_local_rnn_layers=0, position_embedding_type="sinusoidal", num_hidden_layers=1)
     model = make_model(RTransformerModel, config)

@@ -38,6 +38,9 @@ class ModelArguments:
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Number of blocks."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Number of attention heads."})
     hidden_act: str | None = field(default=None, metadata={"help": "Activation of the feed-forward layers."})
+    mlp_type: str | None = field(
+        default=None, metadata={"help": "Feed-forward layers: plain, or gated (with --hidden_act silu: SwiGLU)."}
+    )
     local_rnn_type: str | None = field(default=None, metadata={"help": "Cell of the LocalRNN: rnn, gru or lstm."})
     local_window_size: int | None = field(default=None, metadata={"help": "Inputs that a LocalRNN state sees."})
     num_local_rnn_layers: int | None = field(default=None, metadata={"help": "LocalRNN layers a block."})
