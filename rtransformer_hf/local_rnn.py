@@ -34,25 +34,36 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 State = tuple[torch.Tensor, ...]  # the hidden state comes first; the LSTM's cell state follows it
 
 
-def rnn_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State) -> State:
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def hard_sigmoid(gates: torch.Tensor) -> torch.Tensor:
+    """clip(0.2 x + 0.5, 0, 1); that of torch.nn has another slope."""
+    return (0.2 * gates + 0.5).clamp(0, 1)
+
+
+GATE_ACTIVATIONS = {"sigmoid": torch.sigmoid, "hard_sigmoid": hard_sigmoid}
+
+
+def rnn_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State, sigmoid: Activation) -> State:
     return (torch.tanh(input_gates + recurrent_gates),)
 
 
-def gru_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State) -> State:
+def gru_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State, sigmoid: Activation) -> State:
     (hidden,) = state
     input_reset, input_update, input_new = input_gates.chunk(3, dim=-1)
     recurrent_reset, recurrent_update, recurrent_new = recurrent_gates.chunk(3, dim=-1)
-    reset = torch.sigmoid(input_reset + recurrent_reset)
-    update = torch.sigmoid(input_update + recurrent_update)
+    reset = sigmoid(input_reset + recurrent_reset)
+    update = sigmoid(input_update + recurrent_update)
     new = torch.tanh(input_new + reset * recurrent_new)
     return (new + update * (hidden - new),)
 
 
-def lstm_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State) -> State:
+def lstm_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: State, sigmoid: Activation) -> State:
     _, cell_state = state
     input_gate, forget_gate, candidate, output_gate = (input_gates + recurrent_gates).chunk(4, dim=-1)
-    cell_state = torch.sigmoid(forget_gate) * cell_state + torch.sigmoid(input_gate) * torch.tanh(candidate)
-    return torch.sigmoid(output_gate) * torch.tanh(cell_state), cell_state
+    cell_state = sigmoid(forget_gate) * cell_state + sigmoid(input_gate) * torch.tanh(candidate)
+    return sigmoid(output_gate) * torch.tanh(cell_state), cell_state
 
 
 # For each cell: its step, how many gates its projections hold, how many tensors its state. The gates stand in the
@@ -65,6 +76,20 @@ def num_gates(cell_type: str) -> int:
     return CELLS[cell_type][1]
 
 
+def recurrent_linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """
+    (..., hidden) -> (..., gates * hidden). A weight (heads, gates * head size, head size) is block-diagonal: one
+    batched product, in which the units of each gate see the state of their own head.
+    """
+    if weight.ndim == 2:
+        return F.linear(state, weight, bias)
+    num_heads, gates_size, head_size = weight.shape
+    heads = state.reshape(-1, num_heads, head_size).transpose(0, 1)
+    gates = torch.bmm(heads, weight.mT).view(num_heads, -1, gates_size // head_size, head_size)
+    gates = gates.permute(1, 2, 0, 3).reshape(*state.shape[:-1], num_heads * gates_size)
+    return gates if bias is None else gates + bias
+
+
 def reference_local_rnn(
     hidden_states: torch.Tensor,
     input_proj: Projection,
@@ -72,11 +97,13 @@ def reference_local_rnn(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
     previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition: gathers every window, then runs the RNN over them. Arguments as in `local_rnn`."""
     step, _, _ = CELLS[cell_type]
+    sigmoid = GATE_ACTIVATIONS[gate_activation]
     inputs = prepend_previous_inputs(hidden_states, previous_inputs, window_size)
     windows = inputs.unfold(1, window_size, 1).movedim(-1, 2)  # (batch, time, window, hidden)
     if sequence_positions is not None:
@@ -87,7 +114,7 @@ def reference_local_rnn(
     for input_state in windows.unbind(2):
         input_gates = input_proj(input_state)
         state = zero_state(input_gates, cell_type) if state is None else state
-        state = step(input_gates, recurrent_proj(state[0]), state)
+        state = step(input_gates, recurrent_proj(state[0]), state, sigmoid)
     return state[0]
 
 
@@ -98,6 +125,7 @@ def shared_projection_local_rnn(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
     previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -106,6 +134,7 @@ def shared_projection_local_rnn(
     of step j is the projected sequence shifted by j. Arguments as in `local_rnn`.
     """
     step, _, _ = CELLS[cell_type]
+    sigmoid = GATE_ACTIVATIONS[gate_activation]
     inputs = prepend_previous_inputs(hidden_states, previous_inputs, window_size)
     projected = input_proj(inputs)  # (batch, window - 1 + time, gates * hidden)
     projected_zero = input_proj(torch.zeros_like(inputs[:1, :1])) if sequence_positions is not None else None
@@ -116,7 +145,7 @@ def shared_projection_local_rnn(
         if sequence_positions is not None:
             is_inside = sequence_positions >= window_size - 1 - start
             input_gates = torch.where(is_inside[..., None], input_gates, projected_zero)
-        state = step(input_gates, recurrent_proj(state[0]), state)
+        state = step(input_gates, recurrent_proj(state[0]), state, sigmoid)
     return state[0]
 
 
@@ -146,6 +175,7 @@ def advance_windows(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
 ) -> tuple[torch.Tensor, State]:
     """
     Feeds one input (batch, 1, input) to every unfinished window and to a new one, with a single recurrent product.
@@ -163,7 +193,7 @@ def advance_windows(
     states = tuple(tensor.expand(len(hidden_states), 1, -1) for tensor in zero_state(input_gates, cell_type))
     if partial_window_states is not None:
         states = tuple(torch.cat(pair, dim=1) for pair in zip(states, partial_window_states, strict=True))
-    states = step(input_gates, recurrent_proj(states[0]), states)
+    states = step(input_gates, recurrent_proj(states[0]), states, GATE_ACTIVATIONS[gate_activation])
     return states[0][:, -1:], tuple(tensor[:, : window_size - 1] for tensor in states)
 
 
@@ -181,6 +211,7 @@ def local_rnn(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
     previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
     implementation: str | None = None,
@@ -192,9 +223,11 @@ def local_rnn(
         hidden_states: (batch, time, input), the inputs; time is at least 1.
         input_weight: (gates * hidden, input), with 1 gate for "rnn", 3 for "gru" (reset, update, new), 4 for "lstm"
             (input, forget, candidate, output).
-        recurrent_weight: (gates * hidden, hidden).
+        recurrent_weight: (gates * hidden, hidden), or with heads (heads, gates * head size, head size): the units of
+            a head see the state of their own head alone.
         input_bias, recurrent_bias: (gates * hidden,) or None.
         cell_type: "rnn" (tanh), "gru" or "lstm".
+        gate_activation: "sigmoid" or "hard_sigmoid", clip(0.2 x + 0.5, 0, 1), of the gates of "gru" and "lstm".
         window_size: number of inputs that each output sees, its own included; at least 1.
         previous_inputs: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
         sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
@@ -210,11 +243,14 @@ def local_rnn(
     """
     if cell_type not in CELLS:
         raise ValueError(f"`cell_type` must be one of {tuple(CELLS)}, got {cell_type!r}.")
+    if gate_activation not in GATE_ACTIVATIONS:
+        raise ValueError(f"`gate_activation` must be one of {tuple(GATE_ACTIVATIONS)}, got {gate_activation!r}.")
     if window_size < 1:
         raise ValueError(f"`window_size` must be an integer of at least 1, got {window_size}.")
     if implementation is None:
         implementation = choose_implementation(hidden_states, sequence_positions)
-        if implementation == "triton" and not trust_kernels(hidden_states, recurrent_weight.shape[1], cell_type):
+        check = (hidden_states, recurrent_weight, cell_type, gate_activation)
+        if implementation == "triton" and not trust_kernels(*check):
             implementation = "shared_projection"
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"`implementation` must be one of {IMPLEMENTATIONS} or None, got {implementation!r}.")
@@ -233,6 +269,7 @@ def local_rnn(
             recurrent_bias=recurrent_bias,
             cell_type=cell_type,
             window_size=window_size,
+            gate_activation=gate_activation,
         )
     if implementation == "triton":
         if triton_local_rnn is None:
@@ -247,15 +284,17 @@ def local_rnn(
             recurrent_bias=recurrent_bias,
             cell_type=cell_type,
             window_size=window_size,
+            gate_activation=gate_activation,
             sequence_positions=sequence_positions,
         )
     run = reference_local_rnn if implementation == "reference" else shared_projection_local_rnn
     return run(
         hidden_states,
         partial(F.linear, weight=input_weight, bias=input_bias),
-        partial(F.linear, weight=recurrent_weight, bias=recurrent_bias),
+        partial(recurrent_linear, weight=recurrent_weight, bias=recurrent_bias),
         cell_type=cell_type,
         window_size=window_size,
+        gate_activation=gate_activation,
         previous_inputs=previous_inputs,
         sequence_positions=sequence_positions,
     )
@@ -277,13 +316,18 @@ def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch
     return "shared_projection"
 
 
-def trust_kernels(hidden_states: torch.Tensor, hidden_size: int, cell_type: str) -> bool:
+def trust_kernels(
+    hidden_states: torch.Tensor, recurrent_weight: torch.Tensor, cell_type: str, gate_activation: str
+) -> bool:
     """Whether the GPU kernels pass their check for this device and type. If it can't run now, they are trusted."""
     if is_tracing(hidden_states) and not torch.compiler.is_dynamo_compiling():
         return True
     dtype = dtype_of_products(hidden_states)
-    on_chip = fits_on_chip(hidden_size, dtype)
-    return kernels_pass_check(cell_type, dtype, on_chip, hidden_states.device, reference_local_rnn)
+    on_chip = fits_on_chip(recurrent_weight.shape[-1], dtype)
+    num_heads = 2 if recurrent_weight.ndim == 3 else 1  # for the check, any number above 1 stands for all
+    return kernels_pass_check(
+        cell_type, dtype, on_chip, hidden_states.device, reference_local_rnn, gate_activation, num_heads
+    )
 
 
 def dtype_of_products(hidden_states: torch.Tensor) -> torch.dtype:

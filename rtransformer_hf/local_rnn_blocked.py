@@ -23,14 +23,47 @@ BLOCK_BYTES = 2**19  # minimum size of a block's state, so that a call's work ou
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y)
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y)
+hardtanh_backward = torch.ops.aten.hardtanh_backward.grad_input  # grad where min < y < max, else 0
 MINUS_ONE = torch.tensor(-1.0, device="cpu")
 
 
 def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
-    """inputs + state @ recurrent_weight.T; a weight of None means that the state is zero."""
+    """
+    inputs + state @ recurrent_weight.T. A weight of None means that the state is zero; one of (gates, heads, head
+    size, head size) is block-diagonal.
+    """
     if recurrent_weight is None:
         return out.copy_(inputs)
-    return torch.addmm(inputs, state, recurrent_weight.t(), out=out)
+    if recurrent_weight.ndim == 2:
+        return torch.addmm(inputs, state, recurrent_weight.t(), out=out)
+    (heads,) = by_gate_and_head(state, recurrent_weight)
+    input_gates, gates = (by_gate_and_head(columns, recurrent_weight) for columns in (inputs, out))
+    for input_gate, gate, weight in zip(input_gates, gates, recurrent_weight, strict=True):
+        torch.baddbmm(input_gate, heads, weight.mT, out=gate)
+    return out
+
+
+def add_recurrent_gradients(
+    grad_gates, recurrent_weight, state, grad_hidden, grad_recurrent_weight, keep_hidden: bool
+):
+    """
+    Adds the recurrent weight's gradient to `grad_recurrent_weight`. The state's replaces `grad_hidden`, or is added to
+    it where `keep_hidden` says so.
+    """
+    if recurrent_weight.ndim == 2:
+        grad_hidden.addmm_(grad_gates, recurrent_weight, beta=int(keep_hidden))
+        add_product(grad_recurrent_weight, grad_gates.t(), state)
+        return
+    (grad_heads,), (heads,) = (by_gate_and_head(columns, recurrent_weight) for columns in (grad_hidden, state))
+    gates = zip(by_gate_and_head(grad_gates, recurrent_weight), recurrent_weight, grad_recurrent_weight, strict=True)
+    for index, (grad_gate, weight, grad_weight) in enumerate(gates):
+        grad_heads.baddbmm_(grad_gate, weight, beta=int(keep_hidden or index > 0))
+        add_product(grad_weight, grad_gate.mT, heads)
+
+
+def by_gate_and_head(columns: torch.Tensor, recurrent_weight: torch.Tensor) -> torch.Tensor:
+    """(positions, gates * hidden) -> (gates, heads, positions, head size), a view."""
+    return columns.unflatten(1, (-1, recurrent_weight.shape[1], recurrent_weight.shape[2])).permute(1, 2, 0, 3)
 
 
 def tanh(values, out) -> torch.Tensor:
@@ -77,7 +110,26 @@ class RNNSteps:
         tanh_backward(grad_states[0], gates[0], grad_input=grad_inputs[0])
 
 
-class GRUSteps:
+class SigmoidGates:
+    """The activation of the gates that scale something, in place, and its backward in terms of its result."""
+
+    sigmoid_ = staticmethod(torch.Tensor.sigmoid_)
+    sigmoid_backward = staticmethod(sigmoid_backward)
+
+
+class HardSigmoidGates:
+    """clip(0.2 x + 0.5, 0, 1)"""
+
+    @staticmethod
+    def sigmoid_(gates):
+        gates.mul_(0.2).add_(0.5).clamp_(0, 1)
+
+    @staticmethod
+    def sigmoid_backward(grad, gates, grad_input):
+        hardtanh_backward(grad, gates, 0, 1, grad_input=grad_input).mul_(0.2)
+
+
+class GRUSteps(SigmoidGates):
     """
     The reset gate multiplies only the recurrent part of the new gate, so that part is a gate of its own, and its bias
     an input of its own. Gates: (recurrent part of new, reset, update); inputs: (its bias, reset, update, new).
@@ -92,10 +144,10 @@ class GRUSteps:
     }
     is_residual = True
 
-    @staticmethod
-    def activate(inputs, recurrent_weight, states, gates):
+    @classmethod
+    def activate(cls, inputs, recurrent_weight, states, gates):
         add_recurrent(inputs[0], recurrent_weight, states[0], out=gates[0])
-        gates[1].sigmoid_()
+        cls.sigmoid_(gates[1])
 
     @staticmethod
     def advance(inputs, gates, states, saved_activations, new_states):
@@ -103,8 +155,8 @@ class GRUSteps:
         new = tanh(torch.addcmul(inputs[1], reset, recurrent_new, out=saved_activations[0]), out=saved_activations[0])
         torch.lerp(new, states[0], update, out=new_states[0])
 
-    @staticmethod
-    def backward(gates, saved_activations, states, grad_states, grad_inputs):
+    @classmethod
+    def backward(cls, gates, saved_activations, states, grad_states, grad_inputs):
         _, reset_and_update, recurrent_new, reset, update = gates
         grad_recurrent_new, grad_reset, grad_update, grad_new, grad_reset_and_update = grad_inputs
         (new,), (grad,) = saved_activations, grad_states
@@ -113,11 +165,11 @@ class GRUSteps:
         torch.mul(grad_new, reset, out=grad_recurrent_new)
         torch.mul(grad_new, recurrent_new, out=grad_reset)
         torch.sub(states[0], new, out=grad_update).mul_(grad)
-        sigmoid_backward(grad_reset_and_update, reset_and_update, grad_input=grad_reset_and_update)
+        cls.sigmoid_backward(grad_reset_and_update, reset_and_update, grad_input=grad_reset_and_update)
         grad.mul_(update)
 
 
-class LSTMSteps:
+class LSTMSteps(SigmoidGates):
     views = {
         "inputs": [(0, 4)],
         "gates": [(0, 4), (0, 2), (0, 1), (1, 2), (2, 3), (3, 4)],
@@ -127,13 +179,13 @@ class LSTMSteps:
     }
     is_residual = False
 
-    @staticmethod
-    def activate(inputs, recurrent_weight, states, gates):
+    @classmethod
+    def activate(cls, inputs, recurrent_weight, states, gates):
         all_gates, input_and_forget, _, _, candidate, output_gate = gates
         add_recurrent(inputs[0], recurrent_weight, states[0], out=all_gates)
-        input_and_forget.sigmoid_()
+        cls.sigmoid_(input_and_forget)
         tanh(candidate, out=candidate)
-        output_gate.sigmoid_()
+        cls.sigmoid_(output_gate)
 
     @staticmethod
     def advance(inputs, gates, states, saved_activations, new_states):
@@ -143,35 +195,49 @@ class LSTMSteps:
         tanh(cell_state, out=saved_activations[0])
         torch.mul(saved_activations[0], output_gate, out=hidden)
 
-    @staticmethod
-    def backward(gates, saved_activations, states, grad_states, grad_inputs):
+    @classmethod
+    def backward(cls, gates, saved_activations, states, grad_states, grad_inputs):
         _, input_and_forget, input_gate, forget_gate, candidate, output_gate = gates
         grad_input_gate, grad_forget_gate, grad_candidate, grad_output_gate, grad_input_and_forget = grad_inputs
         (cell_tanh,), (grad_hidden, grad_cell) = saved_activations, grad_states
         torch.mul(grad_hidden, cell_tanh, out=grad_output_gate)
-        sigmoid_backward(grad_output_gate, output_gate, grad_input=grad_output_gate)
+        cls.sigmoid_backward(grad_output_gate, output_gate, grad_input=grad_output_gate)
         grad_hidden.mul_(output_gate)
         grad_cell.add_(tanh_backward(grad_hidden, cell_tanh, grad_input=grad_hidden))
         torch.mul(grad_cell, input_gate, out=grad_candidate)
         tanh_backward(grad_candidate, candidate, grad_input=grad_candidate)
         torch.mul(grad_cell, candidate, out=grad_input_gate)
         torch.mul(grad_cell, states[1], out=grad_forget_gate)
-        sigmoid_backward(grad_input_and_forget, input_and_forget, grad_input=grad_input_and_forget)
+        cls.sigmoid_backward(grad_input_and_forget, input_and_forget, grad_input=grad_input_and_forget)
         grad_cell.mul_(forget_gate)
 
 
-STEPS = {"rnn": RNNSteps, "gru": GRUSteps, "lstm": LSTMSteps}
+class HardGRUSteps(HardSigmoidGates, GRUSteps):
+    pass
+
+
+class HardLSTMSteps(HardSigmoidGates, LSTMSteps):
+    pass
+
+
+# By cell and by the activation of its gates, of which the plain RNN has none.
+STEPS = {
+    ("rnn", "sigmoid"): RNNSteps,
+    ("rnn", "hard_sigmoid"): RNNSteps,
+    ("gru", "sigmoid"): GRUSteps,
+    ("gru", "hard_sigmoid"): HardGRUSteps,
+    ("lstm", "sigmoid"): LSTMSteps,
+    ("lstm", "hard_sigmoid"): HardLSTMSteps,
+}
 
 
 class BlockedLocalRNN(torch.autograd.Function):
     """(batch, window - 1 + time, input) -> (batch, time, hidden). Keeps the gates of the last `num_kept` steps."""
 
     @staticmethod
-    def forward(
-        ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, cell_type, window_size, num_kept
-    ):
-        ctx.cell_type, ctx.window_size, ctx.num_kept = cell_type, window_size, num_kept
-        weights = BlockWeights(STEPS[cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
+    def forward(ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, steps, window_size, num_kept):
+        ctx.steps, ctx.window_size, ctx.num_kept = steps, window_size, num_kept
+        weights = BlockWeights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
         output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, weights.hidden_size)
         kept = []
         for rows, times in blocks(output):
@@ -194,14 +260,14 @@ class BlockedLocalRNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept = ctx.saved_tensors
-        weights = BlockWeights(STEPS[ctx.cell_type], input_weight, recurrent_weight, input_bias, recurrent_bias)
+        weights = BlockWeights(ctx.steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
         window_size, num_recomputed = ctx.window_size, ctx.window_size - ctx.num_kept
 
         # Sums over the blocks are accumulated in float32 or better.
         sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
         grad_inputs = torch.zeros_like(inputs)
         grad_input_weight = torch.zeros_like(input_weight, dtype=sum_dtype)
-        grad_recurrent_weight = torch.zeros_like(recurrent_weight, dtype=sum_dtype)
+        grad_recurrent_weight = torch.zeros_like(weights.recurrent_weight, dtype=sum_dtype)
         grad_input_bias = inputs.new_zeros(weights.gates_size, dtype=sum_dtype)
         grad_separate_bias = inputs.new_zeros(weights.separate_recurrent_size, dtype=sum_dtype)
 
@@ -234,8 +300,14 @@ class BlockedLocalRNN(torch.autograd.Function):
                 if weights.separate_recurrent_size > 0:
                     grad_separate_bias += grad_separate_gates.sum(0)
                 if step > 0:
-                    grad_hidden.addmm_(grad_gates, weights.recurrent_weight, beta=int(weights.steps.is_residual))
-                    add_product(grad_recurrent_weight, grad_gates.t(), states[step][0])
+                    add_recurrent_gradients(
+                        grad_gates,
+                        weights.recurrent_weight,
+                        states[step][0],
+                        grad_hidden,
+                        grad_recurrent_weight,
+                        keep_hidden=weights.steps.is_residual,
+                    )
             grad_inputs[rows, with_past] += from_positions(grad_projected @ input_weight, num_rows)
             add_product(grad_input_weight, grad_projected.t(), block)
             grad_input_bias += grad_projected.sum(0)
@@ -246,7 +318,7 @@ class BlockedLocalRNN(torch.autograd.Function):
         return (
             grad_inputs,
             grad_input_weight.to(input_weight.dtype),
-            grad_recurrent_weight.roll(-weights.separate_recurrent_size, dims=0).to(recurrent_weight.dtype),
+            weights.from_columns(grad_recurrent_weight).to(recurrent_weight.dtype),
             None if input_bias is None else grad_input_bias.to(input_bias.dtype),
             None
             if recurrent_bias is None
@@ -264,10 +336,12 @@ class BlockWeights:
 
     def __init__(self, steps, input_weight, recurrent_weight, input_bias, recurrent_bias):
         self.steps = steps
-        self.gates_size, self.hidden_size = recurrent_weight.shape
+        self.num_heads = len(recurrent_weight) if recurrent_weight.ndim == 3 else None
+        self.gates_size = len(input_weight)
+        self.hidden_size = recurrent_weight.shape[-1] * (self.num_heads or 1)
         self.separate_recurrent_size = self.num_columns("inputs") - self.gates_size
         self.input_weight = input_weight
-        self.recurrent_weight = recurrent_weight.roll(self.separate_recurrent_size, dims=0)
+        self.recurrent_weight = self.to_columns(recurrent_weight)
         zeros = recurrent_weight.new_zeros(self.gates_size)
         recurrent_bias = (zeros if recurrent_bias is None else recurrent_bias).roll(self.separate_recurrent_size)
         self.separate_recurrent_bias = recurrent_bias[: self.separate_recurrent_size]
@@ -275,6 +349,21 @@ class BlockWeights:
         self.input_bias[: self.gates_size - self.separate_recurrent_size] += recurrent_bias[
             self.separate_recurrent_size :
         ]
+
+    def to_columns(self, weight: torch.Tensor) -> torch.Tensor:
+        """The recurrent weight by columns of a block: (gates * hidden, hidden), or (gates, heads, head, head)."""
+        if self.num_heads is not None:
+            head_size = weight.shape[-1]
+            weight = weight.view(self.num_heads, -1, head_size, head_size).transpose(0, 1)
+            return weight.roll(self.separate_recurrent_size // self.hidden_size, dims=0)
+        return weight.roll(self.separate_recurrent_size, dims=0)
+
+    def from_columns(self, weight: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_columns`."""
+        if self.num_heads is not None:
+            weight = weight.roll(-(self.separate_recurrent_size // self.hidden_size), dims=0)
+            return weight.transpose(0, 1).flatten(1, 2)
+        return weight.roll(-self.separate_recurrent_size, dims=0)
 
     def num_columns(self, kind: str) -> int:
         return max(last for _, last in self.steps.views[kind]) * self.hidden_size
@@ -317,7 +406,7 @@ def positions_of_steps(positions: torch.Tensor, num_rows: int, num_positions: in
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):
     """total += left @ right"""
     if total.dtype == left.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right) if total.ndim == 2 else total.baddbmm_(left, right)
     else:
         total += left @ right
 
@@ -360,6 +449,7 @@ def blocked_local_rnn(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
 ) -> torch.Tensor:
     """
     Args:
@@ -379,4 +469,6 @@ def blocked_local_rnn(
     # Keeping more gates costs memory, fewer costs recomputation; step one is free because its state is zero.
     num_kept = (window_size + 1) // 2 if tensors[0].itemsize > 2 else window_size - 1
     with torch.autocast(device_type, enabled=False):
-        return BlockedLocalRNN.apply(*tensors, cell_type, window_size, num_kept if has_backward else 0)
+        return BlockedLocalRNN.apply(
+            *tensors, STEPS[cell_type, gate_activation], window_size, num_kept if has_backward else 0
+        )

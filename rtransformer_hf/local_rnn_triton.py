@@ -19,7 +19,7 @@ Products accumulate in float32. The cell, and what it carries from step to step,
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 try:
     import triton
@@ -29,7 +29,6 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 import torch
-import torch.nn.functional as F
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -47,7 +46,18 @@ def tanh(x):
 
 
 @triton.jit
-def cell_forward(inputs, recurrent, carry, CELL_TYPE: tl.constexpr):
+def sigmoid(x, HARD_GATES: tl.constexpr):
+    return tl.minimum(tl.maximum(0.2 * x + 0.5, 0.0), 1.0) if HARD_GATES else tl.sigmoid(x)
+
+
+@triton.jit
+def sigmoid_slope(result, HARD_GATES: tl.constexpr):
+    """The derivative of `sigmoid`, by its result."""
+    return tl.where((result > 0) & (result < 1), 0.2, 0.0) if HARD_GATES else result * (1 - result)
+
+
+@triton.jit
+def cell_forward(inputs, recurrent, carry, CELL_TYPE: tl.constexpr, HARD_GATES: tl.constexpr):
     """
     One step. `carry` is what the update reads of the state before, other than its product: the hidden state in the
     GRU, the cell state in the LSTM. Returns the new hidden state and carry.
@@ -56,20 +66,22 @@ def cell_forward(inputs, recurrent, carry, CELL_TYPE: tl.constexpr):
         hidden = tanh(inputs[0] + recurrent[0])
         carry = hidden
     elif CELL_TYPE == "gru":
-        reset = tl.sigmoid(inputs[0] + recurrent[0])
-        update = tl.sigmoid(inputs[1] + recurrent[1])
+        reset = sigmoid(inputs[0] + recurrent[0], HARD_GATES)
+        update = sigmoid(inputs[1] + recurrent[1], HARD_GATES)
         new = tanh(inputs[2] + reset * recurrent[2])
         hidden = new + update * (carry - new)
         carry = hidden
     else:
-        carry = tl.sigmoid(inputs[1] + recurrent[1]) * carry
-        carry += tl.sigmoid(inputs[0] + recurrent[0]) * tanh(inputs[2] + recurrent[2])
-        hidden = tl.sigmoid(inputs[3] + recurrent[3]) * tanh(carry)
+        carry = sigmoid(inputs[1] + recurrent[1], HARD_GATES) * carry
+        carry += sigmoid(inputs[0] + recurrent[0], HARD_GATES) * tanh(inputs[2] + recurrent[2])
+        hidden = sigmoid(inputs[3] + recurrent[3], HARD_GATES) * tanh(carry)
     return hidden, carry
 
 
 @triton.jit
-def cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE: tl.constexpr):
+def cell_backward(
+    inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE: tl.constexpr, HARD_GATES: tl.constexpr
+):
     """
     The step again, then its gradients: those of its gates, in the order of NUM_GRADIENTS, and that of `carry`.
     `grad_hidden` is what reaches the new hidden state through products, `grad_carry` what reaches the new carry.
@@ -78,27 +90,27 @@ def cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE: 
         hidden = tanh(inputs[0] + recurrent[0])
         grad_gates = (grad_hidden * (1 - hidden * hidden),)
     elif CELL_TYPE == "gru":
-        reset = tl.sigmoid(inputs[0] + recurrent[0])
-        update = tl.sigmoid(inputs[1] + recurrent[1])
+        reset = sigmoid(inputs[0] + recurrent[0], HARD_GATES)
+        update = sigmoid(inputs[1] + recurrent[1], HARD_GATES)
         new = tanh(inputs[2] + reset * recurrent[2])
         grad_hidden += grad_carry
         grad_new = grad_hidden * (1 - update) * (1 - new * new)
-        grad_update = grad_hidden * (carry - new) * update * (1 - update)
-        grad_reset = grad_new * recurrent[2] * reset * (1 - reset)
+        grad_update = grad_hidden * (carry - new) * sigmoid_slope(update, HARD_GATES)
+        grad_reset = grad_new * recurrent[2] * sigmoid_slope(reset, HARD_GATES)
         grad_gates = (grad_reset, grad_update, grad_new * reset, grad_new)
         grad_carry = grad_hidden * update
     else:
-        input_gate = tl.sigmoid(inputs[0] + recurrent[0])
-        forget_gate = tl.sigmoid(inputs[1] + recurrent[1])
+        input_gate = sigmoid(inputs[0] + recurrent[0], HARD_GATES)
+        forget_gate = sigmoid(inputs[1] + recurrent[1], HARD_GATES)
         candidate = tanh(inputs[2] + recurrent[2])
-        output_gate = tl.sigmoid(inputs[3] + recurrent[3])
+        output_gate = sigmoid(inputs[3] + recurrent[3], HARD_GATES)
         tanh_cell = tanh(forget_gate * carry + input_gate * candidate)
         grad_cell = grad_carry + grad_hidden * output_gate * (1 - tanh_cell * tanh_cell)
         grad_gates = (
-            grad_cell * candidate * input_gate * (1 - input_gate),
-            grad_cell * carry * forget_gate * (1 - forget_gate),
+            grad_cell * candidate * sigmoid_slope(input_gate, HARD_GATES),
+            grad_cell * carry * sigmoid_slope(forget_gate, HARD_GATES),
             grad_cell * input_gate * (1 - candidate * candidate),
-            grad_hidden * tanh_cell * output_gate * (1 - output_gate),
+            grad_hidden * tanh_cell * sigmoid_slope(output_gate, HARD_GATES),
         )
         grad_carry = grad_cell * forget_gate
     return grad_gates, grad_carry
@@ -149,12 +161,12 @@ def load_input_gates(
 
 
 @triton.jit
-def load_recurrent_weight(recurrent_weight, unit, HIDDEN: tl.constexpr, NUM_GATES: tl.constexpr):
-    """The whole of each gate's weight, a tuple of (units, inputs)."""
-    mask = (unit < HIDDEN)[:, None] & (unit < HIDDEN)[None, :]
+def load_recurrent_weight(recurrent_weight, head, unit, HEAD: tl.constexpr, NUM_GATES: tl.constexpr):
+    """The whole of each gate's weight in a head, a tuple of (units, inputs)."""
+    mask = (unit < HEAD)[:, None] & (unit < HEAD)[None, :]
     weights = ()
     for gate in tl.static_range(NUM_GATES):
-        pointers = recurrent_weight + gate * HIDDEN * HIDDEN + unit[:, None] * HIDDEN + unit[None, :]
+        pointers = recurrent_weight + (head * NUM_GATES + gate) * HEAD * HEAD + unit[:, None] * HEAD + unit[None, :]
         weights += (tl.load(pointers, mask=mask, other=0.0),)
     return weights
 
@@ -171,7 +183,7 @@ def recurrent_products(state, weights, bias, PRECISION: tl.constexpr, NUM_GATES:
 @triton.jit(do_not_specialize=["rows", "time", "window"])
 def forward_window_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
-    recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
+    recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
@@ -183,24 +195,28 @@ def forward_window_kernel(
     time,
     window,
     CELL_TYPE: tl.constexpr,
+    HARD_GATES: tl.constexpr,
     HIDDEN: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     NUM_GATES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
 ):
-    """All steps of a block of windows, for every hidden unit. Grid: blocks of rows."""
+    """All steps of a block of windows, for every hidden unit of a head. Grid: blocks of rows x heads."""
+    HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    unit = tl.arange(0, BLOCK_UNITS)
-    mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
+    head_unit = tl.arange(0, BLOCK_UNITS)  # those past the head's have weights of zero and are not stored
+    unit = tl.program_id(1) * HEAD + head_unit
+    mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
-    weights = load_recurrent_weight(recurrent_weight, unit, HIDDEN, NUM_GATES)
+    weights = load_recurrent_weight(recurrent_weight, tl.program_id(1), head_unit, HEAD, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
     # The first step's product is of a zero state.
     inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
-    hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL_TYPE)
+    hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL_TYPE, HARD_GATES)
     for step in range(1, window):
         state = hidden.to(recurrent_weight.dtype.element_ty)
         if states is not None:
@@ -214,7 +230,7 @@ def forward_window_kernel(
         if recurrent_gates is not None:
             pointers = recurrent_gates + (step - 1) * rows.to(tl.int64) * (NUM_GATES * HIDDEN) + gate_offsets
             store_gates(pointers, recurrent, mask, HIDDEN, NUM_GATES)
-        hidden, carry = cell_forward(inputs, recurrent, carry, CELL_TYPE)
+        hidden, carry = cell_forward(inputs, recurrent, carry, CELL_TYPE, HARD_GATES)
     tl.store(output + offsets, hidden.to(output.dtype.element_ty), mask=mask)
 
 
@@ -222,7 +238,7 @@ def forward_window_kernel(
 def backward_window_kernel(
     grad_output,  # (rows, HIDDEN)
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
-    recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
+    recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
@@ -234,21 +250,25 @@ def backward_window_kernel(
     time,
     window,
     CELL_TYPE: tl.constexpr,
+    HARD_GATES: tl.constexpr,
     HIDDEN: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     NUM_GATES: tl.constexpr,
     NUM_GRADIENTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
 ):
-    """All steps of a block of windows, last to first, for every hidden unit. Grid: blocks of rows."""
+    """All steps of a block of windows, last to first, for the units of a head. Grid: blocks of rows x heads."""
+    HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    unit = tl.arange(0, BLOCK_UNITS)
-    mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
+    head_unit = tl.arange(0, BLOCK_UNITS)  # those past the head's have weights of zero and are not stored
+    unit = tl.program_id(1) * HEAD + head_unit
+    mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
     grad_offsets = row[:, None] * (NUM_GRADIENTS * HIDDEN) + unit[None, :]
-    weights = load_recurrent_weight(recurrent_weight, unit, HIDDEN, NUM_GATES)
+    weights = load_recurrent_weight(recurrent_weight, tl.program_id(1), head_unit, HEAD, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
     grad_hidden = tl.load(grad_output + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -269,7 +289,7 @@ def backward_window_kernel(
             carry = tl.load(cell_states + previous * HIDDEN + offsets, mask=mask, other=0.0)
         else:
             carry = state.to(tl.float32)
-        gradients, grad_carry = cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE)
+        gradients, grad_carry = cell_backward(inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE, HARD_GATES)
         pointers = grad_gates + step * rows.to(tl.int64) * (NUM_GRADIENTS * HIDDEN) + grad_offsets
         store_gates(pointers, gradients, mask, HIDDEN, NUM_GRADIENTS)
         grad_hidden = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
@@ -279,14 +299,14 @@ def backward_window_kernel(
 
     inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
     carry = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
-    gradients, _ = cell_backward(inputs, bias, carry, grad_hidden, grad_carry, CELL_TYPE)
+    gradients, _ = cell_backward(inputs, bias, carry, grad_hidden, grad_carry, CELL_TYPE, HARD_GATES)
     store_gates(grad_gates + grad_offsets, gradients, mask, HIDDEN, NUM_GRADIENTS)
 
 
 @triton.jit(do_not_specialize=["rows", "time", "window", "step"])
 def forward_step_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
-    recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
+    recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
@@ -300,18 +320,24 @@ def forward_step_kernel(
     window,
     step,
     CELL_TYPE: tl.constexpr,
+    HARD_GATES: tl.constexpr,
     HIDDEN: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     NUM_GATES: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_UNITS: tl.constexpr,
     BLOCK_INNER: tl.constexpr,
 ):
-    """One step of a block of windows, for a block of hidden units. Grid: blocks of rows x blocks of units."""
-    blocks_of_units: tl.constexpr = (HIDDEN + BLOCK_UNITS - 1) // BLOCK_UNITS
+    """
+    One step of a block of windows, for a block of a head's units. Grid: (blocks of rows x blocks of units) x heads.
+    """
+    HEAD: tl.constexpr = HIDDEN // NUM_HEADS
+    blocks_of_units: tl.constexpr = (HEAD + BLOCK_UNITS - 1) // BLOCK_UNITS
     row = (tl.program_id(0) // blocks_of_units).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    unit = tl.program_id(0) % blocks_of_units * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
+    head_unit = tl.program_id(0) % blocks_of_units * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
+    unit = tl.program_id(1) * HEAD + head_unit
+    mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
 
@@ -320,16 +346,17 @@ def forward_step_kernel(
         sums = ()
         for _ in tl.static_range(NUM_GATES):
             sums += (tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32),)
-        for start in range(0, HIDDEN, BLOCK_INNER):
+        head_weight = recurrent_weight + tl.program_id(1) * (NUM_GATES * HEAD * HEAD)
+        for start in range(0, HEAD, BLOCK_INNER):
             inner = start + tl.arange(0, BLOCK_INNER)
-            state_pointers = state + row[:, None] * HIDDEN + inner[None, :]
-            state_mask = (row < rows)[:, None] & (inner < HIDDEN)[None, :]
-            weight_pointers = recurrent_weight + unit[None, :] * HIDDEN + inner[:, None]
-            weight_mask = (inner < HIDDEN)[:, None] & (unit < HIDDEN)[None, :]
+            state_pointers = state + row[:, None] * HIDDEN + tl.program_id(1) * HEAD + inner[None, :]
+            state_mask = (row < rows)[:, None] & (inner < HEAD)[None, :]
+            weight_pointers = head_weight + head_unit[None, :] * HEAD + inner[:, None]
+            weight_mask = (inner < HEAD)[:, None] & (head_unit < HEAD)[None, :]
             state_block = tl.load(state_pointers, mask=state_mask, other=0.0)
             products = ()
             for gate in tl.static_range(NUM_GATES):
-                weight_block = tl.load(weight_pointers + gate * HIDDEN * HIDDEN, mask=weight_mask, other=0.0)
+                weight_block = tl.load(weight_pointers + gate * HEAD * HEAD, mask=weight_mask, other=0.0)
                 products += (tl.dot(state_block, weight_block, acc=sums[gate], input_precision=PRECISION),)
             sums = products
         with_bias = ()
@@ -344,7 +371,7 @@ def forward_step_kernel(
     else:
         carry_tile = tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32)
     inputs = load_input_gates(projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES)
-    hidden, carry_tile = cell_forward(inputs, recurrent, carry_tile, CELL_TYPE)
+    hidden, carry_tile = cell_forward(inputs, recurrent, carry_tile, CELL_TYPE, HARD_GATES)
     tl.store(new_state + offsets, hidden.to(new_state.dtype.element_ty), mask=mask)
     if new_carry is not None:
         tl.store(new_carry + offsets, carry_tile, mask=mask)
@@ -355,7 +382,7 @@ def backward_step_kernel(
     grad_output,  # (rows, HIDDEN) at the last step; None at the others
     later_grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), those of the step after; None at the last step
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
-    recurrent_weight,  # (NUM_GATES * HIDDEN, HIDDEN)
+    recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
     positions,  # (rows,) or None
@@ -368,7 +395,9 @@ def backward_step_kernel(
     window,
     step,
     CELL_TYPE: tl.constexpr,
+    HARD_GATES: tl.constexpr,
     HIDDEN: tl.constexpr,
+    NUM_HEADS: tl.constexpr,
     NUM_GATES: tl.constexpr,
     NUM_GRADIENTS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -378,41 +407,46 @@ def backward_step_kernel(
     BLOCK_INNER: tl.constexpr,
 ):
     """
-    The gradients of one step's gates, for a block of windows and PARTS blocks of hidden units. Grid: blocks of rows x
-    blocks of units.
+    The gradients of one step's gates, for a block of windows and PARTS blocks of a head's units. Grid: (blocks of rows
+    x blocks of units) x heads.
     """
-    blocks_of_units: tl.constexpr = (HIDDEN + PARTS * BLOCK_UNITS - 1) // (PARTS * BLOCK_UNITS)
+    HEAD: tl.constexpr = HIDDEN // NUM_HEADS
+    blocks_of_units: tl.constexpr = (HEAD + PARTS * BLOCK_UNITS - 1) // (PARTS * BLOCK_UNITS)
     row = (tl.program_id(0) // blocks_of_units).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    unit = tl.program_id(0) % blocks_of_units * (PARTS * BLOCK_UNITS) + tl.arange(0, BLOCK_UNITS)
+    first_unit = tl.program_id(0) % blocks_of_units * (PARTS * BLOCK_UNITS) + tl.arange(0, BLOCK_UNITS)
+    head_start = tl.program_id(1) * HEAD
 
     # The product is wide and the epilogue narrow: the accumulators of all parts, the cell's tiles of one.
     grad_hidden = ()
     for part in tl.static_range(PARTS):
         if later_grad_gates is None:
-            part_unit = unit + part * BLOCK_UNITS
-            part_mask = (row < rows)[:, None] & (part_unit < HIDDEN)[None, :]
-            pointers = grad_output + row[:, None] * HIDDEN + part_unit[None, :]
+            head_unit = first_unit + part * BLOCK_UNITS
+            part_mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
+            pointers = grad_output + row[:, None] * HIDDEN + head_start + head_unit[None, :]
             grad_hidden += (tl.load(pointers, mask=part_mask, other=0.0).to(tl.float32),)
         else:
             grad_hidden += (tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32),)
     if later_grad_gates is not None:
-        for start in range(0, NUM_GATES * HIDDEN, BLOCK_INNER):
+        head_weight = recurrent_weight + head_start * (NUM_GATES * HEAD)
+        for start in range(0, NUM_GATES * HEAD, BLOCK_INNER):
             inner = start + tl.arange(0, BLOCK_INNER)
-            later_pointers = later_grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + inner[None, :]
-            later_mask = (row < rows)[:, None] & (inner < NUM_GATES * HIDDEN)[None, :]
+            column = inner if NUM_HEADS == 1 else inner // HEAD * HIDDEN + head_start + inner % HEAD
+            later_pointers = later_grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + column[None, :]
+            later_mask = (row < rows)[:, None] & (inner < NUM_GATES * HEAD)[None, :]
             later_block = tl.load(later_pointers, mask=later_mask, other=0.0)
             products = ()
             for part in tl.static_range(PARTS):
-                part_unit = unit + part * BLOCK_UNITS
-                weight_pointers = recurrent_weight + inner[:, None] * HIDDEN + part_unit[None, :]
-                weight_mask = (inner < NUM_GATES * HIDDEN)[:, None] & (part_unit < HIDDEN)[None, :]
+                head_unit = first_unit + part * BLOCK_UNITS
+                weight_pointers = head_weight + inner[:, None] * HEAD + head_unit[None, :]
+                weight_mask = (inner < NUM_GATES * HEAD)[:, None] & (head_unit < HEAD)[None, :]
                 weight_block = tl.load(weight_pointers, mask=weight_mask, other=0.0)
                 products += (tl.dot(later_block, weight_block, acc=grad_hidden[part], input_precision=PRECISION),)
             grad_hidden = products
 
     for part in tl.static_range(PARTS):
-        part_unit = unit + part * BLOCK_UNITS
-        mask = (row < rows)[:, None] & (part_unit < HIDDEN)[None, :]
+        head_unit = first_unit + part * BLOCK_UNITS
+        part_unit = head_start + head_unit
+        mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
         offsets = row[:, None] * HIDDEN + part_unit[None, :]
         if recurrent_gates is not None:
             pointers = recurrent_gates + row[:, None] * (NUM_GATES * HIDDEN) + part_unit[None, :]
@@ -430,7 +464,7 @@ def backward_step_kernel(
             projected, input_bias, positions, row, part_unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
         gradients, grad_carry_tile = cell_backward(
-            inputs, recurrent, carry_tile, grad_hidden[part], grad_carry_tile, CELL_TYPE
+            inputs, recurrent, carry_tile, grad_hidden[part], grad_carry_tile, CELL_TYPE, HARD_GATES
         )
         grad_pointers = grad_gates + row[:, None] * (NUM_GRADIENTS * HIDDEN) + part_unit[None, :]
         store_gates(grad_pointers, gradients, mask, HIDDEN, NUM_GRADIENTS)
@@ -511,9 +545,9 @@ def padded_units(hidden_size: int) -> int:
     return max(16, triton.next_power_of_2(hidden_size))
 
 
-def fits_on_chip(hidden_size: int, dtype: torch.dtype) -> bool:
-    """Whether a layer is narrow enough for the window kernels."""
-    return padded_units(hidden_size) in (WINDOW_ROWS_FLOAT32 if dtype == torch.float32 else WINDOW_ROWS)
+def fits_on_chip(head_size: int, dtype: torch.dtype) -> bool:
+    """Whether a layer, or each head of it, is narrow enough for the window kernels."""
+    return padded_units(head_size) in (WINDOW_ROWS_FLOAT32 if dtype == torch.float32 else WINDOW_ROWS)
 
 
 def largest_filling(choices, device: torch.device, num_blocks):
@@ -523,40 +557,46 @@ def largest_filling(choices, device: torch.device, num_blocks):
     return next((choice for choice in choices if num_blocks(choice) >= multiprocessors), choices[-1])
 
 
-def window_launch(rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> tuple[tuple[int], dict]:
+def window_launch(
+    rows: int, num_heads: int, head_size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[int, int], dict]:
     """Grid and launch arguments of the window kernels."""
-    units = padded_units(hidden_size)
+    units = padded_units(head_size)
     choices = (WINDOW_ROWS_FLOAT32 if dtype == torch.float32 else WINDOW_ROWS)[units]
-    block_rows = largest_filling(choices, device, lambda block_rows: triton.cdiv(rows, block_rows))
+    block_rows = largest_filling(choices, device, lambda block_rows: num_heads * triton.cdiv(rows, block_rows))
     launch = {"BLOCK_ROWS": block_rows, "BLOCK_UNITS": units, "num_warps": 4 if units <= 32 else 8, "num_stages": 1}
-    return (triton.cdiv(rows, block_rows),), launch
+    return (triton.cdiv(rows, block_rows), num_heads), launch
 
 
 def step_launch(
-    rows: int, hidden_size: int, dtype: torch.dtype, device: torch.device, backward: bool
-) -> tuple[tuple[int], dict]:
+    rows: int, num_heads: int, head_size: int, dtype: torch.dtype, device: torch.device, backward: bool
+) -> tuple[tuple[int, int], dict]:
     """Grid and launch arguments of a step kernel."""
 
     def num_blocks(choice):
         block_rows, units, parts, _ = choice
-        return triton.cdiv(rows, block_rows) * triton.cdiv(hidden_size, 32 * parts if backward else units)
+        return triton.cdiv(rows, block_rows) * triton.cdiv(head_size, 32 * parts if backward else units)
 
     is_float32 = dtype == torch.float32
-    choice = largest_filling(STEP_BLOCKS_FLOAT32 if is_float32 else STEP_BLOCKS, device, num_blocks)
+    choices = STEP_BLOCKS_FLOAT32 if is_float32 else STEP_BLOCKS
+    choice = largest_filling(choices, device, lambda choice: num_heads * num_blocks(choice))
     block_rows, units, parts, num_warps = choice
     launch = {"BLOCK_ROWS": block_rows, "BLOCK_INNER": 16 if is_float32 else 64, "num_warps": num_warps}
     launch.update({"BLOCK_UNITS": 32, "PARTS": parts} if backward else {"BLOCK_UNITS": units})
-    return (num_blocks(choice),), {**launch, "num_stages": 3}
+    return (num_blocks(choice), num_heads), {**launch, "num_stages": 3}
 
 
-def kernel_constants(hidden_size: int, cell_type: str, projected: torch.Tensor) -> dict:
+def kernel_constants(recurrent_weight: torch.Tensor, cell_type: str, hard_gates: bool) -> dict:
     matmul = torch.backends.cuda.matmul
     # `allow_tf32` is its name before PyTorch 2.9; reading it later raises where only the new name was set.
     allow_tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    num_heads, gates_size, head_size = recurrent_weight.shape
     return {
         "CELL_TYPE": cell_type,
-        "HIDDEN": hidden_size,
-        "NUM_GATES": projected.shape[-1] // hidden_size,
+        "HARD_GATES": hard_gates,
+        "HIDDEN": num_heads * head_size,
+        "NUM_HEADS": num_heads,
+        "NUM_GATES": gates_size // head_size,
         "PRECISION": "tf32" if allow_tf32 else "ieee",
     }
 
@@ -576,10 +616,11 @@ def new_results(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What the forward pass returns: the output, then what it keeps; empty tensors for what it does not."""
     batch, padded_time, gates_size = projected.shape
-    hidden_size = recurrent_weight.shape[1]
+    num_heads, _, head_size = recurrent_weight.shape
+    hidden_size = num_heads * head_size
     time = padded_time - (window_size - 1)
     steps = window_size - 1 if keep else 0
-    recomputes_gates = on_chip and hidden_size <= 64
+    recomputes_gates = on_chip and head_size <= 64
     output = projected.new_empty(batch, time, hidden_size)
     states = projected.new_empty(steps, batch * time, hidden_size)
     cell_states = projected.new_empty(
@@ -597,6 +638,7 @@ def local_rnn_forward(
     recurrent_bias: torch.Tensor,
     sequence_positions: torch.Tensor | None,
     cell_type: str,
+    hard_gates: bool,
     window_size: int,
     keep: bool,
     on_chip: bool,
@@ -608,7 +650,8 @@ def local_rnn_forward(
     projected, recurrent_weight = projected.contiguous(), recurrent_weight.contiguous()
     results = new_results(projected, recurrent_weight, cell_type, window_size, keep, on_chip)
     output, states, cell_states, recurrent_gates = results
-    hidden_size = recurrent_weight.shape[1]
+    num_heads, _, head_size = recurrent_weight.shape
+    hidden_size = num_heads * head_size
     rows, time = output.shape[0] * output.shape[1], output.shape[1]
     if rows == 0:
         return results
@@ -620,15 +663,15 @@ def local_rnn_forward(
         recurrent_bias.contiguous(),
         None if sequence_positions is None else sequence_positions.contiguous(),
     )
-    constants = kernel_constants(hidden_size, cell_type, projected)
+    constants = kernel_constants(recurrent_weight, cell_type, hard_gates)
     with torch.cuda.device_of(projected):
         if on_chip:
-            grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
+            grid, launch = window_launch(rows, num_heads, head_size, projected.dtype, projected.device)
             kept = [tensor if len(tensor) else None for tensor in (states, cell_states, recurrent_gates)]
             forward_window_kernel[grid](*operands, output, *kept, rows, time, window_size, **constants, **launch)
             return results
 
-        grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=False)
+        grid, launch = step_launch(rows, num_heads, head_size, projected.dtype, projected.device, backward=False)
         if not keep:  # a step reads one slice and writes the other
             states = projected.new_empty(2, rows, hidden_size)
         if cell_type == "gru" or not keep:  # a block replaces its own part
@@ -660,6 +703,7 @@ def _(
     recurrent_bias,
     sequence_positions,
     cell_type,
+    hard_gates,
     window_size,
     keep,
     on_chip,
@@ -679,6 +723,7 @@ def local_rnn_backward(
     cell_states: torch.Tensor,
     recurrent_gates: torch.Tensor,
     cell_type: str,
+    hard_gates: bool,
     window_size: int,
     on_chip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -687,7 +732,8 @@ def local_rnn_backward(
     recurrent_weight = recurrent_weight.contiguous()
     batch, time, hidden_size = grad_output.shape
     rows, input_rows = batch * time, projected.shape[0] * projected.shape[1]
-    constants = kernel_constants(hidden_size, cell_type, projected)
+    num_heads, _, head_size = recurrent_weight.shape
+    constants = kernel_constants(recurrent_weight, cell_type, hard_gates)
     num_gates, num_gradients = constants["NUM_GATES"], NUM_GRADIENTS[cell_type]
     constants["NUM_GRADIENTS"] = num_gradients
 
@@ -707,13 +753,15 @@ def local_rnn_backward(
         )
         with torch.cuda.device_of(projected):
             if on_chip:
-                grid, launch = window_launch(rows, hidden_size, projected.dtype, projected.device)
+                grid, launch = window_launch(rows, num_heads, head_size, projected.dtype, projected.device)
                 kept = [states] + [tensor if len(tensor) else None for tensor in (cell_states, recurrent_gates)]
                 backward_window_kernel[grid](
                     grad_output, *operands, *kept, grad_gates, rows, time, window_size, **constants, **launch
                 )
             else:
-                grid, launch = step_launch(rows, hidden_size, projected.dtype, projected.device, backward=True)
+                grid, launch = step_launch(
+                    rows, num_heads, head_size, projected.dtype, projected.device, backward=True
+                )
                 carries = {"rnn": None, "gru": states, "lstm": cell_states}[cell_type]
                 grad_carry = (
                     None if cell_type == "rnn" else projected.new_empty(rows, hidden_size, dtype=torch.float32)
@@ -735,7 +783,8 @@ def local_rnn_backward(
                         **constants,
                         **launch,
                     )
-            del constants["PRECISION"]
+            for name in ("HARD_GATES", "NUM_HEADS", "PRECISION"):
+                del constants[name]
             sum_over_windows_kernel[(blocks * triton.cdiv(hidden_size, block_units),)](
                 grad_gates,
                 operands[-1],
@@ -753,7 +802,12 @@ def local_rnn_backward(
 
     # The first step's state is zero and gives the weight no gradient.
     recurrent_columns = grad_gates[1:, :, : num_gates * hidden_size].flatten(0, 1)
-    grad_recurrent_weight = recurrent_columns.T @ states.flatten(0, 1)
+    if num_heads == 1:
+        grad_recurrent_weight = (recurrent_columns.T @ states.flatten(0, 1))[None]
+    else:
+        recurrent_columns = recurrent_columns.unflatten(1, (num_gates, num_heads, head_size)).permute(2, 1, 3, 0)
+        heads = states.flatten(0, 1).unflatten(1, (num_heads, head_size)).transpose(0, 1)
+        grad_recurrent_weight = recurrent_columns.flatten(1, 2) @ heads
     grad_recurrent_bias = sums[:, : num_gates * hidden_size].sum(0).to(recurrent_bias.dtype)
     if sequence_positions is None:
         return grad_projected, grad_recurrent_weight, projected.new_empty(0), grad_recurrent_bias
@@ -775,6 +829,7 @@ def _(
     cell_states,
     recurrent_gates,
     cell_type,
+    hard_gates,
     window_size,
     on_chip,
 ):
@@ -787,7 +842,7 @@ def _(
 
 
 def setup_context(ctx, inputs, output):
-    *operands, ctx.cell_type, ctx.window_size, _, ctx.on_chip = inputs
+    *operands, ctx.cell_type, ctx.hard_gates, ctx.window_size, _, ctx.on_chip = inputs
     _, *kept = output
     ctx.save_for_backward(*operands, *kept)
     ctx.mark_non_differentiable(*kept)
@@ -796,11 +851,11 @@ def setup_context(ctx, inputs, output):
 def backward(ctx, grad_output, *_):
     saved = ctx.saved_tensors  # once: checkpointing computes them when asked
     grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias = local_rnn_backward(
-        grad_output, *saved, ctx.cell_type, ctx.window_size, ctx.on_chip
+        grad_output, *saved, ctx.cell_type, ctx.hard_gates, ctx.window_size, ctx.on_chip
     )
     if saved[4] is None:  # no positions: the input bias has no part in it
         grad_input_bias = None
-    return grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias, *(None,) * 5
+    return grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias, *(None,) * 6
 
 
 local_rnn_forward.register_autograd(backward, setup_context=setup_context)
@@ -814,6 +869,7 @@ def triton_local_rnn(
     *,
     cell_type: str,
     window_size: int,
+    gate_activation: str = "sigmoid",
     sequence_positions: torch.Tensor | None = None,
     on_chip: bool | None = None,
 ) -> torch.Tensor:
@@ -823,9 +879,9 @@ def triton_local_rnn(
     Args:
         projected: (batch, window_size - 1 + time, gates * hidden), `input_weight @ x + input_bias` of the past and of
             the inputs; float32, bfloat16 or float16. Products are taken in its type, with float32 sums.
-        recurrent_weight: (gates * hidden, hidden).
+        recurrent_weight: (gates * hidden, hidden), or with heads (heads, gates * head size, head size).
         input_bias, recurrent_bias: (gates * hidden,) or None; the former is only read with `sequence_positions`.
-        cell_type, window_size, sequence_positions: as in `local_rnn`.
+        cell_type, window_size, gate_activation, sequence_positions: as in `local_rnn`.
         on_chip: whether one launch runs a whole window with its state on chip, or a launch each step; None chooses.
 
     Returns:
@@ -836,11 +892,11 @@ def triton_local_rnn(
     """
     if projected.dtype not in SUPPORTED_DTYPES:
         raise ValueError(f"`projected` must be of one of the types {SUPPORTED_DTYPES}, got {projected.dtype}.")
-    fits = fits_on_chip(recurrent_weight.shape[1], projected.dtype)
+    head_size = recurrent_weight.shape[-1]
+    fits = fits_on_chip(head_size, projected.dtype)
     if on_chip and not fits:
         raise ValueError(
-            f"`on_chip` must be False or None for a hidden size of {recurrent_weight.shape[1]} in {projected.dtype}, "
-            "got True."
+            f"`on_chip` must be False or None for a hidden size of {head_size} in {projected.dtype}, got True."
         )
     if recurrent_bias is None:
         recurrent_bias = projected.new_zeros(projected.shape[-1])
@@ -849,11 +905,17 @@ def triton_local_rnn(
     elif input_bias is None:
         input_bias = projected.new_zeros(projected.shape[-1])
     # Under autocast the projection has its type already, and the weight of the other product follows.
-    recurrent_weight = recurrent_weight.to(projected.dtype)
+    recurrent_weight = recurrent_weight.to(projected.dtype).view(-1, *recurrent_weight.shape[-2:])
     operands = (projected, recurrent_weight, input_bias, recurrent_bias)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
     output, *_ = local_rnn_forward(
-        *operands, sequence_positions, cell_type, window_size, keep, fits if on_chip is None else on_chip
+        *operands,
+        sequence_positions,
+        cell_type,
+        gate_activation == "hard_sigmoid",
+        window_size,
+        keep,
+        fits if on_chip is None else on_chip,
     )
     return output
 
@@ -863,26 +925,41 @@ def triton_local_rnn(
 
 @torch.compiler.assume_constant_result
 def kernels_pass_check(
-    cell_type: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable
+    cell_type: str,
+    dtype: torch.dtype,
+    on_chip: bool,
+    device: torch.device,
+    reference: Callable,
+    gate_activation: str = "sigmoid",
+    num_heads: int = 1,
 ) -> bool:
     """`run_check`, run while a compiler traces. While a CUDA graph is captured, kernels are trusted."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return True
-    return run_check(cell_type, dtype, on_chip, device, reference)
+    return run_check(cell_type, dtype, on_chip, device, reference, gate_activation, num_heads)
 
 
 @cache
-def run_check(cell_type: str, dtype: torch.dtype, on_chip: bool, device: torch.device, reference: Callable) -> bool:
+def run_check(
+    cell_type: str,
+    dtype: torch.dtype,
+    on_chip: bool,
+    device: torch.device,
+    reference: Callable,
+    gate_activation: str = "sigmoid",
+    num_heads: int = 1,
+) -> bool:
     """
     Compares the kernels with the reference in float32 on a small input, outputs and gradients, once per process. A
     difference, or an error of Triton or its compiler, is a warning, and the answer is False.
     """
-    hidden_size = 32 if on_chip else 160
+    head_size = 32 if on_chip else 160
     num_gates, window_size = {"rnn": 1, "gru": 3, "lstm": 4}[cell_type], 3
-    gates = num_gates * hidden_size
+    gates = num_gates * num_heads * head_size
+    window = {"cell_type": cell_type, "window_size": window_size, "gate_activation": gate_activation}
     generator = torch.Generator().manual_seed(0)  # leaves the process's random numbers as they are
-    shapes = ((2, window_size - 1 + 7, gates), (gates, hidden_size), (gates,))
-    scales = (1.0, hidden_size**-0.5, 0.5)
+    shapes = ((2, window_size - 1 + 7, gates), (num_heads, num_gates * head_size, head_size), (gates,))
+    scales = (1.0, head_size**-0.5, 0.5)
     drawn = [scale * torch.randn(shape, generator=generator) for shape, scale in zip(shapes, scales, strict=True)]
 
     def run_kernels(projected, recurrent_weight, recurrent_bias):
@@ -891,16 +968,19 @@ def run_check(cell_type: str, dtype: torch.dtype, on_chip: bool, device: torch.d
             recurrent_weight=recurrent_weight,
             input_bias=None,
             recurrent_bias=recurrent_bias,
-            cell_type=cell_type,
-            window_size=window_size,
             on_chip=on_chip,
+            **window,
         )
 
     def run_reference(projected, recurrent_weight, recurrent_bias):
         previous_inputs, inputs = projected.split([window_size - 1, projected.shape[1] - window_size + 1], dim=1)
-        recurrent_proj = partial(F.linear, weight=recurrent_weight, bias=recurrent_bias)
-        window = {"cell_type": cell_type, "window_size": window_size, "previous_inputs": previous_inputs}
-        return reference(inputs, lambda x: x, recurrent_proj, **window)
+        weight = recurrent_weight.unflatten(1, (num_gates, head_size))
+
+        def recurrent_proj(state):
+            heads = state.unflatten(-1, (num_heads, head_size))
+            return torch.einsum("...hi,hgoi->...gho", heads, weight).flatten(-3) + recurrent_bias
+
+        return reference(inputs, lambda x: x, recurrent_proj, previous_inputs=previous_inputs, **window)
 
     def output_and_gradients(run, dtype: torch.dtype) -> list[torch.Tensor]:
         operands = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtransformer_hf.local_rnn import CELLS, local_rnn, num_gates
+from rtransformer_hf.local_rnn import CELLS, advance_windows, local_rnn, num_gates, recurrent_linear
 from rtransformer_hf.local_rnn_blocked import blocks
 
 module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
@@ -130,6 +130,85 @@ def test_blocks_change_nothing(cell_type, block_bytes, monkeypatch):
         results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
     for reference, other in zip(*results, strict=True):
         torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
+
+
+# ---- Heads and hard sigmoids ----
+
+
+def make_inputs_with_heads(cell_type, num_heads, hidden=6, **kwargs):
+    hidden_states, input_weight, recurrent_weight, *biases = make_inputs(cell_type, width=3, hidden=hidden, **kwargs)
+    head_size = hidden // num_heads
+    blocks_of_gates = recurrent_weight.unflatten(0, (-1, num_heads, head_size))  # (gates, heads, head size, hidden)
+    blocks_of_gates = blocks_of_gates.unflatten(-1, (num_heads, head_size))
+    recurrent_weight = torch.stack([blocks_of_gates[:, head, :, head].flatten(0, 1) for head in range(num_heads)])
+    return [hidden_states, input_weight, recurrent_weight, *biases]
+
+
+def dense_recurrent_weight(weight, num_gates):
+    """(heads, gates * head size, head size) -> (gates * hidden, hidden), by its definition."""
+    by_gate = weight.unflatten(1, (num_gates, -1)).unbind(1)
+    return torch.cat([torch.block_diag(*heads) for heads in by_gate])
+
+
+@every_cell
+@every_implementation
+@pytest.mark.parametrize("num_heads", [1, 2, 3])
+@pytest.mark.parametrize("gate_activation", ["sigmoid", "hard_sigmoid"])
+def test_heads_are_a_block_diagonal_weight(cell_type, implementation, num_heads, gate_activation):
+    inputs = [tensor.requires_grad_() for tensor in make_inputs_with_heads(cell_type, num_heads, time=7)]
+    run = partial(local_rnn, cell_type=cell_type, window_size=4, gate_activation=gate_activation)
+
+    def run_dense(hidden_states, input_weight, recurrent_weight, *biases):
+        dense = dense_recurrent_weight(recurrent_weight, num_gates(cell_type))
+        return run(hidden_states, input_weight, dense, *biases, implementation="reference")
+
+    output, expected = run(*inputs, implementation=implementation), run_dense(*inputs)
+    torch.testing.assert_close(output, expected, atol=1e-12, rtol=0)
+    gradients = (torch.autograd.grad(result.square().sum(), inputs) for result in (output, expected))
+    for gradient, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-12, rtol=1e-12)
+
+
+@every_cell
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_heads_in_16_bits(cell_type, half):
+    inputs = [0.3 * tensor for tensor in make_inputs_with_heads(cell_type, 2, time=12, dtype=torch.float32)]
+    exact = local_rnn(*(tensor.double() for tensor in inputs), cell_type=cell_type, window_size=4)
+    output = local_rnn(
+        *(tensor.to(half) for tensor in inputs), cell_type=cell_type, window_size=4, implementation="blocked"
+    )
+    torch.testing.assert_close(output.double(), exact, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_hard_sigmoid_is_that_of_the_published_cell(implementation):
+    """An LSTM of one unit, by hand: a gate is clip(0.2 x + 0.5, 0, 1)."""
+    weight, bias = torch.zeros(4, 1), torch.tensor([1.0, 0.0, 10.0, 4.0])  # input, forget, candidate, output
+    arguments = {"cell_type": "lstm", "window_size": 1, "gate_activation": "hard_sigmoid"}
+    output = local_rnn(torch.zeros(1, 1, 1), weight, weight, bias, None, **arguments, implementation=implementation)
+    torch.testing.assert_close(output.squeeze(), torch.tensor(0.7).tanh())
+
+
+@every_cell
+@pytest.mark.parametrize("gate_activation", ["sigmoid", "hard_sigmoid"])
+def test_decoding_with_heads(cell_type, gate_activation):
+    hidden_states, *weights = make_inputs_with_heads(cell_type, 2, batch=1, time=6)
+    settings = {"cell_type": cell_type, "window_size": 3, "gate_activation": gate_activation}
+    expected = local_rnn(
+        hidden_states, *weights, **settings, previous_inputs=torch.zeros(1, 2, 3, dtype=torch.float64)
+    )
+    input_weight, recurrent_weight, input_bias, recurrent_bias = weights
+    windows = None
+    for position, inputs in enumerate(nn.functional.pad(hidden_states, (0, 0, 2, 0)).split(1, dim=1)):
+        output, windows = advance_windows(
+            inputs,
+            windows,
+            partial(nn.functional.linear, weight=input_weight, bias=input_bias),
+            partial(recurrent_linear, weight=recurrent_weight, bias=recurrent_bias),
+            **settings,
+        )
+        if position >= 2:
+            torch.testing.assert_close(output[:, 0], expected[:, position - 2], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("batch, time, hidden", [(1, 1, 1), (5, 13, 4), (3, 1000, 512), (1, 7, 10**6)])

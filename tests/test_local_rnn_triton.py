@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rtransformer_hf import local_rnn as local_rnn_module
-from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_previous_inputs, reference_local_rnn
+from rtransformer_hf.local_rnn import CELLS, num_gates, prepend_previous_inputs, recurrent_linear, reference_local_rnn
 
 kernels = pytest.importorskip("rtransformer_hf.local_rnn_triton")
 
@@ -59,7 +59,7 @@ def make_inputs(cell_type, batch=2, time=5, hidden=5, has_bias=True):
 
 def run_reference(hidden_states, input_weight, recurrent_weight, input_bias, recurrent_bias, **arguments):
     input_proj = partial(F.linear, weight=input_weight, bias=input_bias)
-    recurrent_proj = partial(F.linear, weight=recurrent_weight, bias=recurrent_bias)
+    recurrent_proj = partial(recurrent_linear, weight=recurrent_weight, bias=recurrent_bias)
     return reference_local_rnn(hidden_states, input_proj, recurrent_proj, **arguments)
 
 
@@ -144,6 +144,23 @@ def test_a_width_of_many_blocks(cell_type):
 
 @every_cell
 @pytest.mark.parametrize("on_chip", [True, False])
+@pytest.mark.parametrize("num_heads, gate_activation", [(1, "hard_sigmoid"), (2, "sigmoid"), (3, "hard_sigmoid")])
+def test_heads_and_hard_sigmoids(cell_type, on_chip, num_heads, gate_activation):
+    inputs = make_inputs(cell_type, hidden=6)
+    head_size = 6 // num_heads
+    inputs[2] = inputs[2][:, :head_size].reshape(num_heads, -1, head_size).contiguous()
+    check(inputs, torch.float32, on_chip, cell_type=cell_type, window_size=3, gate_activation=gate_activation)
+
+
+def test_heads_of_many_blocks():
+    """More units than a block has, and in heads that are no multiple of it."""
+    inputs = make_inputs("gru", batch=1, time=3, hidden=144)
+    inputs[2] = inputs[2][:, :72].reshape(2, -1, 72).contiguous()
+    check(inputs, torch.float32, False, cell_type="gru", window_size=3)
+
+
+@every_cell
+@pytest.mark.parametrize("on_chip", [True, False])
 @pytest.mark.parametrize("window_size, time", [(1, 1), (1, 3), (2, 1), (5, 2)])
 def test_short_windows_and_sequences(cell_type, on_chip, window_size, time):
     check(make_inputs(cell_type, time=time), torch.float32, on_chip, cell_type=cell_type, window_size=window_size)
@@ -206,7 +223,9 @@ def test_without_gradients_nothing_is_kept(cell_type, on_chip):
     with_gradients = run(*(tensor.clone().requires_grad_() for tensor in inputs))
     assert torch.equal(run(*inputs), with_gradients)
     projected = torch.zeros(2, 8, inputs[1].shape[0], device=DEVICE)
-    _, *kept = kernels.local_rnn_forward(projected, inputs[2], None, inputs[4], None, cell_type, 4, False, on_chip)
+    _, *kept = kernels.local_rnn_forward(
+        projected, inputs[2][None], None, inputs[4], None, cell_type, False, 4, False, on_chip
+    )
     assert all(tensor.numel() == 0 for tensor in kept)
 
 
@@ -224,15 +243,16 @@ def test_same_inputs_give_the_same_bits(cell_type, on_chip):
 def test_operators_are_registered_in_full(on_chip, packed):
     inputs = (tensor.float() for tensor in make_inputs("lstm", time=3))
     hidden_states, _, recurrent_weight, input_bias, recurrent_bias = inputs
+    recurrent_weight = recurrent_weight[None]  # one head
     projected = torch.randn(2, 5, 20, device=DEVICE)
     positions = torch.tensor([[0, 1, 0], [0, 1, 2]], device=DEVICE) if packed else None
     operands = [projected, recurrent_weight, input_bias if packed else None, recurrent_bias]
     operands = [None if tensor is None else tensor.requires_grad_() for tensor in operands]
-    torch.library.opcheck(kernels.local_rnn_forward, (*operands, positions, "lstm", 3, True, on_chip))
+    torch.library.opcheck(kernels.local_rnn_forward, (*operands, positions, "lstm", True, 3, True, on_chip))
 
     operands = [None if tensor is None else tensor.detach() for tensor in operands]
-    _, *kept = kernels.local_rnn_forward(*operands, positions, "lstm", 3, True, on_chip)
-    arguments = (hidden_states, *operands, positions, *kept, "lstm", 3, on_chip)
+    _, *kept = kernels.local_rnn_forward(*operands, positions, "lstm", True, 3, True, on_chip)
+    arguments = (hidden_states, *operands, positions, *kept, "lstm", True, 3, on_chip)
     torch.library.opcheck(kernels.local_rnn_backward, arguments)
 
 
@@ -242,6 +262,7 @@ def test_right_kernels_pass_their_check(cell_type, on_chip, caplog):
     for dtype in kernels.SUPPORTED_DTYPES:
         arguments = (cell_type, dtype, on_chip, torch.device(DEVICE), reference_local_rnn)
         assert kernels.run_check.__wrapped__(*arguments), caplog.text
+    assert kernels.run_check.__wrapped__(*arguments, "hard_sigmoid", 2), caplog.text
 
 
 def wrong_kernels(*args, **kwargs):
