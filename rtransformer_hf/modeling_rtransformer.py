@@ -2,8 +2,8 @@
 """
 R-Transformer (Wang et al., "R-Transformer: Recurrent Neural Network Enhanced Transformer", arXiv 1907.05572).
 
-A block is a LocalRNN, causal self-attention and a feed-forward layer, each behind a norm and within a residual. The
-LocalRNN tells what is near and in which order, so there are no position embeddings.
+A block is a LocalRNN, causal self-attention and a feed-forward layer, each with a norm before it and a residual around
+it. The LocalRNN encodes local order, so no position embeddings are needed.
 """
 
 import math
@@ -108,15 +108,17 @@ class RTransformerLocalRNN(nn.Module):
                 implementation=self.implementation,
                 **arguments,
             )
-        return shared_projection_local_rnn(hidden_states, self.input_proj, self.recurrent_proj, **arguments)
+        return shared_projection_local_rnn(
+            hidden_states, input_proj=self.input_proj, recurrent_proj=self.recurrent_proj, **arguments
+        )
 
     def advance(self, hidden_states: torch.Tensor, states: State | None) -> tuple[torch.Tensor, State]:
         """One step of every unfinished window, for one position. Arguments as in `advance_windows`."""
         return advance_windows(
             hidden_states,
             states,
-            partial(linear_for_decoding, self.input_proj),
-            partial(linear_for_decoding, self.recurrent_proj),
+            input_proj=partial(linear_for_decoding, self.input_proj),
+            recurrent_proj=partial(linear_for_decoding, self.recurrent_proj),
             cell_type=self.cell_type,
             window_size=self.window_size,
         )
@@ -210,7 +212,7 @@ def eager_attention_forward(
 
 
 class RTransformerAttention(nn.Module):
-    """Causal multi-head self-attention (section 3.2), without position information of its own."""
+    """Causal multi-head self-attention (section 3.2), without position embeddings."""
 
     def __init__(self, config: RTransformerConfig, layer_idx: int):
         super().__init__()
@@ -284,7 +286,7 @@ class RTransformerMLP(nn.Module):
 
 
 class RTransformerDecoderLayer(GradientCheckpointingLayer):
-    """A block (section 3.4): LocalRNN layers, attention, feed-forward, each as `x + dropout(f(norm(x)))`."""
+    """A block (section 3.4): LocalRNN layers, attention and feed-forward layer, each `x + dropout(f(norm(x)))`."""
 
     def __init__(self, config: RTransformerConfig, layer_idx: int):
         super().__init__()
@@ -348,7 +350,7 @@ class RTransformerPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif is_linear:  # PyTorch's default, which is that of its RNN cells as well
+        elif is_linear:  # PyTorch's default for linear layers and RNN cells
             bound = 1 / math.sqrt(module.in_features)
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -359,28 +361,28 @@ class RTransformerPreTrainedModel(PreTrainedModel):
         cls, pretrained_model_name_or_path, *model_args, use_safetensors: bool | None = True, **kwargs
     ):
         """
-        Loads the model as every Transformers model does, but from safetensors alone: weights that are pickled, which
-        could run code, take `use_safetensors=False`.
+        As in any Transformers model, except that only safetensors files are loaded by default. Pickled weights can
+        run code, so they need `use_safetensors=False`.
         """
         return super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors is not False, **kwargs
         )
 
     def _get_name(self) -> str:
-        # FSDP puts a class of another name in place, and Trainer looks this one up.
+        # FSDP puts its prefix on the class name, which Trainer looks up in its tables.
         return super()._get_name().removeprefix("FSDP")
 
     def save_pretrained(self, save_directory, **kwargs):
         """
-        Saves the model as every Transformers model does, with its code beside the weights. The configuration names the
-        class of every task, so that the checkpoint opens with any of the Auto classes where this package is missing.
+        As in any Transformers model, with the model's code beside the weights. The config names the class of every
+        task, so without this package installed, any Auto class opens the checkpoint with `trust_remote_code=True`.
         """
         self.config.auto_map = {
             auto_class: f"{class_name.__module__.split('.')[-1]}.{class_name.__name__}"
             for auto_class, class_name in AUTO_CLASSES.items()
         }
         sharded_class = type(self)
-        if sharded_class.__name__.startswith("FSDP"):  # made by PyTorch, which can't tell where the model's code is
+        if sharded_class.__name__.startswith("FSDP"):  # made at run time, so it has no source file to copy
             model_class = sharded_class.__bases__[-1]
             sharded_class.__module__, sharded_class.__name__ = model_class.__module__, model_class.__name__
         super().save_pretrained(save_directory, **kwargs)
@@ -388,7 +390,7 @@ class RTransformerPreTrainedModel(PreTrainedModel):
 
 class RTransformerModel(RTransformerPreTrainedModel):
     """
-    The stack of blocks behind a token embedding or, where `config.input_size` is set, a linear projection of vectors.
+    The stack of blocks, on a token embedding or, if `config.input_size` is set, a linear projection of vectors.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model.
@@ -426,21 +428,21 @@ class RTransformerModel(RTransformerPreTrainedModel):
         """
         Args:
             input_ids: (batch, time) token ids, for a model without `input_size`.
-            attention_mask: (batch, past + time), 0 at padding. A padded row gives what it gives alone.
-            position_ids: (batch, time). Where these restart within a row, and neither mask nor cache is given, a new
-                sequence begins, which sees nothing of the one before. The model itself has no positions, the
-                sinusoidal ones of the baseline aside.
-            cache: a cache made from the model's config, `DynamicCache(config=model.config)` for example. It can be
-                given as `past_key_values` as well, its name before Transformers 5.24.
-            inputs_embeds: (batch, time, hidden_size), in place of the embedded or projected inputs.
+            attention_mask: (batch, cached + time), 0 at padding. A padded row gives the same outputs as it does alone.
+            position_ids: (batch, time), for packed sequences: wherever they restart within a row, a new sequence
+                begins that does not see the one before, provided there is neither mask nor cache. Otherwise they are
+                only used by sinusoidal position embeddings.
+            cache: made from the model's config, for example `DynamicCache(config=model.config)`. Also accepted as
+                `past_key_values`, its name before Transformers 5.24.
+            inputs_embeds: (batch, time, hidden_size), instead of the embedded or projected inputs.
             input_values: (batch, time, input_size) vectors, for a model with `input_size`.
-            use_cache: whether to return a cache; `config.use_cache` when None.
+            use_cache: whether to return a cache; None: `config.use_cache`.
 
         Returns:
             `BaseModelOutputWithPast` with `last_hidden_state` (batch, time, hidden_size).
 
         Raises:
-            ValueError: not exactly one input is given, it does not fit the model, or a cache comes by a wrong name.
+            ValueError: there is not exactly one input, it does not fit the config, or a cache has an unknown name.
         """
         inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
 
@@ -499,14 +501,14 @@ class RTransformerModel(RTransformerPreTrainedModel):
         inputs_embeds: torch.Tensor | None,
         input_values: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The one input that is given, as (batch, time, hidden_size)."""
+        """(batch, time, hidden_size), from whichever input is given."""
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "input_values": input_values}
         given = [name for name, value in inputs.items() if value is not None]
-        accepted = ["input_ids" if self.config.input_size is None else "input_values", "inputs_embeds"]
-        if len(given) != 1 or given[0] not in accepted:
+        expected = ["input_ids" if self.config.input_size is None else "input_values", "inputs_embeds"]
+        if len(given) != 1 or given[0] not in expected:
             raise ValueError(
-                f"Exactly one of `{accepted[0]}` and `{accepted[1]}` must be given to this model "
-                f"(`config.input_size` is {self.config.input_size}), got {' and '.join(given) or 'neither'}."
+                f"Exactly one of `{expected[0]}` and `{expected[1]}` is expected, as `config.input_size` is "
+                f"{self.config.input_size}; got {' and '.join(given) or 'neither'}."
             )
         if inputs_embeds is not None:
             return inputs_embeds
@@ -514,8 +516,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
             return self.embed_tokens(input_ids)
         if input_values.ndim != 3 or input_values.shape[-1] != self.config.input_size:
             raise ValueError(
-                f"`input_values` must have the shape (batch, time, {self.config.input_size}), its last size being "
-                f"`config.input_size`, got {tuple(input_values.shape)}."
+                f"`input_values` must have the shape (batch, time, {self.config.input_size}), with "
+                f"`config.input_size` channels, got {tuple(input_values.shape)}."
             )
         return self.input_projection(input_values.to(self.dtype))
 
@@ -570,9 +572,9 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, RTransformerGeneratio
     ) -> CausalLMOutputWithPast:
         """
         Args:
-            labels: (batch, time) token ids, shifted inside the model: the output at t is compared with the label at
-                t + 1. Labels of -100 carry no loss.
-            logits_to_keep: how many of the last positions to compute logits for, 0 meaning all; or their indices.
+            labels: (batch, time) token ids, usually `input_ids`. They are shifted inside the model: the output at t
+                is compared with the label at t + 1. -100 is ignored.
+            logits_to_keep: compute logits only for this many last positions (0: all), or for these indices.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -606,10 +608,10 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, RTransformerGeneratio
 
 class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
     """
-    The model with a classification head on the last real position of each row.
+    The model with a classification head on the last unpadded position of each row.
 
     Args:
-        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` say what is predicted.
+        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` define the task.
     """
 
     def __init__(self, config: RTransformerConfig):
@@ -642,12 +644,13 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """
         Args:
-            attention_mask: (batch, time), 0 at padding, on either side. Without it, `config.pad_token_id` tells the
-                padding of `input_ids`; without that, rows are taken as unpadded.
+            attention_mask: (batch, time), 0 at padding, on either side. Without it, inputs that are
+                `config.pad_token_id` count as padding.
             labels: (batch,) class indices; (batch, num_labels) zeros and ones for `"multi_label_classification"`;
                 (batch,) or (batch, num_labels) numbers for `"regression"`.
-            num_items_in_batch: how many values the labels of the whole batch have, of which this is a part: the loss
-                is the part's share of the batch's mean. Unset: the mean over this part. Not for `"regression"`.
+            num_items_in_batch: number of label values in the whole batch, if this is only a part of it (gradient
+                accumulation, several devices): the loss is then this part's share of the mean over the batch. None:
+                the mean over this part. Ignored for `"regression"`.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -682,7 +685,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
                 num_items_in_batch=num_items_in_batch,
             )
             if num_items_in_batch is not None and self.config.problem_type == "multi_label_classification":
-                loss = loss * (labels.numel() / num_items_in_batch)  # Transformers has the mean over this part alone
+                loss = loss * (labels.numel() / num_items_in_batch)  # Transformers averages over this part only
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
@@ -694,11 +697,11 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
 
 class RTransformerForTokenClassification(RTransformerPreTrainedModel):
     """
-    The model with a classification head on every position, which sees the positions before it alone.
+    The model with a classification head on every position. A position sees itself and the positions before it.
 
     Args:
-        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes, or with
-            `problem_type` "regression", as where there is one label, that of numbers to predict.
+        config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes, or for a
+            regression (`problem_type="regression"`, or one label) the number of values to predict.
     """
 
     def __init__(self, config: RTransformerConfig):
@@ -730,8 +733,8 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
     ) -> TokenClassifierOutput:
         """
         Args:
-            labels: (batch, time) class indices; -100 carries no loss. For `"regression"`, (batch, time) or (batch,
-                time, num_labels) numbers; NaN and what is masked carry no loss.
+            labels: (batch, time) class indices; -100 is ignored. For a regression, (batch, time) or (batch, time,
+                num_labels) numbers; NaN and padded positions are ignored.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -762,9 +765,9 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
 
 class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingMixin):
     """
-    The model over piano rolls: frames of keys that sound or not, predicted from the frames before (section 4.2). Given
-    the past, the keys of a frame are Bernoulli variables: independent ones, or with `config.key_head_type` set to
-    `"autoregressive"` each given the keys below it as well, which is a joint distribution of the whole frame.
+    The model for piano rolls (section 4.2): it predicts which keys sound in each frame from the frames before. Given
+    these, the keys are independent Bernoulli variables, or with `config.key_head_type="autoregressive"` each also
+    depends on the lower keys of its frame, which gives a joint distribution over frames.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model; `input_size` is the number of keys.
@@ -778,6 +781,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
         self.num_keys = config.input_size or 88  # the keys of a piano, A0 to C8
         self.key_head = nn.Linear(config.hidden_size, self.num_keys)
         if config.key_head_type == "autoregressive":
+            # Its name in checkpoints.
             self.chord_head = RTransformerAutoregressiveKeyHead(config, self.num_keys)
         self.post_init()
 
@@ -799,27 +803,26 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
     ) -> CausalLMOutputWithPast:
         """
         Args:
-            input_values: (batch, time, keys) frames, 1 where a key sounds; values between 0 and 1 are accepted.
-            labels: (batch, time, keys) frames of zeros and ones, mostly `input_values` themselves: shifted inside the
-                model, the output at t is compared with the frame at t + 1. Frames that are -100 or masked carry no
-                loss.
-            logits_to_keep: how many of the last frames to compute logits for, 0 meaning all; or their indices.
-            num_items_in_batch: how many values of `labels` carry loss in the whole batch, of which this is a part:
-                predicted frames times keys. The loss is the part's share of the batch's mean. `Trainer` counts all
-                values that are not -100, so that labels should be -100 at padding and in each tune's first frame,
-                which nothing predicts. Unset: the mean over the real frames of this part.
+            input_values: (batch, time, keys) frames, 1 where a key sounds. Values between 0 and 1 are allowed.
+            labels: (batch, time, keys) frames of zeros and ones, usually `input_values`. They are shifted inside the
+                model: the output at t is compared with the frame at t + 1. Padded frames and frames of -100 are
+                ignored.
+            logits_to_keep: compute logits only for this many last frames (0: all), or for these indices.
+            num_items_in_batch: number of label values in the whole batch (predicted frames times keys), if this is
+                only a part of it: the loss is then this part's share of the mean over the batch. `Trainer` counts all
+                labels that are not -100, so set padded frames and the first frame of each tune, which is never
+                predicted, to -100. None: the mean over this part.
 
         The other arguments are those of [`RTransformerModel`].
 
         Returns:
-            `CausalLMOutputWithPast` with `logits` (batch, time, keys) of the next frame, and as `loss` its negative
-            log-likelihood in nats, summed over the keys and averaged over the real frames. With autoregressive keys,
-            the logits of a key are given the keys below it in the next frame of `labels`; those are taken as silent
-            where there is none.
+            `CausalLMOutputWithPast` with `logits` (batch, time, keys) of the next frame, and `loss`, its negative
+            log-likelihood in nats, summed over keys and averaged over frames. With autoregressive keys, the logits of
+            a key are conditioned on the lower keys of the next frame in `labels`, or on silence without labels.
 
         Raises:
-            ValueError: frames hold something else. This is found on a CPU alone, outside of compiled code: elsewhere
-                a look at the values would stall the device.
+            ValueError: a frame holds an invalid value. Only checked on CPUs and outside compiled code: elsewhere,
+                reading the values would stall the device.
         """
         if input_values is not None:
             check_frames("input_values", input_values, attention_mask)
@@ -853,16 +856,16 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
 
 class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastMixin):
     """
-    The model over real numbers: the distribution of each channel's next value, given all values before. Each series is
-    scaled by its past. The first channels are predicted; covariates, the last `config.num_dynamic_real_features`
-    channels, are known ahead: those of a step are read where the step is predicted.
+    The model for series of real numbers: it predicts the distribution of each channel's next value from all values
+    before it. Each series is normalised by its own past. The last `config.num_dynamic_real_features` channels are
+    covariates: known ahead, not predicted, and read one step early, where their step is predicted.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model; `input_size` is the number of channels.
     """
 
     main_input_name = "past_values"
-    accepts_loss_kwargs = False  # Trainer counts labels, of which there are none
+    accepts_loss_kwargs = False  # Trainer would count `labels`, and there are none
 
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
@@ -879,16 +882,15 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
-        Loads the model as every Transformers model does. A music model, which had this Auto class before, is opened as
-        what it is, with a warning.
+        As in any Transformers model. A music model, which this Auto class used to open, still opens as a music model,
+        with a warning.
         """
-        if (getattr(kwargs.get("config"), "architectures", None) or [""])[
-            0
-        ] == RTransformerForPolyphonicMusic.__name__:
+        architectures = getattr(kwargs.get("config"), "architectures", None) or []
+        if RTransformerForPolyphonicMusic.__name__ in architectures[:1]:
             warnings.warn(
-                f"{pretrained_model_name_or_path} holds a music model, which AutoModelForAudioFrameClassification "
-                "opens now. AutoModelForTimeSeriesPrediction is for series of real numbers, and will not open it in a "
-                "later version.",
+                f"{pretrained_model_name_or_path} is a music model: open it with "
+                "AutoModelForAudioFrameClassification. AutoModelForTimeSeriesPrediction is for series of real numbers "
+                "and will stop opening it in a later version.",
                 FutureWarning,
                 stacklevel=3,
             )
@@ -917,22 +919,22 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
                 NaN is a missing value.
             past_observed_mask: (batch, time, input_size) or (batch, time), 0 at missing values, which may then hold
                 anything.
-            future_values: (batch, horizon, input_size), the values that follow, to train on: they are read behind
-                `past_values`, scale nothing, and carry the loss.
-            future_observed_mask: as `past_observed_mask`; missing values carry no loss.
-            next_covariates: (batch, num_dynamic_real_features), those of the step after the last one; 0 when None.
-            attention_mask: (batch, past + time), or with the horizon as well, 0 at padding on the left.
-            cache: as of [`RTransformerModel`]. Values that go on from one need its `loc` and `scale`.
-            loc, scale: (batch, 1, channels), by which the series are scaled; found in `past_values` when None.
+            future_values: (batch, horizon, input_size), the values that follow, for training. They are appended to
+                `past_values` and carry the loss, but do not count in `loc` and `scale`.
+            future_observed_mask: as `past_observed_mask`; missing values are left out of the loss.
+            next_covariates: (batch, num_dynamic_real_features), covariates of the step after the last one; None: 0.
+            attention_mask: (batch, cached + time), with or without the horizon, 0 at padding, on the left.
+            cache: as in [`RTransformerModel`]. To continue from a cache, pass the `loc` and `scale` it was made with.
+            loc, scale: (batch, 1, channels), the normalisation; None: computed from `past_values`.
 
         The other arguments are those of [`RTransformerModel`].
 
         Returns:
-            `RTransformerTimeSeriesOutput` with the parameters for each step's next values, and with `loc` and `scale`.
-            `output_distribution` makes distributions of them.
+            `RTransformerTimeSeriesOutput` with `params` of the next value's distribution at every step, `loc` and
+            `scale`; `output_distribution` turns the three into a distribution.
 
         Raises:
-            ValueError: a size does not fit, or a cache comes without `loc` and `scale`.
+            ValueError: a shape does not fit the config, or a cache comes without `loc` and `scale`.
         """
         values, observed = past_values, observed_values(past_values, past_observed_mask, attention_mask)
         self.check_channels("past_values", past_values)
@@ -940,7 +942,7 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         if loc is None or scale is None:
             if cache is not None and cache.get_seq_length() > 0:
                 raise ValueError(
-                    "`loc` and `scale` must be given with a `cache`: those of the outputs that it comes from."
+                    "`loc` and `scale` must be given with `cache`: pass those of the output that holds the cache."
                 )
             targets = past_values[..., :num_targets].float()
             loc, scale = instance_scale(targets, observed[..., :num_targets], self.config.scaling)
@@ -986,8 +988,8 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         next_covariates: torch.Tensor | None,
     ) -> torch.Tensor:
         """
-        Scaled values, covariates and (batch, time, input_size) what of both is observed -> (batch, time, hidden_size).
-        A step's covariates go with the values before it, from which it is predicted.
+        Normalised targets, covariates, and (batch, time, input_size) whether each is observed -> (batch, time,
+        hidden_size). Covariates are shifted by one step: they go with the values from which their step is predicted.
         """
         if next_covariates is None:
             next_covariates = torch.zeros_like(covariates[:, 0])
@@ -1007,15 +1009,15 @@ AUTO_CLASSES = {
     "AutoModelForSequenceClassification": RTransformerForSequenceClassification,
     "AutoModelForTokenClassification": RTransformerForTokenClassification,
     "AutoModelForTimeSeriesPrediction": RTransformerForTimeSeriesPrediction,
-    # A probability for each key of each frame is what this class has for labels of the frames of a sound.
+    # Closest in kind: independent probabilities for each frame.
     "AutoModelForAudioFrameClassification": RTransformerForPolyphonicMusic,
 }
 
-# Makes `save_pretrained` copy this file and those that it imports into the checkpoint, for `trust_remote_code=True`.
+# Makes `save_pretrained` copy this file and the files it imports into the checkpoint, for `trust_remote_code=True`.
 for auto_class, class_to_register in AUTO_CLASSES.items():
     class_to_register.register_for_auto_class(auto_class)
 
-# Trainer shifts labels when it smooths them, and pipelines and servers tell tasks apart, by the names in these tables.
+# Transformers looks class names up in these tables: Trainer for label smoothing, pipelines and servers for the task.
 for names, named_class in (
     (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, RTransformerForCausalLM),
     (MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, RTransformerForSequenceClassification),

@@ -158,7 +158,7 @@ def test_streaming_step_by_step_gives_what_the_whole_series_gives(make_model, lo
             steps.append(outputs.params)
     for index, param in enumerate(expected.params):
         assert_close(torch.cat([step[index] for step in steps], dim=1), param[:, :10])
-    with pytest.raises(ValueError, match="`loc` and `scale` must be given with a `cache`"):
+    with pytest.raises(ValueError, match="`loc` and `scale` must be given with `cache`"):
         model(rest[:, :1], cache=cache)
 
 
