@@ -3,13 +3,17 @@
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 
+import datasets
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 from conftest import recipes
+from tokenizers import models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
 from rtransformer_hf.training.causal_lm import (
@@ -24,6 +28,7 @@ from rtransformer_hf.training.causal_lm import (
 )
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer, unknown_token_id
+from rtransformer_hf.training.token_stream import Tokenization
 
 SETTINGS = ("tokenizer", "line_ending", "end_of_text", "block_size", "stride", "eval_stride")
 TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"
@@ -135,8 +140,6 @@ def test_text_files_keep_every_character(text_file):
 
 @pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
 def test_other_formats(tmp_path, suffix):
-    import datasets
-
     rows = datasets.Dataset.from_dict({"sentence": ["a b", "c\nd", "e"], "label": [0, 1, 0]})
     path = tmp_path / f"data.{suffix}"
     {"csv": rows.to_csv, "json": rows.to_json, "jsonl": rows.to_json, "parquet": rows.to_parquet}[suffix](path)
@@ -163,7 +166,7 @@ def end_positions(args: DataArguments, name: str = "char", split: str = "train")
     texts = load_texts(args)
     tokenizer = load_tokenizer(name, lines(texts["train"], args.line_ending))
     windows = make_windows(texts, tokenizer, len(tokenizer), args)[split]
-    text = tokenizer.decode(windows.tokens.tolist()).replace(tokenizer.eos_token, "|")
+    text = tokenizer.decode(windows.tokens[:].tolist()).replace(tokenizer.eos_token, "|")
     return text, windows.num_characters
 
 
@@ -239,6 +242,83 @@ def test_a_tokenizer_without_an_end_of_text(tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("name", ["char", "word", "bpe"])
+@pytest.mark.parametrize("end_of_text", ["row", "file"])
+def test_tokens_are_those_of_the_tokenizer(tmp_path, name, end_of_text):
+    """Of many parts, rows without text, characters of all sizes, and special tokens written out; in two processes."""
+    odd = ["", "nul\x01 é 日本 😀", "an <|endoftext|> and <|pad|>, <unk> <eos>", "|" * 300]
+    rows = [odd[i % 13] if i % 13 < len(odd) else f"row {i} of many" for i in range(2500)]
+    path = tmp_path / "rows.csv"
+    pd.DataFrame({"text": rows}).to_csv(path, index=False)
+    held_out = write(tmp_path / "held_out.csv", "text\nnew: ñ\n")
+    args = DataArguments(
+        train_file=[str(path)],
+        validation_file=[held_out],
+        end_of_text=end_of_text,
+        preprocessing_num_workers=2 if (name, end_of_text) == ("char", "row") else None,
+    )
+    texts = load_texts(args)
+    tokenizer = load_tokenizer(name, (row + "\n" for row in rows), 300 if name == "bpe" else None)
+    windows = make_windows(texts, tokenizer, len(tokenizer), args)
+    for split, written in (("train", rows), ("validation", ["new: ñ"])):
+        expected = []
+        for number, row in enumerate(written):
+            expected += tokenizer(row + "\n", add_special_tokens=False)["input_ids"]
+            is_end = end_of_text == "row" or number == len(written) - 1
+            if is_end and expected[-1] != tokenizer.eos_token_id:
+                expected.append(tokenizer.eos_token_id)
+        assert windows[split].tokens[:].tolist() == expected and len(windows[split].tokens) == len(expected)
+    tokens = windows["train"].tokens
+    assert len(tokens.parts) > 2
+    for start, stop in ((0, 1), (len(tokens.parts[0]) - 3, len(tokens.parts[0]) + 4), (5, 5), (len(tokens) - 2, None)):
+        assert tokens[start:stop].tolist() == tokens[:].tolist()[start:stop]
+    assert pickle.loads(pickle.dumps(tokens))[7:9].tolist() == tokens[7:9].tolist()
+
+
+def test_what_characters_alone_decide():
+    """A tokenizer that looks at more than one character at a time has no table of characters."""
+    char, word, bpe = (
+        load_tokenizer(name, [TEXT], 300 if name == "bpe" else None) for name in ("char", "word", "bpe")
+    )
+    assert Tokenization(char, "").character_ids is not None
+    assert Tokenization(word, "").character_ids is None and Tokenization(bpe, "").character_ids is None
+    for step, value in {
+        "normalizer": normalizers.Lowercase(),
+        "pre_tokenizer": pre_tokenizers.WhitespaceSplit(),
+        "model": models.BPE({"a": 0, "b": 1, "ab": 2, "?": 3}, merges=[("a", "b")], unk_token="?"),
+    }.items():
+        changed = load_tokenizer("char", [TEXT])
+        setattr(changed.backend_tokenizer, step, value)
+        assert Tokenization(changed, "").character_ids is None
+    fused = load_tokenizer("char", [TEXT])
+    fused.backend_tokenizer.model.fuse_unk = True
+    assert Tokenization(fused, "").character_ids is None
+
+
+def test_a_text_is_tokenized_once(tmp_path, monkeypatch):
+    """By a resumed run neither, whose tokenizer is trained anew; another text, line ending or tokenizer is another."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path, calls = tmp_path / "text.txt", []
+    tokenize = Tokenization.__call__
+    monkeypatch.setattr(Tokenization, "__call__", lambda self, rows: calls.append(len(rows)) or tokenize(self, rows))
+
+    def rows_tokenized(text: str, **settings) -> int:
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+        calls.clear()
+        args = DataArguments(train_file=[str(path)], validation_file=[str(path)], **settings)
+        texts = load_texts(args)
+        tokenizer = load_tokenizer("char", lines(texts["train"], args.line_ending))
+        tokenizer("ab", padding="max_length", max_length=4)
+        make_windows(texts, tokenizer, len(tokenizer), args)
+        return sum(calls)
+
+    assert rows_tokenized("ab\ncd\n") == 2
+    assert rows_tokenized("ab\ncd\n") == 0
+    assert rows_tokenized("ab\ncd\n", line_ending=" ") == 2
+    assert rows_tokenized("ab\ndc\n") == 2
+
+
 def test_hold_out_without_rows_to_spare(tmp_path):
     path = tmp_path / "one_line.txt"
     path.write_text("abcdefghij" * 10)
@@ -289,6 +369,7 @@ def write(path: Path, content: bytes | str) -> str:
         ({"train_file": ["t.txt"], "stride": 300}, ["--stride 300", "--block_size 256"]),
         ({"train_file": ["t.txt"], "block_size": 0}, ["--block_size 0", "at least 1"]),
         ({"train_file": ["t.txt"], "validation_fraction": 1.0}, ["--validation_fraction 1.0", "less than 1"]),
+        ({"train_file": ["t.txt"], "preprocessing_num_workers": 0}, ["--preprocessing_num_workers: 0", "at least 1"]),
         ({"train_file": ["t.txt"], "vocab_size": 1}, ["--vocab_size 1", "at least 2"]),
     ],
 )

@@ -32,7 +32,8 @@ from .arguments import Defaults
 from .data_files import DataFileArguments, as_text, joined, load_split
 from .errors import UsageError
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
-from .new_tokenizers import load_tokenizer, unknown_token_id
+from .new_tokenizers import load_tokenizer
+from .token_stream import TokenStream, tokenize, with_line_endings
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,9 @@ class DataArguments(DataFileArguments):
     vocab_size: int | None = field(
         default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
     )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize the text. Unset: one."}
+    )
     block_size: int = field(default=256, metadata={"help": "Inputs in a window."})
     stride: int | None = field(
         default=None,
@@ -106,6 +110,10 @@ class DataArguments(DataFileArguments):
         super().__post_init__()
         if self.vocab_size is not None and self.vocab_size < 2:
             raise UsageError(f"--vocab_size {self.vocab_size} must be at least 2.")
+        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
+            raise UsageError(
+                f"--preprocessing_num_workers: {self.preprocessing_num_workers} (expected at least 1, or unset: one)"
+            )
         if self.block_size < 1:
             raise UsageError(f"--block_size {self.block_size} must be at least 1.")
         self.stride = self.block_size if self.stride is None else self.stride
@@ -145,7 +153,8 @@ def run_identity(
     one.
     """
     text = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    text.update(windows.tokens.numpy().tobytes())
+    for start in range(0, len(windows.tokens), 1 << 20):
+        text.update(windows.tokens[start : start + (1 << 20)].astype(np.int32).tobytes())
     return {
         **asdict(model_args),
         "block_size": data_args.block_size,
@@ -215,41 +224,15 @@ def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset,
 
 def lines(rows: datasets.Dataset, line_ending: str) -> Iterator[str]:
     """The text that a model sees, row by row."""
-    for batch in rows.iter(batch_size=1000):
-        yield from with_line_endings(batch["text"], line_ending)
-
-
-def with_line_endings(texts: list[str | None], line_ending: str) -> list[str]:
-    return [(text or "") + line_ending for text in texts]
+    for batch in rows.with_format("arrow").iter(batch_size=1000):
+        yield from with_line_endings(batch["text"].to_pylist(), line_ending)
 
 
 # From text to tokens
 
 
-def tokenize(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str) -> torch.Tensor:
-    """
-    All rows as one stream of token ids, with the end-of-text token where a text ends, once, but without other special
-    tokens that some tokenizers put around a text.
-    """
-    end_of_text = tokenizer.eos_token_id
-
-    def token_ids(batch: dict) -> dict:
-        texts = with_line_endings(batch["text"], line_ending)
-        input_ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        if end_of_text is not None:
-            for ids, ends in zip(input_ids, batch["ends"], strict=True):
-                if ends and ids[-1:] != [end_of_text]:  # to the word tokenizer, a line's end is that of a text
-                    ids.append(end_of_text)
-        return {"input_ids": input_ids}
-
-    tokenized = rows.map(token_ids, batched=True, remove_columns=rows.column_names, desc="Tokenizing")
-    column = tokenized.with_format("arrow")[:]["input_ids"]
-    ids = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    return torch.from_numpy(np.concatenate(ids).astype(np.int32))
-
-
 def characters_of_first_token(
-    tokens: torch.Tensor, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str
+    tokens: TokenStream, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str
 ) -> int:
     """Of the text that the first token of the stream stands for: none if a text without tokens ends there."""
     if not tokenizer.is_fast:
@@ -274,7 +257,7 @@ class TokenWindows(torch.utils.data.Dataset):
     with the stream.
 
     Args:
-        tokens: (time,) the stream's token ids; at least two.
+        tokens: (time,) the stream's token ids, of which slices are taken; at least two.
         num_characters: number of characters that the predicted tokens stand for; end-of-text tokens stand for none.
         block_size: inputs in a window. A window has one token more: the label of its last input.
         stride: inputs from a window's start to the next one's, 1 to `block_size`.
@@ -282,10 +265,16 @@ class TokenWindows(torch.utils.data.Dataset):
             behind its end: all windows are cut at other places then.
     """
 
-    def __init__(self, tokens: torch.Tensor, num_characters: int, block_size: int, stride: int, shifts: bool = False):
+    def __init__(
+        self,
+        tokens: TokenStream | torch.Tensor,
+        num_characters: int,
+        block_size: int,
+        stride: int,
+        shifts: bool = False,
+    ):
         self.tokens, self.num_characters, self.window_size = tokens, num_characters, block_size + 1
-        last_start = max(0, len(tokens) - self.window_size)
-        self.starts = [*range(0, last_start, stride), last_start]
+        self.last_start = max(0, len(tokens) - self.window_size)
         self.stride, self.shifts, self.offset = stride, shifts, 0
 
     def set_epoch(self, epoch: int):
@@ -293,16 +282,23 @@ class TokenWindows(torch.utils.data.Dataset):
             self.offset = round(epoch * GOLDEN_RATIO * self.stride) % self.stride  # far from those before
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return math.ceil(self.last_start / self.stride) + 1
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        start = self.starts[index]
-        positions = torch.arange(start, min(start + self.window_size, len(self.tokens)))
-        input_ids = self.tokens[(positions + self.offset) % len(self.tokens)].long()
+        index = range(len(self))[index]  # from the end where it is negative, an IndexError where there is none
+        start = min(index * self.stride, self.last_start)
+        input_ids = self.read(start, min(start + self.window_size, len(self.tokens)))
         labels = input_ids.clone()
-        context = 1 if index == 0 else self.starts[index - 1] + self.window_size - start
+        context = 1 if index == 0 else (index - 1) * self.stride + self.window_size - start
         labels[:context] = -100
         return {"input_ids": input_ids, "labels": labels}
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Tokens of the stream as it begins in this epoch."""
+        start, stop, end = start + self.offset, stop + self.offset, len(self.tokens)
+        spans = [(min(start, end), min(stop, end)), (max(start - end, 0), max(stop - end, 0))]
+        parts = [np.asarray(self.tokens[first:last], dtype=np.int64) for first, last in spans if first < last]
+        return torch.from_numpy(np.concatenate(parts))
 
 
 def make_windows(
@@ -316,19 +312,20 @@ def make_windows(
         )
     windows = {}
     for split, rows in texts.items():
-        tokens = tokenize(rows, tokenizer, args.line_ending)
+        tokenized = tokenize(rows, tokenizer, args.line_ending, args.preprocessing_num_workers)
+        counts = tokenized.remove_columns("input_ids").with_format("numpy")[:]
+        tokens = TokenStream(tokenized)
         if len(tokens) < 2:
             raise UsageError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
-        if tokens.max() >= vocab_size:
+        if (largest := counts["largest"].max()) >= vocab_size:
             raise UsageError(
-                f"--tokenizer {args.tokenizer} gives token id {tokens.max()} for {args.source(split)}; the model's "
+                f"--tokenizer {args.tokenizer} gives token id {largest} for {args.source(split)}; the model's "
                 f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
             )
-        unknown_id = unknown_token_id(tokenizer)
-        if unknown_id is not None and (unknown := int((tokens == unknown_id).sum())):
+        if unknown := counts["unknown"].sum():
             share = f"{unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %)"
             logger.warning(f"{args.source(split)}: {share}.")
-        num_characters = sum(map(len, lines(rows, args.line_ending)))
+        num_characters = int(counts["num_characters"].sum())
         num_characters -= characters_of_first_token(tokens, rows, tokenizer, args.line_ending)
         stride = args.stride if split == "train" else args.eval_stride
         shifts = args.shift_windows and split == "train"

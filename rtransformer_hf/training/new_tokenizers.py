@@ -7,8 +7,9 @@ for padding. The token for what is unknown is none of Transformers' special toke
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -19,6 +20,8 @@ END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pair
 UNKNOWN_WORD, END_OF_LINE, WORD_PADDING = "<unk>", "<eos>", "<pad>"
 # English contractions in two, as in the Penn Treebank (do n't, it 's); numbers and other words; any other character.
 NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
+CHARACTERS_AT_ONCE = 1 << 20  # so that memory depends neither on the length of a row nor on that of a text
+NUM_CODE_POINTS = 0x110000
 
 
 def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -42,11 +45,34 @@ def unknown_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if token is None else tokenizer.convert_tokens_to_ids(token)
 
 
+def in_parts(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists of about `CHARACTERS_AT_ONCE` characters; a longer text is a list of its own."""
+    part, size = [], 0
+    for text in texts:
+        if part and size + len(text) > CHARACTERS_AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
+
+
+def code_points(text: str) -> Iterator[np.ndarray]:
+    """The characters of a text as numbers, so many at a time."""
+    for start in range(0, len(text), CHARACTERS_AT_ONCE):
+        yield np.frombuffer(text[start : start + CHARACTERS_AT_ONCE].encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
 def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
     """One token a character; decoding gives the text back. Unknown ones become U+FFFD, the replacement character."""
     if vocab_size is not None:
         raise UsageError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
-    alphabet = sorted(set().union(*texts) - {UNKNOWN_CHARACTER})
+    occurs = np.zeros(NUM_CODE_POINTS, dtype=bool)
+    for part in in_parts(texts):
+        for numbers in code_points("".join(part)):
+            occurs[numbers] = True
+    alphabet = sorted({chr(number) for number in occurs.nonzero()[0]} - {UNKNOWN_CHARACTER})
     vocab = make_vocab([UNKNOWN_CHARACTER, END_OF_TEXT, PADDING, *alphabet])
     # Without merges, BPE splits to characters.
     tokenizer = Tokenizer(models.BPE(vocab, merges=[], unk_token=UNKNOWN_CHARACTER))
