@@ -21,68 +21,68 @@ class RTransformerConfig(PreTrainedConfig):
     Configuration of an R-Transformer (Wang et al., arXiv 1907.05572). The defaults are the sizes of the paper's
     character-level language model.
 
-    The model reads token ids through an embedding, or, where `input_size` is set, vectors through a linear projection.
+    The model embeds token ids or, if `input_size` is set, projects input vectors.
 
     Args:
         vocab_size (`int`, defaults to 10000):
-            Number of tokens of the vocabulary. Not used by a model with `input_size`, the causal language model aside.
+            Number of tokens in the vocabulary. With `input_size`, only the causal language model uses it.
         hidden_size (`int`, defaults to 512):
             Width of the model.
         intermediate_size (`int`, *optional*):
-            Width inside the feed-forward layers; four times `hidden_size` when unset.
+            Width of the feed-forward layers; four times `hidden_size` if unset.
         num_hidden_layers (`int`, defaults to 3):
             Number of blocks.
         num_attention_heads (`int`, defaults to 8):
-            Number of attention heads; it divides `hidden_size`.
+            Number of attention heads; must divide `hidden_size`.
         hidden_act (`str`, defaults to `"relu"`):
             Activation of the feed-forward layers.
         mlp_type (`str`, defaults to `"plain"`):
-            Feed-forward layers: `"plain"` has two projections with the activation between them (the paper);
-            `"gated"` multiplies the activation by a third one (arXiv 2002.05202: with `hidden_act="silu"`, SwiGLU),
-            which takes half as many parameters again at the same `intermediate_size`.
+            Kind of the feed-forward layers: `"plain"` is two projections with the activation in between (the paper);
+            `"gated"` multiplies the activation by a third projection (arXiv 2002.05202; SwiGLU with
+            `hidden_act="silu"`), which costs 50 % more parameters at the same `intermediate_size`.
         local_rnn_type (`str`, defaults to `"gru"`):
-            Cell of the LocalRNN layers: `"rnn"` (tanh), `"gru"` or `"lstm"` (paper section 3.1).
+            Cell type of the LocalRNN layers: `"rnn"` (tanh), `"gru"` or `"lstm"` (section 3.1 of the paper).
         local_window_size (`int`, defaults to 7):
-            Number of inputs that a LocalRNN state sees, its own position included. At least 1.
+            Number of inputs in a LocalRNN window, the current one included; at least 1.
         num_local_rnn_layers (`int`, defaults to 1):
-            Number of LocalRNN layers at the start of each block; 0 leaves a Transformer without position information.
+            Number of LocalRNN layers at the start of each block; 0 gives a Transformer without position information.
         local_rnn_implementation (`str`, *optional*):
-            Form of the LocalRNN operator: `"textbook"`, `"shared_projection"`, `"blocked"` (CPU) or `"triton"` (GPU);
-            unset, it is chosen by device. Second derivatives and `torch.func` need one of the first two.
+            Implementation of the LocalRNN operator: `"reference"`, `"shared_projection"`, `"blocked"` (CPU) or
+            `"triton"` (GPU); chosen by device if unset. Second derivatives and `torch.func` need one of the first two.
         input_size (`int`, *optional*):
-            Where set, the model reads `input_values` (batch, time, `input_size`) in place of `input_ids`.
+            If set, the model reads `input_values` (batch, time, `input_size`) instead of `input_ids`.
         position_embedding_type (`str`, defaults to `"none"`):
-            `"sinusoidal"` adds the position vectors of Vaswani et al. (arXiv 1706.03762, section 3.5) to the inputs,
-            which are scaled by the square root of `hidden_size` for it: with `num_local_rnn_layers=0` this is the
-            Transformer that the paper compares with.
+            `"sinusoidal"` scales the inputs by the square root of `hidden_size` and adds the position embeddings of
+            Vaswani et al. (arXiv 1706.03762, section 3.5). With `num_local_rnn_layers=0` this is the Transformer that
+            the paper compares with.
         key_head_type (`str`, defaults to `"independent"`):
-            How the music model predicts the keys of a frame given the past: `"independent"` of each other (the paper),
-            or `"autoregressive"`, each given the keys below it as well.
+            How the music model predicts the keys of a frame, given the frames before: `"independent"` of each other
+            (the paper), or `"autoregressive"`, each key also given the lower keys of its frame.
         key_head_size (`int`, defaults to 16):
-            Hidden units for each key of the autoregressive key head.
+            Hidden units per key in the autoregressive key head.
         frames_per_beat (`int`, *optional*):
-            Frames for each quarter note in the music that a music model was trained on, by which MIDI is read and
-            written for it. Computes nothing; unset where it is not known.
+            Frames per quarter note in the music that a music model was trained on. The model ignores it; the scripts
+            read and write MIDI with it.
         num_dynamic_real_features (`int`, defaults to 0):
-            How many of the `input_size` channels of a time series model, the last ones, are covariates: known ahead,
-            and not predicted.
+            Number of covariates of a time series model: the last of its `input_size` channels, known ahead and not
+            predicted.
         distribution_output (`str`, defaults to `"student_t"`):
-            What a time series model predicts of each next value: the parameters of a distribution, `"student_t"` or
-            `"normal"`, or its `"quantiles"`.
+            What a time series model predicts for each next value: the parameters of a `"student_t"` or `"normal"`
+            distribution, or `"quantiles"`.
         quantile_levels (`list[float]`, *optional*):
-            Levels of the quantiles, ascending; 0.1 to 0.9 in steps of 0.1 when unset.
+            Levels of the quantiles, ascending; 0.1, 0.2, ..., 0.9 if unset.
         scaling (`str`, defaults to `"std"`):
-            How a time series model scales each series, from its past: `"std"`, by mean and standard deviation,
-            `"mean"`, by the mean absolute value, or `"none"`, not at all.
+            How a time series model normalises each series, computed from its past: `"std"` by mean and standard
+            deviation, `"mean"` by the mean absolute value, `"none"` not at all.
         context_length, prediction_length (`int`, *optional*):
-            Steps that a time series model was trained to read, and to forecast.
+            Number of steps that a time series model was trained to read and to forecast.
         num_parallel_samples (`int`, defaults to 100):
-            Samples of each series that a forecast draws.
+            Number of samples that a forecast draws per series.
         final_layer_norm (`bool`, defaults to `False`):
             Whether a layer norm follows the last block. The published model has none.
         layer_norm_type (`str`, defaults to `"standard"`):
-            Formula of the layer norms: `"standard"` is that of `torch.nn.LayerNorm`; `"unbiased"` is that of the
-            published code and of converted checkpoints, which divides by the unbiased standard deviation plus epsilon.
+            Formula of the layer norms: `"standard"` is `torch.nn.LayerNorm`; `"unbiased"` divides by the unbiased
+            standard deviation plus epsilon, as the published code does, and converted checkpoints with it.
         layer_norm_eps (`float`, defaults to 1e-6):
             Epsilon of the layer norms.
         hidden_dropout (`float`, defaults to 0.0):
@@ -92,22 +92,22 @@ class RTransformerConfig(PreTrainedConfig):
         embedding_dropout (`float`, defaults to 0.0):
             Dropout on the embedded or projected inputs.
         classifier_dropout (`float`, defaults to 0.0):
-            Dropout ahead of the classification heads.
+            Dropout before the classification heads.
         initializer_range (`float`, *optional*):
-            Where set, weights of linear layers are drawn from a normal distribution with this standard deviation and
-            their biases are zero. Unset, they keep PyTorch's default initialisation, as the published model does.
+            If set, the weights of linear layers are drawn from a normal distribution with this standard deviation,
+            and their biases are zero. If unset, PyTorch's default initialisation is kept, as in the published code.
         embedding_initializer_range (`float`, defaults to 0.02):
-            Standard deviation of the normal distribution from which token embeddings are drawn.
+            Standard deviation of the initial token embeddings, drawn from a normal distribution.
         tie_word_embeddings (`bool`, defaults to `True`):
             Whether the output layer of the causal language model shares its weight with the token embedding. Always
-            off where `input_size` is set: there is no embedding then.
+            off with `input_size`, which leaves no embedding to share.
         use_cache (`bool`, defaults to `True`):
             Whether the model returns a cache for generation.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*):
-            Ids of the special tokens.
+            Ids of special tokens.
 
     Raises:
-        `ValueError`: an argument is out of its range; the message names it, its value and what is accepted.
+        `ValueError`: an argument is out of range; the message gives its name, its value and what was expected.
 
     Example:
 
@@ -122,7 +122,7 @@ class RTransformerConfig(PreTrainedConfig):
     model_type = "rtransformer"
     keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
-    # The LocalRNN layers are not split: each of their steps needs the whole state, so every rank runs them in full.
+    # LocalRNN layers are replicated: each step needs the whole state, so splitting them would synchronise K times.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
@@ -189,7 +189,7 @@ class RTransformerConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What each block keeps in the cache, by Transformers' names: it follows from the LocalRNN's sizes."""
+        """Kind of cache layer of each block, in Transformers' terms. It follows from the LocalRNN's sizes."""
         has_local_state = self.num_local_rnn_layers > 0 and self.local_window_size > 1
         return ["hybrid" if has_local_state else "full_attention"] * self.num_hidden_layers
 
@@ -197,13 +197,13 @@ class RTransformerConfig(PreTrainedConfig):
     def layer_types(self, value: list[str]):
         if list(value) != self.layer_types:
             raise ValueError(
-                f"`layer_types` follows from `num_hidden_layers`, `num_local_rnn_layers` and `local_window_size`: "
-                f"it is {self.layer_types} here and can't be set to {value}."
+                "`layer_types` follows from `num_hidden_layers`, `num_local_rnn_layers` and `local_window_size` and "
+                f"cannot be set: expected {self.layer_types}, got {value}."
             )
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """The checkpoint's classes, by Auto class; empty without code. TRL asks every configuration for it."""
+        """Class of the checkpoint's code for each Auto class; empty without code. TRL reads it from any config."""
         return vars(self).setdefault("auto_map", {})
 
     @auto_map.setter
@@ -212,7 +212,7 @@ class RTransformerConfig(PreTrainedConfig):
 
     @property
     def num_target_channels(self) -> int:
-        """Number of channels that a time series model predicts: those that are no covariates."""
+        """Number of channels that a time series model predicts: all but the covariates."""
         return (self.input_size or 0) - self.num_dynamic_real_features
 
     @property
@@ -222,11 +222,11 @@ class RTransformerConfig(PreTrainedConfig):
 
     @property
     def number_of_conv_states(self) -> int:
-        """Number of LocalRNN input windows that a block keeps in the cache, one a LocalRNN layer."""
+        """Number of LocalRNN windows in a block's cache layer, one for each LocalRNN layer."""
         return self.num_local_rnn_layers
 
     def validate_architecture(self):
-        """Check what types alone do not: run when a configuration is made, saved, or given to a model."""
+        """Checks ranges and combinations. Called when a config is made or saved, and when a model is made from it."""
         at_least = {
             "vocab_size": 1,
             "hidden_size": 1,
@@ -267,8 +267,7 @@ class RTransformerConfig(PreTrainedConfig):
         levels = self.quantile_levels
         if len(levels) < 2 or sorted(set(levels)) != list(levels) or not 0 < levels[0] <= levels[-1] < 1:
             raise ValueError(
-                "`quantile_levels` must be two numbers or more, ascending, greater than 0 and less than 1, got "
-                f"{levels}."
+                f"`quantile_levels` must be at least two ascending numbers between 0 and 1, got {levels}."
             )
         if self.layer_norm_type == "unbiased" and self.hidden_size < 2:
             raise ValueError(f"`hidden_size` must be at least 2 for unbiased layer norms, got {self.hidden_size}.")

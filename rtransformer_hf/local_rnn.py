@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The LocalRNN operator (arXiv 1907.05572, section 3.1): at every position an RNN runs over the window of the last K
-inputs, from a zero state and with the same weights everywhere, and its last hidden state is the output,
+The LocalRNN operator (arXiv 1907.05572, section 3.1). At every position, an RNN runs over the window of the last K
+inputs, starting from a zero state, with the same weights everywhere. Its last hidden state is the output:
 
     h_t = RNN(x_{t-K+1}, ..., x_t)
 
-Inputs before the start of the sequence are zero vectors: they are fed to the RNN, so that its biases act on them.
+Inputs before the start of the sequence are zero vectors. The RNN does read them, so its biases act on them.
 
-Several implementations compute the same function. `reference_local_rnn` is the definition.
-`shared_projection_local_rnn` projects each input once instead of once for each of the K windows that hold it. Both
-take the cell's two projections as callables. `local_rnn` is the operator over plain weights; it chooses among these
-and the faster implementations of `local_rnn_blocked.py` (CPU) and `local_rnn_triton.py` (GPU).
+All implementations compute the same function. `reference_local_rnn` is the definition. `shared_projection_local_rnn`
+projects each input once, not once for each of the K windows that contain it. Both take the cell's two projections as
+callables. `local_rnn` takes plain weights and chooses between these and the faster implementations in
+`local_rnn_blocked.py` (CPU) and `local_rnn_triton.py` (GPU).
 """
 
 from collections.abc import Callable
@@ -31,14 +31,12 @@ except ModuleNotFoundError:  # Triton is optional
 logger = logging.get_logger(__name__)
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
-State = tuple[torch.Tensor, ...]  # the hidden state comes first; the LSTM's cell state follows it
-
-
+State = tuple[torch.Tensor, ...]  # the hidden state first, then the cell state of an LSTM
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def hard_sigmoid(gates: torch.Tensor) -> torch.Tensor:
-    """clip(0.2 x + 0.5, 0, 1); that of torch.nn has another slope."""
+    """clip(0.2 x + 0.5, 0, 1); the slope of torch.nn.Hardsigmoid is 1/6."""
     return (0.2 * gates + 0.5).clamp(0, 1)
 
 
@@ -66,20 +64,20 @@ def lstm_step(input_gates: torch.Tensor, recurrent_gates: torch.Tensor, state: S
     return sigmoid(output_gate) * torch.tanh(cell_state), cell_state
 
 
-# For each cell: its step, how many gates its projections hold, how many tensors its state. The gates stand in the
-# order of torch.nn.RNN, GRU and LSTM.
+# For each cell type: its step, the number of gates and the number of state tensors. Gates are in the order of
+# torch.nn.RNN, GRU and LSTM.
 CELLS = {"rnn": (rnn_step, 1, 1), "gru": (gru_step, 3, 1), "lstm": (lstm_step, 4, 2)}
 
 
 def num_gates(cell_type: str) -> int:
-    """Number of gates of a cell, "rnn", "gru" or "lstm": its projections are `num_gates * hidden_size` wide."""
+    """Number of gates of a cell type. Its projections are `num_gates * hidden_size` wide."""
     return CELLS[cell_type][1]
 
 
 def recurrent_linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """
-    (..., hidden) -> (..., gates * hidden). A weight (heads, gates * head size, head size) is block-diagonal: one
-    batched product, in which the units of each gate see the state of their own head.
+    (..., hidden) -> (..., gates * hidden). A weight (heads, gates * head size, head size) is block-diagonal: each
+    head's gates see only its own state, in one batched product.
     """
     if weight.ndim == 2:
         return F.linear(state, weight, bias)
@@ -101,7 +99,7 @@ def reference_local_rnn(
     previous_inputs: torch.Tensor | None = None,
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The definition: gathers every window, then runs the RNN over them. Arguments as in `local_rnn`."""
+    """The definition: gathers all windows, then runs the RNN over them. Arguments as in `local_rnn`."""
     step, _, _ = CELLS[cell_type]
     sigmoid = GATE_ACTIVATIONS[gate_activation]
     inputs = prepend_previous_inputs(hidden_states, previous_inputs, window_size)
@@ -130,8 +128,8 @@ def shared_projection_local_rnn(
     sequence_positions: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Projects each input once; the states of all windows then advance together, one matrix product a step, and the input
-    of step j is the projected sequence shifted by j. Arguments as in `local_rnn`.
+    Projects each input once, then advances the states of all windows together, with one matrix product per step. The
+    input of step j is the projected sequence, shifted by j. Arguments as in `local_rnn`.
     """
     step, _, _ = CELLS[cell_type]
     sigmoid = GATE_ACTIVATIONS[gate_activation]
@@ -152,19 +150,19 @@ def shared_projection_local_rnn(
 def prepend_previous_inputs(
     hidden_states: torch.Tensor, previous_inputs: torch.Tensor | None, window_size: int
 ) -> torch.Tensor:
-    """(batch, time, input) -> (batch, window - 1 + time, input): the inputs behind zeros or the given past."""
+    """(batch, time, input) -> (batch, window - 1 + time, input), with zeros if there are no previous inputs."""
     if previous_inputs is None:
         return F.pad(hidden_states, (0, 0, window_size - 1, 0))
     return torch.cat([previous_inputs.to(hidden_states.dtype), hidden_states], dim=1)
 
 
 def zero_state(gates: torch.Tensor, cell_type: str) -> State:
-    """The zero state of a cell, as (1, 1, hidden): every window starts from the same, so it is broadcast."""
+    """The zero state as (1, 1, hidden) tensors, to be broadcast: every window starts from it."""
     _, gates_per_unit, tensors_per_state = CELLS[cell_type]
     return (gates.new_zeros(1, 1, gates.shape[-1] // gates_per_unit),) * tensors_per_state
 
 
-# --- Decoding: one token is one step of every window ---
+# --- Decoding: each token is one step of every window ---
 
 
 def advance_windows(
@@ -178,15 +176,15 @@ def advance_windows(
     gate_activation: str = "sigmoid",
 ) -> tuple[torch.Tensor, State]:
     """
-    Feeds one input (batch, 1, input) to every unfinished window and to a new one, with a single recurrent product.
+    Feeds one input (batch, 1, input) to a new window and to every unfinished one, with a single recurrent product.
 
     Args:
-        partial_window_states: states of the unfinished windows, each tensor (batch, windows, hidden), the youngest
-            window first; None if there is none.
+        partial_window_states: states of the unfinished windows, tensors (batch, windows, hidden) with the newest
+            window first; None if there are none.
 
     Returns:
-        The hidden state of the oldest window (batch, 1, hidden), which is the operator's output if there were
-        `window_size - 1` unfinished ones; and the states of those that are unfinished now, at most `window_size - 1`.
+        The hidden state of the oldest window, (batch, 1, hidden), which is the operator's output if there were
+        `window_size - 1` unfinished windows; and the states of the windows still unfinished, at most that many.
     """
     step, _, _ = CELLS[cell_type]
     input_gates = input_proj(hidden_states)
@@ -217,29 +215,30 @@ def local_rnn(
     implementation: str | None = None,
 ) -> torch.Tensor:
     """
-    LocalRNN (arXiv 1907.05572, section 3.1) over plain weights, laid out as in torch.nn.RNN, GRU and LSTM.
+    LocalRNN (arXiv 1907.05572, section 3.1) from plain weights, laid out as in torch.nn.RNN, GRU and LSTM.
 
     Args:
-        hidden_states: (batch, time, input), the inputs; time is at least 1.
+        hidden_states: (batch, time, input), with time at least 1.
         input_weight: (gates * hidden, input), with 1 gate for "rnn", 3 for "gru" (reset, update, new), 4 for "lstm"
             (input, forget, candidate, output).
-        recurrent_weight: (gates * hidden, hidden), or with heads (heads, gates * head size, head size): the units of
-            a head see the state of their own head alone.
+        recurrent_weight: (gates * hidden, hidden), or block-diagonal, (heads, gates * head size, head size): each
+            head sees only its own state.
         input_bias, recurrent_bias: (gates * hidden,) or None.
         cell_type: "rnn" (tanh), "gru" or "lstm".
-        gate_activation: "sigmoid" or "hard_sigmoid", clip(0.2 x + 0.5, 0, 1), of the gates of "gru" and "lstm".
-        window_size: number of inputs that each output sees, its own included; at least 1.
-        previous_inputs: (batch, window_size - 1, input), the inputs right before `hidden_states`; None means zeros.
-        sequence_positions: (batch, time) integers, the index of each input within its own sequence where several
-            sequences are packed in a row; what lies before index 0 counts as zeros. None: one sequence a row.
-        implementation: "reference", "shared_projection", "blocked" (first derivatives alone, no `sequence_positions`)
-            or "triton" (GPU kernels, likewise first derivatives); None chooses, see `choose_implementation`.
+        gate_activation: "sigmoid" or "hard_sigmoid" (clip(0.2 x + 0.5, 0, 1)), for the gates of "gru" and "lstm".
+        window_size: number of inputs in each window, the current one included; at least 1.
+        previous_inputs: (batch, window_size - 1, input), the inputs right before `hidden_states`; None: zeros.
+        sequence_positions: (batch, time) integers, for rows that pack several sequences: the index of each input in
+            its own sequence. Inputs before index 0 count as zeros. None: one sequence per row.
+        implementation: "reference", "shared_projection", "blocked" (first derivatives only, no `sequence_positions`)
+            or "triton" (GPU kernels, first derivatives only); None: `choose_implementation` decides.
 
     Returns:
         (batch, time, hidden), the last hidden state of each window.
 
     Raises:
-        ValueError: an argument is not one of the above; the message names it, its value and what is accepted.
+        ValueError: an argument has an invalid value or shape; the message gives its name, its value and what was
+            expected.
     """
     if cell_type not in CELLS:
         raise ValueError(f"`cell_type` must be one of {tuple(CELLS)}, got {cell_type!r}.")
@@ -273,7 +272,7 @@ def local_rnn(
         )
     if implementation == "triton":
         if triton_local_rnn is None:
-            raise ValueError("`implementation='triton'` needs the package triton, which is not installed.")
+            raise ValueError("`implementation='triton'` needs Triton, which is not installed: pip install triton")
         projected = F.linear(
             prepend_previous_inputs(hidden_states, previous_inputs, window_size), input_weight, input_bias
         )
@@ -290,8 +289,8 @@ def local_rnn(
     run = reference_local_rnn if implementation == "reference" else shared_projection_local_rnn
     return run(
         hidden_states,
-        partial(F.linear, weight=input_weight, bias=input_bias),
-        partial(recurrent_linear, weight=recurrent_weight, bias=recurrent_bias),
+        input_proj=partial(F.linear, weight=input_weight, bias=input_bias),
+        recurrent_proj=partial(recurrent_linear, weight=recurrent_weight, bias=recurrent_bias),
         cell_type=cell_type,
         window_size=window_size,
         gate_activation=gate_activation,
@@ -302,8 +301,9 @@ def local_rnn(
 
 def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch.Tensor | None) -> str:
     """
-    The kernels on a GPU, where Triton is installed, and "blocked" on a CPU. There, a compiler fuses the plain form by
-    itself and would unroll the blocks, and packed sequences need the plain form's mask.
+    "triton" on a GPU with Triton installed, "blocked" on a CPU, otherwise "shared_projection". That includes compiled
+    code on a CPU, because a compiler fuses it anyway and would unroll the loop over blocks, and packed sequences on a
+    CPU, which the blocked implementation does not support.
     """
     device_type = hidden_states.device.type
     if device_type == "cuda":
@@ -319,12 +319,12 @@ def choose_implementation(hidden_states: torch.Tensor, sequence_positions: torch
 def trust_kernels(
     hidden_states: torch.Tensor, recurrent_weight: torch.Tensor, cell_type: str, gate_activation: str
 ) -> bool:
-    """Whether the GPU kernels pass their check for this device and type. If it can't run now, they are trusted."""
+    """Whether the GPU kernels pass their check on this device. Where the check cannot run, they are trusted."""
     if is_tracing(hidden_states) and not torch.compiler.is_dynamo_compiling():
         return True
     dtype = dtype_of_products(hidden_states)
     on_chip = fits_on_chip(recurrent_weight.shape[-1], dtype)
-    num_heads = 2 if recurrent_weight.ndim == 3 else 1  # for the check, any number above 1 stands for all
+    num_heads = 2 if recurrent_weight.ndim == 3 else 1  # the check needs to know only whether there are several
     return kernels_pass_check(
         cell_type, dtype, on_chip, hidden_states.device, reference_local_rnn, gate_activation, num_heads
     )
