@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerImageProcessor
+from rtransformer_hf.training import checkpoints, demo_inputs, demo_page, generation
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
@@ -43,6 +44,7 @@ import json, runpy, sys
 space, journal = sys.argv[1:]
 sys.path[:0] = [space, f"{space}/scripts"]
 import demo, rtransformer_hf
+from rtransformer_hf.training import demo_page
 
 def note(*entry):
     with open(journal, "a") as file:
@@ -61,20 +63,20 @@ def journaled(generate):
     return wrapper
 
 note("files", demo.__file__, rtransformer_hf.__file__)
-for name in ("write_text", "continue_tune"):
-    setattr(demo, name, journaled(getattr(demo, name)))
+for name in ("generate_tokens", "generate_frames"):
+    setattr(demo_page, name, journaled(getattr(demo_page, name)))
 runpy.run_path(f"{space}/app.py", run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def text_model():
-    return demo.load_causal_lm(str(MODEL_CARDS / "ptb_char_small"))
+    return checkpoints.load_causal_lm(str(MODEL_CARDS / "ptb_char_small"))
 
 
 @pytest.fixture(scope="module")
 def music_model():
-    return demo.load_music_model(str(MODEL_CARDS / "nottingham_joint"))
+    return checkpoints.load_music_model(str(MODEL_CARDS / "nottingham_joint"))
 
 
 def generator(seed: int) -> torch.Generator:
@@ -86,9 +88,9 @@ def generator(seed: int) -> torch.Generator:
 
 def test_text_is_drawn_from_the_distributions_shown(text_model):
     model, tokenizer = text_model
-    input_ids, notes = demo.read_prompt(tokenizer, "the company ")
+    input_ids, notes = demo_inputs.read_prompt(tokenizer, "the company ")
     assert notes == []
-    steps = list(demo.write_text(model, tokenizer, input_ids, 12, 0.8, 0.5, generator(0)))
+    steps = list(generation.generate_tokens(model, tokenizer, input_ids, 12, 0.8, 0.5, generator(0)))
     text = "the company "
     for written, probabilities, token in steps:
         with torch.no_grad():
@@ -105,8 +107,8 @@ def test_runs_at_the_same_time_do_not_mix(text_model):
     model, tokenizer = text_model
 
     def run(prompt: str, seed: int):
-        input_ids, _ = demo.read_prompt(tokenizer, prompt)
-        return demo.write_text(model, tokenizer, input_ids, 10, 1.0, 1.0, generator(seed))
+        input_ids, _ = demo_inputs.read_prompt(tokenizer, prompt)
+        return generation.generate_tokens(model, tokenizer, input_ids, 10, 1.0, 1.0, generator(seed))
 
     alone = [[text for text, *_ in run(prompt, seed)] for prompt, seed in (("the ", 1), ("a bank ", 2))]
     together = [(one, other) for (one, *_), (other, *_) in zip(run("the ", 1), run("a bank ", 2), strict=True)]
@@ -115,31 +117,31 @@ def test_runs_at_the_same_time_do_not_mix(text_model):
 
 def test_prompts(text_model):
     _, tokenizer = text_model
-    input_ids, notes = demo.read_prompt(tokenizer, "b" * 10 + "a" * demo.MAX_PROMPT)
-    assert tokenizer.decode(input_ids[0]) == "a" * demo.MAX_PROMPT
+    input_ids, notes = demo_inputs.read_prompt(tokenizer, "b" * 10 + "a" * demo_inputs.MAX_PROMPT)
+    assert tokenizer.decode(input_ids[0]) == "a" * demo_inputs.MAX_PROMPT
     assert len(notes) == 1 and "cut to its last 2,000 characters" in notes[0]
-    input_ids, notes = demo.read_prompt(tokenizer, "The Ünion ☃ is <unk>")
+    input_ids, notes = demo_inputs.read_prompt(tokenizer, "The Ünion ☃ is <unk>")
     assert tokenizer.decode(input_ids[0]) == "the nion  is <unk>"
     assert len(notes) == 1 and "does not know T Ü ☃:" in notes[0]
     for nothing in ("", "☃雪"):
-        with pytest.raises(UsageError, match="is needed"):
-            demo.read_prompt(tokenizer, nothing)
+        with pytest.raises(UsageError, match="Write a beginning"):
+            demo_inputs.read_prompt(tokenizer, nothing)
 
 
 def test_a_tune_goes_on_as_the_model_samples_it(music_model):
-    tune = demo.example_tune()
-    frames = list(demo.continue_tune(music_model, tune, 6, 0.9, generator(0)))
+    tune = demo_inputs.example_tune()
+    frames = list(generation.generate_frames(music_model, tune, 6, 0.9, generator(0)))
     sampled = music_model.sample(torch.from_numpy(tune)[None], 6, temperature=0.9, generator=generator(0))
     np.testing.assert_array_equal(np.stack(frames), sampled[0, len(tune) :].numpy())
-    silence, _ = demo.read_tune("Silence", None, 48)
-    frames = list(demo.continue_tune(music_model, silence, 6, 0.9, generator(0)))
+    silence, _ = demo_inputs.read_tune("Silence", None, 48)
+    frames = list(generation.generate_frames(music_model, silence, 6, 0.9, generator(0)))
     sampled = music_model.sample(torch.zeros(1, 1, 88), 6, temperature=0.9, generator=generator(0))
     np.testing.assert_array_equal(np.stack(frames), sampled[0, 1:].numpy())
 
 
 @torch.no_grad()
 def test_the_example_tune_is_of_the_models_kind(music_model):
-    frames = torch.from_numpy(demo.example_tune())[None].float()
+    frames = torch.from_numpy(demo_inputs.example_tune())[None].float()
     assert music_model(input_values=frames, labels=frames).loss < 3  # nats a frame; music of other kinds has 10
 
 
@@ -147,36 +149,36 @@ def test_bad_midi_files(tmp_path):
     (tmp_path / "damaged.mid").write_bytes(b"MThd and no more")
     write_midi(tmp_path / "silent.mid", np.zeros((4, 88), dtype=np.uint8), 2, 120)
     for file, named in (
-        (None, "is needed"),
+        (None, "Choose a MIDI file"),
         ("damaged.mid", "'damaged.mid' can't be read"),
         ("silent.mid", "no notes"),
     ):
         with pytest.raises(UsageError, match=named) as error:
-            demo.read_tune("MIDI file", file and str(tmp_path / file), 48)
+            demo_inputs.read_tune("MIDI file", file and str(tmp_path / file), 48)
         assert str(tmp_path) not in str(error.value)
 
 
 def test_the_models_frames_per_beat(music_model, tmp_path, monkeypatch):
     """Tunes are read, and written, by the frames for each quarter note that the model was trained on."""
-    example = demo.example_tune()
-    np.testing.assert_array_equal(demo.example_tune(4), example.repeat(2, axis=0))
-    np.testing.assert_array_equal(demo.example_tune(1), example[::2])
+    example = demo_inputs.example_tune()
+    np.testing.assert_array_equal(demo_inputs.example_tune(4), example.repeat(2, axis=0))
+    np.testing.assert_array_equal(demo_inputs.example_tune(1), example[::2])
     write_midi(tmp_path / "tune.mid", example, frames_per_beat=2, tempo=100)
     for frames_per_beat in (1, 2, 4):
-        tune, _ = demo.read_tune("MIDI file", str(tmp_path / "tune.mid"), 200, frames_per_beat)
-        np.testing.assert_array_equal(tune, demo.example_tune(frames_per_beat))
-    monkeypatch.setattr(demo, "load_music_model", lambda checkpoint: music_model)
-    monkeypatch.setattr(demo, "trained_frames_per_beat", lambda checkpoint: 4)
-    with demo.gr.Blocks() as page:
-        demo.music_tab("any")
+        tune, _ = demo_inputs.read_tune("MIDI file", str(tmp_path / "tune.mid"), 200, frames_per_beat)
+        np.testing.assert_array_equal(tune, demo_inputs.example_tune(frames_per_beat))
+    monkeypatch.setattr(demo_page, "load_music_model", lambda checkpoint: music_model)
+    monkeypatch.setattr(demo_page, "trained_frames_per_beat", lambda checkpoint: 4)
+    with demo_page.gr.Blocks() as page:
+        demo_page.music_tab("any")
     assert "Frames given, 4 a beat" in [getattr(block, "label", None) for block in page.blocks.values()]
 
 
 @torch.no_grad()
 def test_a_digit_is_read_causally():
-    model, processor = demo.load_digit_model(DIGIT_MODEL)
-    image = demo.prepare_drawing(demo.EXAMPLE_DRAWING)
-    probabilities = demo.read_digit(model, processor, image)
+    model, processor = checkpoints.load_digit_classifier(DIGIT_MODEL)
+    image = demo_inputs.prepare_drawing(demo_inputs.EXAMPLE_DRAWING)
+    probabilities = demo_inputs.read_digit(model, processor, image)
     assert probabilities.shape == (784, 10) and probabilities[-1].argmax() == 2
     pixels = (image.reshape(1, -1, 1) / 255 - 0.1307) / 0.3081
     for num_read in (1, 300, 784):
@@ -188,30 +190,30 @@ def test_a_digit_is_read_causally():
     "points", [[(60, 40), (200, 40), (60, 240), (200, 240)], [(140, 20), (140, 250)], [(30, 35), (36, 38)]]
 )
 def test_a_drawing_becomes_what_mnist_has(points):
-    image = demo.prepare_drawing([" ".join(f"{x},{y}" for x, y in points)])
+    image = demo_inputs.prepare_drawing([" ".join(f"{x},{y}" for x, y in points)])
     assert image.shape == (28, 28) and image.dtype == np.uint8 and image.max() > 200
     rows, columns = (np.flatnonzero(image.any(axis=axis)) for axis in (1, 0))
     sides = (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1)
     assert max(sides) == 20
     centre = [np.average(np.arange(28), weights=image.sum(axis=axis, dtype=int)) for axis in (1, 0)]
     np.testing.assert_allclose(centre, 14, atol=0.5)
-    moved = demo.prepare_drawing([" ".join(f"{x + 4},{y + 2}" for x, y in points)])
+    moved = demo_inputs.prepare_drawing([" ".join(f"{x + 4},{y + 2}" for x, y in points)])
     np.testing.assert_array_equal(moved, image)
 
 
 def test_an_empty_drawing():
     with pytest.raises(UsageError, match="Nothing is drawn"):
-        demo.prepare_drawing([])
+        demo_inputs.prepare_drawing([])
 
 
 # The page without its server
 
 
 def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
-    missing = [flag for name in demo.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
-    page = demo.make_page(demo.parse_arguments(missing))
-    shown = "\n".join(str(block.value) for block in page.blocks.values() if isinstance(block, demo.gr.Markdown))
-    for name, command in demo.TRAINED_BY.items():
+    missing = {name: str(tmp_path / name) for name in demo_page.TRAINED_BY}
+    page = demo_page.make_page(missing)
+    shown = "\n".join(str(block.value) for block in page.blocks.values() if isinstance(block, demo_page.gr.Markdown))
+    for name, command in demo_page.TRAINED_BY.items():
         assert f"`{tmp_path / name}` can't be opened" in shown and f"python {command}" in shown
         recipe = command.split()[1]
         assert (Path(__file__).parent.parent / recipe).exists()
@@ -220,29 +222,29 @@ def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UsageError, match="RTransformerForCausalLM"):
-        demo.load_digit_model(str(MODEL_CARDS / "ptb_char_small"))
+        checkpoints.load_digit_classifier(str(MODEL_CARDS / "ptb_char_small"))
     shutil.copytree(DIGIT_MODEL, tmp_path / "permuted")
     RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
     with pytest.raises(UsageError, match=r"permutation_seed are \(1, 10, 3\)"):
-        demo.load_digit_model(str(tmp_path / "permuted"))
+        checkpoints.load_digit_classifier(str(tmp_path / "permuted"))
 
 
 def test_bad_flags(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         demo.main(["--port", "0"])
-    assert stop.value.code == 2 and "--port 0" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--port: 0 (expected" in capsys.readouterr().err
     (tmp_path / "mine").write_text("")
     for taken in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(SystemExit, match=f"--make_space '{taken}' is not empty"):
+        with pytest.raises(UsageError, match=f"--make_space: '{taken}' is not empty"):
             demo.main(["--make_space", str(taken)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_port_that_is_taken(tmp_path):
-    missing = [flag for name in demo.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
+    missing = [flag for name in demo_page.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(SystemExit, match=f"--port {port} can't be served at"):
+        with pytest.raises(UsageError, match=f"--port {port}: can't be served at"):
             demo.main([*missing, "--host", "127.0.0.1", "--port", port])
 
 
@@ -390,7 +392,7 @@ def test_bad_text_is_met_with_a_message(open_page):
     page = open_page()
     page.get_by_label("Beginning").fill("")
     button(page, "Write").click()
-    page.get_by_text("A beginning is needed").wait_for()
+    page.get_by_text("Write a beginning").wait_for()
     assert text_of(page) == "" and page.locator(".bars").count() == 0
     page.get_by_label("Beginning").fill("a b " * 1000)
     set_slider(page, "Length", 1)
@@ -446,8 +448,8 @@ def test_two_visitors_at_once(open_page):
 @pytest.mark.parametrize("tab", ["Text", "Music"])
 def test_a_closed_page_ends_its_generation(open_page, server, tab):
     name, start, length, whole = {
-        "Text": ("write_text", "Write", "Length", 1000),
-        "Music": ("continue_tune", "Play on", "Frames to add", 512),
+        "Text": ("generate_tokens", "Write", "Length", 1000),
+        "Music": ("generate_frames", "Play on", "Frames to add", 512),
     }[tab]
     before = server.entries(name)
     page = open_page()
@@ -469,7 +471,7 @@ def keep_midi(page, tmp_path: Path) -> np.ndarray:
     with page.expect_download() as download:
         link.click()
     download.value.save_as(tmp_path / "kept.mid")
-    return read_midi(tmp_path / "kept.mid", demo.FRAMES_PER_BEAT)  # by pretty_midi
+    return read_midi(tmp_path / "kept.mid", demo_inputs.FRAMES_PER_BEAT)  # by pretty_midi
 
 
 def test_music(open_page, tmp_path):
@@ -479,16 +481,16 @@ def test_music(open_page, tmp_path):
     button(page, "Play on").click()
     page.get_by_text("Frames: 48 given, 8 of 8 new ones").wait_for()
     tune = keep_midi(page, tmp_path)
-    np.testing.assert_array_equal(tune[:48], demo.example_tune())
+    np.testing.assert_array_equal(tune[:48], demo_inputs.example_tune())
     assert 48 < len(tune) <= 56
     assert page.locator(".notes").get_attribute("d").count("M") == tune.sum()
     assert page.get_by_role("button", name="Play", exact=True).is_visible()
 
     uploaded = np.eye(20, 88, k=40, dtype=np.uint8)
-    write_midi(tmp_path / "mine.mid", uploaded, demo.FRAMES_PER_BEAT, 100)
+    write_midi(tmp_path / "mine.mid", uploaded, demo_inputs.FRAMES_PER_BEAT, 100)
     page.get_by_role("radio", name="MIDI file").check()
     button(page, "Play on").click()
-    page.get_by_text("A MIDI file is needed, or another start.").wait_for()
+    page.get_by_text("Choose a MIDI file, or another start.").wait_for()
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Click to Upload").click()
     chooser.value.set_files(tmp_path / "mine.mid")
@@ -507,7 +509,7 @@ def test_music(open_page, tmp_path):
     page.get_by_text("Frames: 10 given, 3").first.wait_for()
     button(page, "Stop").click()
     tune = keep_midi(page, tmp_path)
-    np.testing.assert_array_equal(tune[:10], demo.example_tune()[:10])
+    np.testing.assert_array_equal(tune[:10], demo_inputs.example_tune()[:10])
     assert len(tune) < 522
 
 
@@ -517,7 +519,9 @@ def drawn_strokes(page) -> list[str]:
 
 def read_drawing(page):
     """Clicks Read, and asserts that the page shows what the model says of what is drawn."""
-    expected = demo.read_digit(*demo.load_digit_model(DIGIT_MODEL), demo.prepare_drawing(drawn_strokes(page)))
+    expected = demo_inputs.read_digit(
+        *checkpoints.load_digit_classifier(DIGIT_MODEL), demo_inputs.prepare_drawing(drawn_strokes(page))
+    )
     button(page, "Read").click()
     page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
     page.get_by_text(f"Read as {int(expected[-1].argmax())}, with").wait_for()
@@ -607,7 +611,7 @@ def test_phone(open_page):
     assert_fits()
     open_tab(page, "Digit")
     button(page, "Draw an example").click()
-    wait_until(page, lambda: drawn_strokes(page) == demo.EXAMPLE_DRAWING)
+    wait_until(page, lambda: drawn_strokes(page) == demo_inputs.EXAMPLE_DRAWING)
     button(page, "Read").click()
     page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
     assert_fits()

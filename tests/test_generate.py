@@ -7,9 +7,10 @@ from pathlib import Path
 import generate
 import pytest
 import torch
-from transformers import pipeline
+from transformers import TextStreamer, pipeline
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 
@@ -23,9 +24,7 @@ def checkpoint(tmp_path, tiny_config):
 
 def test_text_is_streamed_as_it_is_made(checkpoint, capsys, monkeypatch):
     pieces = []
-    monkeypatch.setattr(
-        generate.TextStreamer, "on_finalized_text", lambda self, text, stream_end=False: pieces.append(text)
-    )
+    monkeypatch.setattr(TextStreamer, "on_finalized_text", lambda self, text, stream_end=False: pieces.append(text))
     generate.main([checkpoint, " a b", "--max_new_tokens", "60"])
     assert len(pieces) > 2
     text = "".join(pieces).replace("<|pad|>", "_")  # an untrained model writes it too
@@ -101,11 +100,11 @@ def test_unknown_characters_of_the_prompt_are_counted(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--temperature", "0"], "--temperature 0.0"),
-        (["--top_p", "1.5"], "--top_p 1.5"),
-        (["--top_k", "-1"], "--top_k -1"),
-        (["--max_new_tokens", "0"], "--max_new_tokens 0"),
-        (["--seed", "-1"], "--seed -1"),
+        (["--temperature", "0"], "--temperature: 0 (expected"),
+        (["--top_p", "1.5"], "--top_p: 1.5 (expected"),
+        (["--top_k", "-1"], "--top_k: -1 (expected"),
+        (["--max_new_tokens", "0"], "--max_new_tokens: 0 (expected"),
+        (["--seed", "-1"], "--seed: -1 (expected"),
         (["--temp", "1"], "--temp"),
     ],
 )
@@ -124,12 +123,12 @@ def test_what_is_no_causal_language_model(tmp_path, tiny_config, checkpoint):
         ("missing", "can't be used"),
     ):
         path = str(tmp_path / bad)
-        with pytest.raises(SystemExit) as stop:
+        with pytest.raises(UsageError) as refusal:
             generate.main([path, "a"])
-        assert path in stop.value.code and named in stop.value.code
-        assert "causal language model" in stop.value.code
+        message = str(refusal.value)
+        assert path in message and named in message and "expected a folder or Hub id of a causal language" in message
 
 
 def test_a_prompt_without_tokens(checkpoint):
-    with pytest.raises(SystemExit, match="prompt '' holds no token"):
+    with pytest.raises(UsageError, match="prompt: ''"):
         generate.main([checkpoint, ""])

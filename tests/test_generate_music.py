@@ -11,6 +11,8 @@ import pytest
 from scipy.io import savemat, wavfile
 
 from rtransformer_hf import RTransformerForCausalLM, RTransformerForPolyphonicMusic
+from rtransformer_hf.training import piano_rolls
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import EVALUATION_FILE, trained_frames_per_beat
 from rtransformer_hf.training.piano_rolls import read_midi, to_midi, write_midi
 
@@ -113,16 +115,16 @@ def test_the_checkpoint_says_its_frames_per_beat(generate, tiny_config, tmp_path
     assert trained_frames_per_beat(checkpoint) == 4
     tune = generate("--prompt", prompt_file, frames_per_beat=4, checkpoint=checkpoint)
     np.testing.assert_array_equal(tune[: 2 * len(prompt)], prompt.repeat(2, axis=0))
-    assert "frames a beat" not in capsys.readouterr().err
+    assert "frames per beat" not in capsys.readouterr().err
 
     tune = generate("--prompt", prompt_file, "--frames_per_beat", "2", checkpoint=checkpoint)
     np.testing.assert_array_equal(tune[: len(prompt)], prompt)
-    assert f"{checkpoint} was trained on 4 frames a beat: with --frames_per_beat 2 its" in capsys.readouterr().err
+    assert f"{checkpoint} was trained on 4 frames per beat: with --frames_per_beat 2 its" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_say_its_frames_per_beat(generate, checkpoint, capsys):
     generate()
-    assert f"{checkpoint} does not say its frames a beat; taken for 2." in capsys.readouterr().err
+    assert f"{checkpoint} does not state its frames per beat: assuming 2." in capsys.readouterr().err
 
 
 def test_notes_of_a_prompt_that_are_left_out(generate, tmp_path, prompt, capsys):
@@ -154,7 +156,7 @@ def test_a_prompt_from_a_data_set(generate, prompt, prompt_file, prompt_data):
 def test_the_picture_knows_the_prompt(generate, prompt_file, monkeypatch):
     shaded = []
     monkeypatch.setattr(
-        generate_music, "write_piano_roll_picture", lambda path, roll, prompt_frames: shaded.append(prompt_frames)
+        piano_rolls, "write_piano_roll_picture", lambda path, roll, prompt_frames: shaded.append(prompt_frames)
     )
     generate()
     generate("--prompt", prompt_file, "--prompt_frames", "4")
@@ -164,21 +166,20 @@ def test_the_picture_knows_the_prompt(generate, prompt_file, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--num_frames", "0"], "--num_frames 0"),
-        (["--temperature", "0"], "--temperature 0.0"),
-        (["--temperature", "nan"], "--temperature nan"),
-        (["--seed", "-1"], "--seed -1"),
-        (["--frames_per_beat", "0"], "--frames_per_beat 0"),
-        (["--frames_per_beat", "97"], "--frames_per_beat 97"),
-        (["--tempo", "3"], "--tempo 3.0"),
-        (["--tempo", "1001"], "--tempo 1001.0"),
-        (["--prompt", "a.mid", "--prompt_frames", "0"], "--prompt_frames 0"),
-        (["--prompt_frames", "4"], "--prompt_frames 4 is accepted with --prompt or --prompt_data"),
-        (["--prompt_data", "a.mat", "--prompt_index", "-1"], "--prompt_index -1"),
-        (["--prompt_data", ""], "--prompt_data "),
-        (["--prompt", "a.mid", "--prompt_data", "a.mat"], "--prompt a.mid and --prompt_data a.mat"),
-        (["--output", "outputs/"], "--output outputs/"),
-        (["--output", ""], "--output "),
+        (["--num_frames", "0"], "--num_frames: 0 (expected"),
+        (["--temperature", "0"], "--temperature: 0 (expected"),
+        (["--temperature", "nan"], "--temperature: nan (expected"),
+        (["--seed", "-1"], "--seed: -1 (expected"),
+        (["--frames_per_beat", "0"], "--frames_per_beat: 0 (expected"),
+        (["--tempo", "3"], "--tempo: 3 (expected"),
+        (["--tempo", "1001"], "--tempo: 1001 (expected"),
+        (["--prompt", "a.mid", "--prompt_frames", "0"], "--prompt_frames: 0 (expected"),
+        (["--prompt_frames", "4"], "--prompt_frames 4: nothing to continue"),
+        (["--prompt_data", "a.mat", "--prompt_index", "-1"], "--prompt_index: -1 (expected"),
+        (["--prompt_data", ""], "--prompt_data: '' (expected"),
+        (["--prompt", "a.mid", "--prompt_data", "a.mat"], "--prompt a.mid: there is also --prompt_data a.mat"),
+        (["--output", "outputs/"], "--output: 'outputs/' (expected"),
+        (["--output", ""], "--output: '' (expected"),
         (["--temp", "1"], "--temp"),
     ],
 )
@@ -190,10 +191,10 @@ def test_bad_flags(capsys, flags, named):
 
 def assert_stops(argv: list[str], named: list[str]):
     """With a message that names all of `named`."""
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(UsageError) as refusal:
         generate_music.main(argv)
-    missing = [part for part in ["accepted", *named] if part not in stop.value.code]
-    assert not missing, stop.value.code
+    missing = [part for part in named if part not in str(refusal.value)]
+    assert not missing, str(refusal.value)
 
 
 def test_what_is_no_model_of_piano_rolls(tmp_path, tiny_config):
@@ -218,15 +219,19 @@ def test_bad_prompts(tmp_path, prompt_file, prompt_data):
     missing = str(tmp_path / "missing.mid")
     for flags, named in (
         (["--prompt", missing], [missing, "can't be read"]),
+        (["--frames_per_beat", "97"], ["--frames_per_beat: 97 (expected at most 96)"]),
         (["--prompt", silent], [f"--prompt {silent}", "no notes"]),
-        (["--prompt", prompt_file, "--prompt_frames", "10"], ["--prompt_frames 10", prompt_file, "1 to 9"]),
+        (["--prompt", prompt_file, "--prompt_frames", "10"], ["--prompt_frames: 10", prompt_file, "expected 1 to 9"]),
         (["--prompt_data", missing], [missing, "can't be loaded"]),
         (["--prompt_data", prompt_data, "--prompt_split", "other"], [prompt_data, "'other'", "validation"]),
-        (["--prompt_data", prompt_data, "--prompt_index", "1"], ["--prompt_index 1", prompt_data, "0 to 0"]),
+        (
+            ["--prompt_data", prompt_data, "--prompt_index", "1"],
+            ["--prompt_index: no tune 1", prompt_data, "expected 0 to 0"],
+        ),
     ):
         assert_stops(["any", *flags, "--output", str(tmp_path / "tune")], named)
 
 
 def test_an_output_that_cannot_be_written(tmp_path, prompt_file):
     output = f"{prompt_file}/tune"  # below a file
-    assert_stops(["any", "--output", output], [f"--output '{output}'", "can't be written"])
+    assert_stops(["any", "--output", output], [f"--output: '{output}'", "can't be written"])

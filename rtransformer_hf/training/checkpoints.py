@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the checkpoint of a task. One of another task is refused: the Auto classes would give it an untrained head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForAudioFrameClassification,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .errors import UsageError
+from .model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
+from .piano_rolls import NUM_KEYS
+
+NUM_DIGITS = 10
+
+
+@contextmanager
+def usable(checkpoint: str, expected: str) -> Iterator[None]:
+    """
+    Opens a checkpoint in its block.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+        expected: what the block opens, as a folder or Hub id "of ...".
+
+    Raises:
+        UsageError: the block fails, since there is no such checkpoint or it holds something else.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"checkpoint {checkpoint!r} can't be used (expected a folder or Hub id of {expected}): {error}"
+        ) from error
+
+
+def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    A causal language model, on the accelerator if there is one, and its tokenizer.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    with usable(checkpoint, "a causal language model with its tokenizer"):
+        check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        return model.to(default_device()), AutoTokenizer.from_pretrained(checkpoint)
+
+
+def load_music_model(checkpoint: str) -> PreTrainedModel:
+    """
+    A model of piano rolls with 88 keys, on the accelerator if there is one.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    with usable(checkpoint, f"a model of piano rolls with {NUM_KEYS} keys"):
+        check_architecture(checkpoint, "RTransformerForPolyphonicMusic")
+        if (input_size := AutoConfig.from_pretrained(checkpoint).input_size) != NUM_KEYS:
+            raise ValueError(f"its input_size is {input_size}")
+        return AutoModelForAudioFrameClassification.from_pretrained(checkpoint).to(default_device())
+
+
+def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """
+    A classifier of handwritten digits that reads their grey pixels row by row, on the accelerator if there is one, and
+    its image processor.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    with usable(
+        checkpoint, f"a classifier of {NUM_DIGITS} digits that reads grey pixels row by row, with its image processor"
+    ):
+        check_architecture(checkpoint, "RTransformerForSequenceClassification")
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(default_device())
+        processor = AutoImageProcessor.from_pretrained(checkpoint)
+        found = (model.config.input_size, model.config.num_labels, getattr(processor, "permutation_seed", None))
+        if found != (1, NUM_DIGITS, None):
+            raise ValueError(f"its input_size, num_labels and permutation_seed are {found}")
+        return model, processor

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo's models read: a visitor's text, tune or drawing. Nothing here knows of a page."""
+
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import torch
+from PIL import Image, ImageDraw
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from .errors import UsageError
+from .new_tokenizers import unknown_token_id
+from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
+
+MAX_PROMPT = 2000  # characters
+FRAMES_PER_BEAT = 2  # of the example tune
+IMAGE_SIZE = 28  # of MNIST; a digit fills 20 x 20 of it
+CANVAS, PEN = 280, 22  # side of the drawing area and width of the pen, in its own units
+EXAMPLE_DRAWING = ["80,95 95,65 140,50 185,68 192,105 165,145 85,225 200,225"]  # a two
+
+# A jig, made up for this demo: a frame is half a beat, a chord lasts six.
+EXAMPLE_MELODY = (
+    "E5 G5 E5 C5 E5 G5 A5 F5 A5 C6 A5 F5 G5 D5 G5 B5 G5 F5 E5 G5 E5 C5 C5 C5 "
+    "E5 G5 E5 C5 E5 G5 A5 F5 A5 C6 A5 F5 G5 F5 E5 D5 C5 B4 C5 E5 D5 C5 C5 C5"
+)
+EXAMPLE_CHORDS = "C F G C C F G C"
+CHORDS = {"C": "C3 E3 G3", "F": "F3 A3 C4", "G": "G3 B3 D4"}
+
+
+def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[torch.Tensor, list[str]]:
+    """
+    The (1, tokens) ids of a prompt, and notes for the visitor on how it was read.
+
+    Raises:
+        UsageError: the model knows no character of it.
+    """
+    notes = []
+    if len(prompt) > MAX_PROMPT:
+        prompt = prompt[-MAX_PROMPT:]
+        notes.append(f"The beginning was cut to its last {MAX_PROMPT:,} characters.")
+    encoding = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+    unknown_id, ids, unknown = unknown_token_id(tokenizer), [], []
+    for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        if token != unknown_id:
+            ids.append(token)
+            continue
+        unknown.append(prompt[start:end])
+        lower = tokenizer(prompt[start:end].lower(), add_special_tokens=False)["input_ids"]
+        ids += [token for token in lower if token != unknown_id]
+    if unknown:
+        named = list(dict.fromkeys(unknown))
+        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
+        notes.append(f"The model does not know {' '.join(named[:10])}{more}: read in lower case, or left out.")
+    if not ids:
+        raise UsageError(f"Write a beginning, in characters that the model knows. {' '.join(notes)}")
+    return torch.tensor([ids]), notes
+
+
+def example_tune(frames_per_beat: int = FRAMES_PER_BEAT) -> np.ndarray:
+    """A jig of 48 half beats, (frames, 88)."""
+    melody, chords = EXAMPLE_MELODY.split(), EXAMPLE_CHORDS.split()
+    roll = np.zeros((len(melody), NUM_KEYS), dtype=np.uint8)
+    for frame, note in enumerate(melody):
+        for name in (note, *CHORDS[chords[frame // 6]].split()):
+            roll[frame, pretty_midi.note_name_to_number(name) - LOWEST_PITCH] = 1
+    num_frames = len(roll) * frames_per_beat // FRAMES_PER_BEAT
+    return roll[np.arange(num_frames) * FRAMES_PER_BEAT // frames_per_beat]
+
+
+def read_tune(
+    start: str, midi_file: str | None, num_frames: int, frames_per_beat: int = FRAMES_PER_BEAT
+) -> tuple[np.ndarray, list[str]]:
+    """
+    The (frames, 88) to continue, at most `num_frames`, and notes for the visitor on how they were read.
+
+    Raises:
+        UsageError: there is no MIDI file, it can't be read, or it holds no notes.
+    """
+    if start == "Silence":
+        return np.zeros((0, NUM_KEYS), dtype=np.uint8), []
+    if start == "Example tune":
+        return example_tune(frames_per_beat)[:num_frames], []
+    if midi_file is None:
+        raise UsageError("Choose a MIDI file, or another start.")
+    try:
+        tune, left_out = read_midi_and_rest(midi_file, frames_per_beat)
+    except UsageError as error:
+        raise UsageError(str(error).replace(midi_file, Path(midi_file).name)) from error
+    notes = [f"Left out: {left_out}."] if left_out else []
+    if len(tune) == 0:
+        raise UsageError(" ".join(["The MIDI file holds no notes.", *notes]))
+    if len(tune) > num_frames:
+        notes.append(f"The tune was cut to the first {num_frames} of its {len(tune):,} frames.")
+    return tune[:num_frames], notes
+
+
+def prepare_drawing(strokes: list[str]) -> np.ndarray:
+    """
+    A drawing in MNIST's form: white on black, 20 x 20 pixels at most, its centre of mass in the middle of the image.
+
+    Args:
+        strokes: the points of each as in SVG, "x,y x,y ...", from 0 to `CANVAS`.
+
+    Returns:
+        (28, 28) uint8.
+
+    Raises:
+        UsageError: nothing is drawn.
+    """
+    if not strokes:
+        raise UsageError("Nothing is drawn yet: draw a digit.")
+    canvas = Image.new("L", (CANVAS, CANVAS))
+    pen = ImageDraw.Draw(canvas)
+    for stroke in strokes:
+        points = [tuple(float(value) for value in point.split(",")) for point in stroke.split()]
+        pen.line(points, fill=255, width=PEN, joint="curve")
+        for x, y in (points[0], points[-1]):
+            pen.circle((x, y), PEN / 2, fill=255)
+    digit = canvas.crop(canvas.getbbox())
+    scale = 20 / max(digit.size)
+    digit = np.asarray(digit.resize([max(1, round(scale * side)) for side in digit.size], Image.Resampling.BILINEAR))
+    image = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
+    corner = []
+    for axis, side in enumerate(digit.shape):
+        centre = np.average(np.arange(side), weights=digit.sum(axis=1 - axis))
+        corner.append(int(np.clip(round(IMAGE_SIZE / 2 - centre), 0, IMAGE_SIZE - side)))
+    top, left = corner
+    image[top : top + digit.shape[0], left : left + digit.shape[1]] = digit
+    return image
+
+
+@torch.no_grad()
+def read_digit(model: PreTrainedModel, processor: BaseImageProcessor, image: np.ndarray) -> torch.Tensor:
+    """
+    The probability of each digit after each pixel of a (28, 28) image, (pixels, digits). The model is causal, so one
+    pass gives them all.
+    """
+    input_values = processor(Image.fromarray(image), return_tensors="pt")["input_values"].to(model.device)
+    return model.score(model.model(input_values=input_values).last_hidden_state)[0].float().softmax(dim=-1).cpu()
