@@ -1,34 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Converts a checkpoint of the published R-Transformer code to a folder that `from_pretrained` loads.
+Converts a checkpoint of the published R-Transformer code to a folder that `from_pretrained` opens.
 
     python scripts/convert_official_checkpoint.py model.pt converted
     python scripts/convert_official_checkpoint.py state_dict.pt converted --local_window_size 7 --num_attention_heads 8
 
-Nothing from the checkpoint is executed, whoever made it.
+No code in the checkpoint is executed, so it may come from anyone.
 """
 
-import sys
+from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
-
-from rtransformer_hf.checkpoint_conversion import convert_official_checkpoint
+from rtransformer_hf.training.errors import UsageError
 
 
 def main(arguments: list[str] | None = None):
     description, examples = __doc__.strip().split("\n\n", 1)
     parser = CommandParser(description=description, epilog=examples)
     parser.add_argument(
-        "checkpoint", help="state dict or whole module, as torch.save wrote it, or a .safetensors state dict"
+        "checkpoint", help="State dict or whole module, as written by torch.save, or a .safetensors state dict."
     )
-    parser.add_argument("output_dir", help="folder to make; it must not exist yet, or be empty")
+    parser.add_argument("output_dir", help="Folder to make, new or empty.")
     parser.add_argument(
-        "--local_window_size", type=int, metavar="K", help="window of the LocalRNN; required for a state dict"
+        "--local_window_size",
+        type=positive_integer,
+        metavar="K",
+        help="Window of the LocalRNN; required for a state dict.",
     )
     parser.add_argument(
-        "--num_attention_heads", type=int, metavar="H", help="number of attention heads; required for a state dict"
+        "--num_attention_heads",
+        type=positive_integer,
+        metavar="H",
+        help="Number of attention heads; required for a state dict.",
     )
     args = parser.parse_args(arguments)
+    from rtransformer_hf.checkpoint_conversion import convert_official_checkpoint
 
     try:
         model, dropped = convert_official_checkpoint(
@@ -38,20 +43,20 @@ def main(arguments: list[str] | None = None):
             num_attention_heads=args.num_attention_heads,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        raise UsageError(str(error)) from error
 
     config, model_class = model.config, type(model).__name__
     print(f"Found      {model_class}, {model.num_parameters():,} parameters, {model.dtype}")
     print(f"           {config.num_hidden_layers} blocks of {config.num_local_rnn_layers} LocalRNN layers")
     print(f"           {config.local_rnn_type} cells, window {config.local_window_size}")
     print(f"           hidden size {config.hidden_size}, {config.num_attention_heads} attention heads")
-    print(f"Dropped    {len(dropped)} parameters that the published model never uses")
+    print(f"Dropped    {len(dropped)} parameters that the published model does not use")
     for name in dropped:
         print(f"           {name}")
     print(f"Written to {args.output_dir}; load it with")
     print(f"           from rtransformer_hf import {model_class}")
     print(f"           model = {model_class}.from_pretrained({args.output_dir!r})")
-    print("           Its outputs were not compared with the published model's, and it has no card (README.md).")
+    print("           Its outputs were not compared with the published model's, and it has no card (README.md) yet.")
 
 
 if __name__ == "__main__":

@@ -1,55 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Makes of a training's output folder what is worth sharing: card, curves, configuration, tokenizer or image processor,
-and the weights, in half precision if wanted. Checkpoints, optimizer and logs stay behind.
+Copies what is worth sharing from a training's output folder: card, curves, configuration, tokenizer or image
+processor, and the weights, in half precision if wanted. Checkpoints, optimizer and logs stay behind.
 
     python scripts/make_hub_folder.py outputs/nottingham model_cards/nottingham --dtype float16
 
-`scripts/evaluate_checkpoint.py` on the new folder tells whether its metric has held.
+`scripts/evaluate_checkpoint.py` on the new folder shows whether the metric still holds.
 """
 
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, UsageError, run_command
+from rtransformer_hf.training.command_line import CommandParser, run_command
 
-import torch
-from safetensors.torch import load_file, save_file
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
-
-from rtransformer_hf.training.model_card import FACTS_FILE, add_card_arguments, check_license, rewrite_card
-from rtransformer_hf.training.output_folder import RUN_FILE
-from rtransformer_hf.training.run import EVALUATION_FILE
-
-# What from_pretrained reads beside the model, the card, and what it shows. The model's code comes with the push.
-SHARED_FILES = (
-    EVALUATION_FILE,
-    FACTS_FILE,
-    "README.md",
-    "*.png",
-    GENERATION_CONFIG_NAME,
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "preprocessor_config.json",
-)
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
+    from transformers.utils import SAFE_WEIGHTS_NAME
+
+    from rtransformer_hf.training.hub import SHARED_FILES
+    from rtransformer_hf.training.model_arguments import EVALUATION_FILE
+    from rtransformer_hf.training.output_folder import RUN_FILE
+
     source, target = Path(args.output_dir), Path(args.hub_folder)
     if not all((source / name).exists() for name in (RUN_FILE, EVALUATION_FILE, SAFE_WEIGHTS_NAME, "README.md")):
-        sys.exit(
-            f"make_hub_folder.py: error: output_dir {args.output_dir!r} holds no finished run; the --output_dir of a "
-            "training script is accepted."
+        raise UsageError(
+            f"output_dir: no finished run in {args.output_dir!r} (expected the --output_dir of a training script)"
         )
     if target.exists() and any(target.iterdir()):
-        sys.exit(
-            f"make_hub_folder.py: error: hub_folder {args.hub_folder!r} is not empty; a new or empty one is accepted."
-        )
+        raise UsageError(f"hub_folder: {args.hub_folder!r} is not empty (expected a new or empty folder)")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         unfinished = Path(folder, "unfinished")
@@ -61,20 +46,20 @@ def main(argv: list[str] | None = None):
         try:
             notes = rewrite_card(unfinished, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:
-            sys.exit(f"make_hub_folder.py: error: output_dir {args.output_dir!r} can't be used: {error}")
+            raise UsageError(f"output_dir: {args.output_dir!r} can't be used: {error}") from error
         unfinished.replace(target)
     megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{args.hub_folder}: {megabytes:.1f} MB")
     for note in notes:
         print(note)
     print(
-        "Nothing was uploaded, and the model was not run. Its metric: scripts/evaluate_checkpoint.py; to the Hub: "
-        "scripts/push_to_hub.py."
+        "Nothing was uploaded, and the model was not run. scripts/evaluate_checkpoint.py computes its metric; "
+        "scripts/push_to_hub.py uploads it."
     )
 
 
 def card_facts(args: argparse.Namespace) -> dict:
-    """The facts of the card that the flags give."""
+    """The facts of the card that flags state."""
     facts = {}
     if args.license is not None:
         facts |= {name: getattr(args, name) for name in ("license", "license_name", "license_link")}
@@ -86,9 +71,13 @@ def card_facts(args: argparse.Namespace) -> dict:
 
 def copy_weights(source: Path, target: Path, dtype: str | None):
     """
-    Weights and configuration, the latter without its pointers to the code that it had beside it. Its `dtype` remains,
-    in which the weights are loaded and computed with, however they are kept.
+    Copies the weights, in `dtype` if given, and the configuration without its references to code files beside it. The
+    configuration's `dtype` stays: in it the weights are loaded and computed with, whatever they are stored in.
     """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
     weights = load_file(source / SAFE_WEIGHTS_NAME)
     config = json.loads((source / CONFIG_NAME).read_text(encoding="utf-8"))
     config.pop("auto_map", None)
@@ -103,15 +92,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output_dir", help="The --output_dir of a finished training.")
     parser.add_argument("hub_folder", help="The folder to make.")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), help="Type of the weights kept. (default: as they are)"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="Type to store the weights in. (default: as they are)",
     )
     parser.add_argument(
-        "--dataset_name", help="What the card calls the data. (default: as the training did, by its id or files)"
+        "--dataset_name", help="The data's name in the card. (default: its id or files, as in the training)"
     )
-    parser.add_argument("--dataset_id", help="The data's id on the Hub, where the training read local files.")
-    parser.add_argument(
-        "--example", help="A text that the code of the card gives to the model. (default: as the training did)"
-    )
+    parser.add_argument("--dataset_id", help="The data's id on the Hub, if the training read local files.")
+    parser.add_argument("--example", help="Input of the model in the card's code. (default: the training's)")
     add_card_arguments(parser)
     args = parser.parse_args(argv)
     try:
@@ -119,7 +108,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     except UsageError as error:
         parser.error(str(error))
     if args.dataset_id is not None and args.dataset_name is None:
-        parser.error("--dataset_id is accepted along with --dataset_name.")
+        parser.error(f"--dataset_id {args.dataset_id}: --dataset_name is missing (expected with it)")
     return args
 
 

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes the documentation that every CPython carries as two text files, a tenth of its topics held out for validation.
+Writes the documentation that comes with CPython to two text files: a tenth of its topics is for validation.
 
     python scripts/make_quickstart_data.py outputs/quickstart-data
 """
 
-import os
 from pathlib import Path
 from pydoc_data.topics import topics
 
 from rtransformer_hf.training.command_line import CommandParser, run_command
 
-# Paragraphs up to this length, such as "Note:", may stand in both splits.
+from rtransformer_hf.training.files import atomic_write
+
+# Paragraphs up to this length, such as "Note:", may be in both splits.
 SHORT_PARAGRAPH = 80
 
 
 def split_topics(topics: dict[str, str]) -> tuple[str, str]:
     """
-    Hold out every tenth topic, from the ninth on. Topics repeat each other, so a long paragraph of a held-out topic is
-    left out of the others: a model must not be asked for text that it was trained on.
+    Holds out every tenth topic, from the ninth on. Topics repeat each other, so the long paragraphs of held-out topics
+    are left out of the others: otherwise validation text would be in the training data.
     """
     names = sorted(topics)
     held_out = names[8::10]
@@ -37,15 +38,14 @@ def split_topics(topics: dict[str, str]) -> tuple[str, str]:
 
 def main(argv: list[str] | None = None):
     parser = CommandParser(description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="Folder that gets python-topics.{train,validation}.txt.")
+    parser.add_argument(
+        "output_dir", type=Path, help="Folder for python-topics.train.txt and python-topics.validation.txt."
+    )
     output_dir = parser.parse_args(argv).output_dir
 
-    output_dir.mkdir(parents=True, exist_ok=True)
     for split, text in zip(("train", "validation"), split_topics(topics), strict=True):
         path = output_dir / f"python-topics.{split}.txt"
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)  # the file appears whole or not at all
+        atomic_write(path, text.encode())
         print(f"{path}: {len(text):,} characters")
 
 

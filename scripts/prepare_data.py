@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Downloads the paper's data sets from their public sources, checks them, and puts them where the recipes' commands
-expect them: data/NAME.
+Downloads the paper's data sets from their public sources to data/NAME, where the recipes' commands expect them, and
+checks that they are what the results were measured on.
 
     python scripts/prepare_data.py ptb music
     python scripts/prepare_data.py --list
 
-A file that is there already is checked and kept. A file whose content differs from what the results were measured on
-is refused.
+A file that is already there is checked and kept.
 """
 
 import csv
@@ -21,19 +20,25 @@ from pathlib import Path
 
 from rtransformer_hf.training.command_line import CommandParser, run_command
 
-import datasets
-
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to download: its address, its name in the data set's folder, and what is checked and written."""
+    """
+    A file to download.
+
+    Args:
+        url: its address.
+        name: its name in the data set's folder.
+        sha256: of the file that is written.
+        convert: makes the file's content of the download's.
+    """
 
     url: str
     name: str
-    sha256: str  # of the content that is written
+    sha256: str
     convert: Callable[[bytes], bytes] = bytes
 
 
@@ -45,7 +50,7 @@ class DataSet:
         source: who publishes it.
         licence: what the source states.
         megabytes: size on disk.
-        files: what to download, if it is no data set of the Hub.
+        files: what to download; none for a data set on the Hub.
         example: a training command, from the repository's root.
     """
 
@@ -197,7 +202,7 @@ def prepare(name: str, folder: Path):
     Downloads one data set to `folder`.
 
     Raises:
-        UsageError: it can't be downloaded, or is not what is expected.
+        UsageError: it can't be downloaded, or its content is not what was expected.
     """
     if name == "mnist":
         prepare_mnist(folder)
@@ -214,11 +219,13 @@ def prepare(name: str, folder: Path):
 
 
 def download(url: str) -> bytes:
+    import datasets
+
     try:
         return Path(datasets.DownloadManager().download(url)).read_bytes()
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(
-            f"{url} can't be downloaded, which needs a network that reaches it: {type(error).__name__}: {error}"
+            f"{url} can't be downloaded (expected a network that reaches it): {type(error).__name__}: {error}"
         ) from error
 
 
@@ -226,13 +233,15 @@ def check(content: bytes, expected: str, source: str | Path):
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UsageError(
-            f"{source} does not hold what the results were measured on: its SHA-256 is {found}, expected {expected}. "
-            "If it is a file, remove it and run the command again."
+            f"{source} does not hold what the results were measured on: SHA-256 {found} (expected {expected}). If it "
+            "is a file, remove it and run the command again."
         )
 
 
 def prepare_mnist(folder: Path):
-    """Writes a parquet file for each split, laid out as data sets on the Hub are."""
+    """Writes a Parquet file for each split, in the layout of data sets on the Hub."""
+    import datasets
+
     for split, expected in MNIST_SHA256.items():
         path = folder / f"{split}-00000-of-00001.parquet"
         is_there = path.exists()
@@ -265,7 +274,9 @@ def table() -> str:
 def main(argv: list[str] | None = None):
     parser = CommandParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or all.")
-    parser.add_argument("--folder", type=Path, default=Path("data"), help="Gets a folder NAME. (default: %(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("data"), help="Folder for the folders NAME. (default: %(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="Print sources, licences and sizes, and download nothing.")
     args = parser.parse_args(argv)
     if args.list:

@@ -5,91 +5,88 @@ Uploads a model to the Hub: a folder of model_cards, or the --output_dir of a tr
     hf auth login
     python scripts/push_to_hub.py model_cards/nottingham_joint someone/nottingham_joint
 
-What goes up is what others need: weights, configuration, tokenizer or image processor, card, pictures, and the code of
-the model, which is added where the folder has none. Checkpoints, optimizer, logs and pickles stay behind. First the
-model is opened by the code that goes with it and run on a sample, and the Hub checks the metadata of the card.
+Uploads what others need: weights, configuration, tokenizer or image processor, card, pictures, and the model's code,
+which is added if the folder has none. Checkpoints, optimizer, logs and pickles stay behind. Before the upload, the
+model is opened with the code that goes with it and run on a sample, and the Hub checks the card's metadata.
 """
 
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from rtransformer_hf.training.command_line import CommandParser, run_command
 
-import torch
-from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-from make_hub_folder import SHARED_FILES
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
-
-from rtransformer_hf import RTransformerImageProcessor
-from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.hub import reason
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
+CONFIG = "config.json"
 WEIGHTS = "model*.safetensors"
-PUSHED_FILES = (*SHARED_FILES, CONFIG_NAME, WEIGHTS, SAFE_WEIGHTS_INDEX_NAME, "*.py")
 
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    try:
-        check_license(args.license, args.license_name, args.license_link)
-        check_names(args.folder, args.repository)
-        with tempfile.TemporaryDirectory() as temporary:
-            upload = Path(temporary, Path(args.repository).name)
-            for note in prepare(upload, args):
-                print(note)
-            push(upload, args)
-    except UsageError as error:
-        sys.exit(f"push_to_hub.py: error: {error}")
+    check_license(args.license, args.license_name, args.license_link)
+    check_names(args.folder, args.repository)
+    with tempfile.TemporaryDirectory() as temporary:
+        upload = Path(temporary, Path(args.repository).name)
+        for note in prepare(upload, args):
+            print(note)
+        push(upload, args)
 
 
 def check_names(folder: str, repository: str):
+    """
+    Raises:
+        UsageError: the repository's name is malformed, or the folder holds no model.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise UsageError(f"repository {repository!r} is no name that the Hub accepts: {error}") from error
+        raise UsageError(f"repository: {repository!r} is not a valid name: {error}") from error
     if "/" not in repository:
-        raise UsageError(f"repository {repository!r} lacks whose it is; user/name is accepted.")
+        raise UsageError(f"repository: no owner in {repository!r} (expected user/name)")
     if not Path(folder).is_dir():
-        raise UsageError(f"folder {folder!r} does not exist; a folder with a trained model is accepted.")
-    for name in (CONFIG_NAME, "README.md"):
+        raise UsageError(f"folder: no such folder: {folder!r} (expected one with a trained model)")
+    for name in (CONFIG, "README.md"):
         if not Path(folder, name).exists():
             raise UsageError(
-                f"folder {folder!r} has no {name}; accepted: a folder of model_cards or a training's --output_dir."
+                f"folder: no {name} in {folder!r} (expected a folder of model_cards or a training's --output_dir)"
             )
     if not any(Path(folder).glob(WEIGHTS)):
         raise UsageError(
-            f"folder {folder!r} has no {WEIGHTS}, the only weights accepted: other formats can run code as they open. "
-            "`save_pretrained` writes it."
+            f"folder: no {WEIGHTS} in {folder!r} (expected this format, which `save_pretrained` writes: others can "
+            "run code when they are opened)"
         )
 
 
 def prepare(upload: Path, args: argparse.Namespace) -> list[str]:
-    """Collects and checks what goes up; returns what is to be known of its card."""
+    """Collects and checks what goes up, and returns notes on its card."""
     try:
         notes = collect(upload, args)
         check_model(upload)
     except UsageError:
         raise
-    except Exception as error:  # whatever is in the files, code among them
-        raise UsageError(f"folder {args.folder!r} can't be used: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the files may hold anything, including code
+        raise UsageError(f"folder: {args.folder!r} can't be used: {type(error).__name__}: {error}") from error
     return notes
 
 
 def collect(upload: Path, args: argparse.Namespace) -> list[str]:
-    """What goes up, in a folder of its own, with a card that calls the model by its name on the Hub."""
+    """Copies what goes up to `upload`, with a card that has the model's name on the Hub, and returns notes on it."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+    from rtransformer_hf.training.hub import SHARED_FILES
+
     upload.mkdir()
-    for file in {path for pattern in PUSHED_FILES for path in Path(args.folder).glob(pattern)}:
+    pushed_files = (*SHARED_FILES, CONFIG, WEIGHTS, SAFE_WEIGHTS_INDEX_NAME, "*.py")
+    for file in {path for pattern in pushed_files for path in Path(args.folder).glob(pattern)}:
         shutil.copy(file, upload)
-    config = json.loads((upload / CONFIG_NAME).read_text(encoding="utf-8"))
+    config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     if not code or not all((upload / file).exists() for file in code):
         add_code(upload, config)
@@ -100,13 +97,16 @@ def collect(upload: Path, args: argparse.Namespace) -> list[str]:
 
 
 def add_code(upload: Path, config: dict):
-    """Adds what `save_pretrained` writes beside the weights, which stay as they are, in half precision for one."""
+    """Adds the code, and what else `save_pretrained` writes beside the weights. The weights keep their precision."""
+    from rtransformer_hf import RTransformerImageProcessor
+    from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
+
     [architecture] = config.get("architectures") or ["a model of no named class"]
     model_class = {model_class.__name__: model_class for model_class in AUTO_CLASSES.values()}.get(architecture)
     if model_class is None:
         raise UsageError(
-            f"the folder holds {architecture} without its code, which this package lacks too; accepted: a model of "
-            "this package, or one whose code lies beside it, as `auto_map` of its config.json says."
+            f"the folder holds {architecture} without its code (expected a model of this package, or code beside it "
+            "as stated by `auto_map` in config.json)"
         )
     with tempfile.TemporaryDirectory() as saved:
         model_class.from_pretrained(upload).save_pretrained(saved)
@@ -118,14 +118,22 @@ def add_code(upload: Path, config: dict):
 
 
 def check_model(upload: Path):
-    """Opens the model as others will, by the code that goes up with it, and runs it on a sample."""
-    config = json.loads((upload / CONFIG_NAME).read_text(encoding="utf-8"))
+    """
+    Opens the model with the code that goes up with it, as others will, and runs it on a sample.
+
+    Raises:
+        UsageError: weights are missing or left over, or the outputs are not finite.
+    """
+    import torch
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     [architecture] = config["architectures"]
     [reference] = [name for name in config["auto_map"].values() if name.endswith(f".{architecture}")]
     model_class = get_class_from_dynamic_module(reference, upload)
     model, loading = model_class.from_pretrained(upload, output_loading_info=True)
     if wrong := {key: sorted(names) for key, names in loading.items() if names}:
-        raise UsageError(f"the weights are not those of config.json: {wrong}")
+        raise UsageError(f"the weights do not match config.json: {wrong}")
     if model.config.input_size is None:
         sample = {"input_ids": torch.arange(8)[None] % model.config.vocab_size}
     else:
@@ -133,12 +141,20 @@ def check_model(upload: Path):
     with torch.no_grad():
         output = model(**sample)[0]
     if not output.isfinite().all():
-        raise UsageError(
-            "the model gives numbers that are not finite; one whose training has not diverged is accepted."
-        )
+        raise UsageError("the model's outputs are not finite (expected a model whose training has not diverged)")
 
 
 def push(upload: Path, args: argparse.Namespace):
+    """
+    Lists the files and, unless --dry_run is given, uploads them in one commit.
+
+    Raises:
+        UsageError: the network or the Hub fails, or refuses.
+    """
+    from huggingface_hub import HfApi, ModelCard
+
+    from rtransformer_hf.training.hub import reason
+
     files = sorted(upload.iterdir())
     for file in files:
         print(f"{file.stat().st_size / 1e6:10.3f} MB  {file.name}")
@@ -146,7 +162,7 @@ def push(upload: Path, args: argparse.Namespace):
     if args.dry_run:
         print(
             "Dry run: nothing was uploaded. Checked: the files, the model with its code on a sample, and that the "
-            f"metadata of the card can be read. Not checked: the network, the token and whether it may write to "
+            f"card's metadata can be read. Not checked: the network, the token and whether it may write to "
             f"{args.repository}, whether that name is taken, and what the Hub says of the metadata."
         )
         return
@@ -156,7 +172,7 @@ def push(upload: Path, args: argparse.Namespace):
         api.create_repo(args.repository, private=args.private or None, exist_ok=True)
         api.auth_check(args.repository, write=True)
         if args.private and not api.model_info(args.repository).private:
-            raise UsageError(f"repository {args.repository!r} is public already; without --private it is accepted.")
+            raise UsageError(f"--private: {args.repository!r} is public already (expected no --private)")
         if args.revision is not None:
             api.create_branch(args.repository, branch=args.revision, exist_ok=True)
         api.upload_folder(
@@ -167,7 +183,7 @@ def push(upload: Path, args: argparse.Namespace):
         )
     except UsageError:
         raise
-    except Exception as error:  # of the network and of the Hub, in every layer below
+    except Exception as error:  # network and Hub raise in every layer
         raise UsageError(f"pushing to {args.repository} failed: {reason(error)}.") from error
     print(f"{api.endpoint}/{args.repository}" + (f"/tree/{args.revision}" if args.revision else ""))
 
@@ -175,10 +191,10 @@ def push(upload: Path, args: argparse.Namespace):
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("folder", help="A folder of model_cards, or the --output_dir of a training.")
-    parser.add_argument("repository", help="Where to: user/name; it is made where it does not exist.")
-    parser.add_argument("--private", action="store_true", help="For you alone to see, where it is made.")
-    parser.add_argument("--revision", help="Branch to upload to, made where it does not exist. (default: main)")
-    parser.add_argument("--dry_run", action="store_true", help="Check and list the files without uploading them.")
+    parser.add_argument("repository", help="Target as user/name; created if it does not exist.")
+    parser.add_argument("--private", action="store_true", help="Create the repository private.")
+    parser.add_argument("--revision", help="Branch to upload to; created if it does not exist. (default: main)")
+    parser.add_argument("--dry_run", action="store_true", help="Check and list the files, and upload nothing.")
     add_card_arguments(parser)
     return parser.parse_args(argv)
 

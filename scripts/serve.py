@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Serves a causal language model by HTTP, with the server of `transformers serve`, which speaks OpenAI's API.
+Serves a causal language model over HTTP with OpenAI's API, by the server of `transformers serve`.
 
     python scripts/serve.py outputs/quickstart
     curl localhost:8000/v1/completions -H "Content-Type: application/json" \\
         -d '{"prompt": "The following", "max_tokens": 100, "temperature": 0.7, "stream": true}'
 
-/v1/completions continues text. /v1/chat/completions and /v1/responses answer messages, which takes a tokenizer with a
-chat template. Requests are answered one after another. A temperature of 0 takes the likeliest tokens, any other draws
-them. (`transformers serve` by itself knows no classes but those of Transformers.)
+/v1/completions continues text. /v1/chat/completions and /v1/responses answer messages, for which the tokenizer needs a
+chat template. Requests are answered one at a time. With temperature 0 the likeliest token is taken, otherwise tokens
+are sampled. (`transformers serve` by itself opens only models that are part of Transformers.)
 """
 
 import argparse
 import socket
 from typing import TYPE_CHECKING, Any
 
-from rtransformer_hf.training.command_line import CommandParser, UsageError, run_command
+from rtransformer_hf.training.command_line import CommandParser, number, run_command
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.import_utils import is_serve_available
-
-from rtransformer_hf import RTransformerForCausalLM
-from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+from rtransformer_hf.training.errors import UsageError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from transformers import PreTrainedTokenizerBase
     from transformers.cli.serve import Serve
     from transformers.cli.serving.model_manager import ModelManager
 
@@ -40,22 +37,25 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a causal language model with its tokenizer.")
     parser.add_argument("--host", default="localhost", help="Address to listen on. (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="Port to listen on. (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="Such as cpu or cuda:0. (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="Such as bfloat16. (default: that of the checkpoint)")
+    parser.add_argument(
+        "--port",
+        type=number(int, at_least=1, at_most=65535),
+        default=8000,
+        help="Port to listen on. (default: %(default)s)",
+    )
+    parser.add_argument("--device", default="auto", help="For example cpu or cuda:0. (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="For example bfloat16. (default: the checkpoint's)")
     parser.add_argument(
         "--continuous_batching",
         action="store_true",
-        help="Refused: it keeps keys and values of attention alone, and LocalRNN layers have a state of their own.",
+        help="Not supported: its cache holds keys and values only, and LocalRNN layers also have a state.",
     )
     args = parser.parse_args(argv)
     if args.continuous_batching:
         parser.error(
-            "--continuous_batching: Transformers' continuous batching has no cache for the state of LocalRNN layers; "
-            "without the flag, requests are answered one after another."
+            "--continuous_batching: Transformers' continuous batching has no cache for the state of LocalRNN layers "
+            "(without the flag, requests are answered one at a time)"
         )
-    if not 0 < args.port < 2**16:
-        parser.error(f"--port {args.port} is not accepted; it must be more than 0 and less than {2**16}.")
     return args
 
 
@@ -63,34 +63,36 @@ def serve(
     checkpoint: str, host: str, port: int, device: str = "auto", dtype: str = "auto", non_blocking: bool = False
 ) -> "Serve":
     """
-    Serves a checkpoint until the process is interrupted or, with `non_blocking`, until `kill_server` of what is
-    returned is called.
+    Serves a checkpoint until the process is interrupted, or returns at once with `non_blocking`: `kill_server` of what
+    is returned ends it.
 
     Raises:
-        UsageError: the packages of the server are missing, there is no such checkpoint, it is none of a causal
-            language model, or the port is taken.
+        UsageError: the server's packages are missing, there is no such checkpoint of a causal language model, or the
+            port is taken.
     """
+    from transformers import AutoTokenizer
+    from transformers.utils.import_utils import is_serve_available
+
+    from rtransformer_hf import RTransformerForCausalLM
+    from rtransformer_hf.training.checkpoints import usable
+    from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+
     if not is_serve_available():
-        raise UsageError("the server's packages are not installed: pip install -e '.[serve]'")
-    try:
+        raise UsageError("the server's packages are not installed (expected: pip install -e '.[serve]')")
+    with usable(checkpoint, "a causal language model with its tokenizer"):
         check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"checkpoint {checkpoint!r} can't be served; a folder or Hub id of a causal language model with its "
-            f"tokenizer is accepted: {error}"
-        ) from error
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise UsageError(f"--host {host} --port {port} can't be listened on: {error}") from error
+        raise UsageError(f"--host {host}, --port {port}: can't be listened on: {error}") from error
 
     from transformers.cli.serve import Serve
     from transformers.cli.serving import model_manager as manager
     from transformers.cli.serving import server
 
-    # The server looks a model's class up by its name in `transformers`, and nowhere else. The module that it holds may
-    # be another than `import transformers` gave before: importing parts of the library can put a new one in its place.
+    # The server looks up a model's class by name in its own reference to the module `transformers`, which need not be
+    # the module that `import transformers` gives: importing parts of the library can replace it.
     manager.transformers.RTransformerForCausalLM = RTransformerForCausalLM
     build_server = server.build_server
 
@@ -108,7 +110,7 @@ def serve(
 
 
 def draw_tokens(model_manager: "ModelManager"):
-    """Makes the models that it loads draw tokens unless a request says otherwise; they would ignore temperatures."""
+    """Makes loaded models sample by default: greedy decoding would ignore a request's temperature."""
     load = model_manager.load_model_and_processor
 
     def load_to_draw(*args, **kwargs):
@@ -119,8 +121,8 @@ def draw_tokens(model_manager: "ModelManager"):
     model_manager.load_model_and_processor = load_to_draw
 
 
-def check_requests(app: "FastAPI", tokenizer: PreTrainedTokenizerBase) -> "FastAPI":
-    """The application, which now answers requests that it can't fulfil with status 400 and what is wrong."""
+def check_requests(app: "FastAPI", tokenizer: "PreTrainedTokenizerBase") -> "FastAPI":
+    """Makes the application answer a bad request with status 400 and what is wrong with it."""
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from jinja2 import TemplateError
@@ -141,23 +143,23 @@ def check_requests(app: "FastAPI", tokenizer: PreTrainedTokenizerBase) -> "FastA
         return refuse(str(error))
 
     app.add_exception_handler(ValueError, on_bad_value)
-    app.add_exception_handler(TemplateError, on_bad_value)  # such as roles that the chat template does not take
+    app.add_exception_handler(TemplateError, on_bad_value)  # a role that the chat template does not know, for one
     return app
 
 
-def find_faults(path: str, body: Any, tokenizer: PreTrainedTokenizerBase):
+def find_faults(path: str, body: Any, tokenizer: "PreTrainedTokenizerBase"):
     """
     Raises:
-        ValueError: what a request asks for can't be done.
+        ValueError: the request has a bad field.
     """
     if not isinstance(body, dict):
-        raise ValueError("the request's body must be a JSON object.")
+        raise ValueError(f"body: {body!r} (expected a JSON object)")
 
     def is_number(value: Any, *types: type) -> bool:
         return isinstance(value, types) and not isinstance(value, bool)
 
     at_least_one = (lambda value: is_number(value, int) and value >= 1, "an integer of at least 1")
-    for name, (is_accepted, accepted) in {
+    for name, (is_valid, expected) in {
         "max_tokens": at_least_one,
         "max_completion_tokens": at_least_one,
         "max_output_tokens": at_least_one,
@@ -168,31 +170,31 @@ def find_faults(path: str, body: Any, tokenizer: PreTrainedTokenizerBase):
         "stream": (lambda value: isinstance(value, bool), "true or false"),
         "generation_config": (lambda value: isinstance(value, str), "a string that holds a JSON object"),
     }.items():
-        if body.get(name) is not None and not is_accepted(body[name]):
-            raise ValueError(f"{name} {body[name]!r} is not accepted; it must be {accepted}.")
+        if body.get(name) is not None and not is_valid(body[name]):
+            raise ValueError(f"{name}: {body[name]!r} (expected {expected})")
     if path == COMPLETIONS:
         prompt = body.get("prompt", "")
         if not isinstance(prompt, str):
-            raise ValueError(f"prompt {prompt!r} is not accepted; it must be a string.")
+            raise ValueError(f"prompt: {prompt!r} (expected a string)")
         if len(tokenizer(prompt)["input_ids"]) == 0:
-            raise ValueError(f"prompt {prompt!r} holds no token; a text of at least one is accepted.")
+            raise ValueError(f"prompt: {prompt!r} (expected a text of at least one token)")
         return
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"{path} needs a chat template, which the checkpoint's tokenizer has not (tokenizer.chat_template); "
-            f"{COMPLETIONS} continues a text without one."
+            f"{path} needs a chat template, and the checkpoint's tokenizer has none (tokenizer.chat_template); "
+            f"{COMPLETIONS} works without one"
         )
     name = "messages" if path == CHAT_COMPLETIONS else "input"
     messages = body.get(name)
     if path == RESPONSES and isinstance(messages, str):
         return
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{name} {messages!r} is not accepted; it must be a list of at least one message.")
+        raise ValueError(f"{name}: {messages!r} (expected a list of at least one message)")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise ValueError(f"{name}: {message!r} is no message, which has a role and content.")
+            raise ValueError(f"{name}: {message!r} (expected a message with role and content)")
         if not isinstance(message.get("content"), (str, list, type(None))):
-            raise ValueError(f"{name}: content {message['content']!r} is not accepted; it must be a string.")
+            raise ValueError(f"{name}: content {message['content']!r} (expected a string or a list)")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.run import EVALUATION_FILE
 
 TRAINING = """
@@ -203,9 +204,9 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     result = evaluate(capsys, "cards/music", "--data", "tunes.mat")
     assert result["nll_per_frame"] == pytest.approx(reported, rel=1e-3)
 
-    with pytest.raises(SystemExit, match="hub_folder 'cards/music' is not empty"):
+    with pytest.raises(UsageError, match="hub_folder: 'cards/music' is not empty"):
         make_hub_folder.main(["music", "cards/music"])
-    with pytest.raises(SystemExit, match="output_dir 'cards/music' holds no finished run"):
+    with pytest.raises(UsageError, match="output_dir: no finished run in 'cards/music'"):
         make_hub_folder.main(["cards/music", "cards/other"])
     assert [path.name for path in Path("cards").iterdir()] == ["music"]
 

@@ -23,14 +23,16 @@ CARDS = ROOT / "model_cards"
 PUSHES = """
 import contextlib, io, json, os, sys
 import push_to_hub
+from rtransformer_hf.training.command_line import run_command
 
-results = []
-for arguments, token in json.loads(sys.argv[1]):
+results, pushes = [], json.loads(sys.argv[1])
+sys.argv = ["scripts/push_to_hub.py"]
+for arguments, token in pushes:
     os.environ["HF_TOKEN"] = token
     output = io.StringIO()
     try:
         with contextlib.redirect_stdout(output):
-            push_to_hub.main(arguments)
+            run_command(lambda: push_to_hub.main(arguments))
     except SystemExit as stop:
         results.append((output.getvalue(), stop.code))
     else:
@@ -55,29 +57,29 @@ torch.save({**inputs, "frames": frames, **outputs}, "outputs.pt")
 
 # What is wrong: with the arguments, the token, a changed copy of a folder, or the Hub. Then part of what is said.
 REFUSED = {
-    "name": (["card", "anna/te xt"], WRITES, "repository 'anna/te xt' is no name that the Hub accepts"),
-    "namespace": (["card", "text"], WRITES, "repository 'text' lacks whose it is; user/name is accepted"),
+    "name": (["card", "anna/te xt"], WRITES, "repository: 'anna/te xt' is not a valid name"),
+    "namespace": (["card", "text"], WRITES, "repository: no owner in 'text' (expected user/name)"),
     "licence": (["card", "anna/new", "--license", "apache"], WRITES, "--license: unknown to the Hub: 'apache'"),
-    "folder": (["nowhere", "anna/new"], WRITES, "folder 'nowhere' does not exist"),
+    "folder": (["nowhere", "anna/new"], WRITES, "folder: no such folder: 'nowhere'"),
     "facts": (["forged", "anna/new"], WRITES, "model_card.json: no facts of a card (expected JSON with task, "),
-    "no model": (["empty", "anna/new"], WRITES, "folder 'empty' has no config.json"),
-    "no card": (["cardless", "anna/new"], WRITES, "folder 'cardless' has no README.md"),
-    "pickle": (["pickled", "anna/new"], WRITES, "folder 'pickled' has no model*.safetensors"),
+    "no model": (["empty", "anna/new"], WRITES, "folder: no config.json in 'empty'"),
+    "no card": (["cardless", "anna/new"], WRITES, "folder: no README.md in 'cardless'"),
+    "pickle": (["pickled", "anna/new"], WRITES, "folder: no model*.safetensors in 'pickled'"),
     "code": (["codeless", "anna/new"], WRITES, "holds FooForCausalLM without its code"),
     "configuration": (
         ["misconfigured", "anna/new"],
         WRITES,
-        "folder 'misconfigured' can't be used: JSONDecodeError: ",
+        "folder: 'misconfigured' can't be used: JSONDecodeError: ",
     ),
-    "weights": (["partial", "anna/new"], WRITES, "the weights are not those of config.json"),
-    "numbers": (["diverged", "anna/new"], WRITES, "the model gives numbers that are not finite"),
-    "metadata": (["badly_described", "anna/new"], WRITES, "folder 'badly_described' can't be used: ValueError: "),
+    "weights": (["partial", "anna/new"], WRITES, "the weights do not match config.json"),
+    "numbers": (["diverged", "anna/new"], WRITES, "the model's outputs are not finite"),
+    "metadata": (["badly_described", "anna/new"], WRITES, "folder: 'badly_described' can't be used: ValueError: "),
     "no token": (["card", "anna/new"], "", "the Hub asks for a token that it knows: `hf auth login`"),
     "unknown token": (["card", "anna/new"], "hf_nobodyHasThis", "the Hub asks for a token that it knows"),
     "token to read": (["card", "anna/new"], READS, "the token may not write there"),
     "another's": (["card", "anna/new"], BERT, "the token may not write there"),
     "token to read, a repository that is there": (["card", "anna/text"], READS, "the token may not write there"),
-    "public": (["card", "anna/text", "--private"], WRITES, "repository 'anna/text' is public already"),
+    "public": (["card", "anna/text", "--private"], WRITES, "--private: 'anna/text' is public already"),
     "fault": (["card", "anna/text"], WRITES, "429 Too Many Requests for url: "),
 }
 

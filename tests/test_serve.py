@@ -149,15 +149,15 @@ def test_a_temperature_draws_tokens(client):
 @pytest.mark.parametrize(
     ("body", "named"),
     [
-        ({"prompt": ""}, "prompt '' holds no token"),
-        ({}, "prompt '' holds no token"),
-        ({"prompt": ["a", "b"]}, "prompt ['a', 'b'] is not accepted"),
-        ({"prompt": "a", "max_tokens": 0}, "max_tokens 0 is not accepted"),
-        ({"prompt": "a", "temperature": "hot", "stream": True}, "temperature 'hot' is not accepted"),
-        ({"prompt": "a", "top_p": 2}, "top_p 2 is not accepted"),
+        ({"prompt": ""}, "prompt: '' (expected"),
+        ({}, "prompt: '' (expected"),
+        ({"prompt": ["a", "b"]}, "prompt: ['a', 'b'] (expected"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens: 0 (expected"),
+        ({"prompt": "a", "temperature": "hot", "stream": True}, "temperature: 'hot' (expected"),
+        ({"prompt": "a", "top_p": 2}, "top_p: 2 (expected"),
         ({"prompt": "a", "generation_config": "{"}, "Expecting property name"),
         ({"prompt": "a", "model": "another"}, "requested 'another'"),
-        (["a"], "must be a JSON object"),
+        (["a"], "expected a JSON object"),
         (b"{", "Expecting property name"),
     ],
 )
@@ -197,14 +197,17 @@ def test_messages_with_a_chat_template(chat_client):
 def test_what_can_not_be_served(tmp_path, tiny_config, checkpoint, capsys):
     RTransformerForSequenceClassification(tiny_config()).save_pretrained(tmp_path)
     for bad, named in ((str(tmp_path), "it holds RTransformerForSequenceClassification"), ("./missing", "./missing")):
-        with pytest.raises(UsageError, match="can't be served") as error:
+        with pytest.raises(UsageError, match="can't be used") as error:
             serve.main([bad])
         assert named in str(error.value)
     with socket.create_server(("localhost", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UsageError, match=f"--port {port} can't be listened on"):
+        with pytest.raises(UsageError, match=f"--port {port}: can't be listened on"):
             serve.main([checkpoint, "--port", str(port)])
-    for flags, named in ((["--continuous_batching"], "no cache for the state"), (["--port", "0"], "--port 0")):
+    for flags, named in (
+        (["--continuous_batching"], "no cache for the state"),
+        (["--port", "0"], "--port: 0 (expected"),
+    ):
         with pytest.raises(SystemExit) as stop:
             serve.main([checkpoint, *flags])
         assert stop.value.code == 2 and named in capsys.readouterr().err

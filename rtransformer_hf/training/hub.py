@@ -1,5 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an error of the Hub means to who pushes to it."""
+"""What goes to the Hub, and what its errors mean."""
+
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from .model_arguments import EVALUATION_FILE
+from .model_card import FACTS_FILE
+
+# What from_pretrained reads beside configuration and weights, the card, and its pictures. Pushing adds the code.
+SHARED_FILES = (
+    EVALUATION_FILE,
+    FACTS_FILE,
+    "README.md",
+    "*.png",
+    GENERATION_CONFIG_NAME,
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+)
 
 
 def reason(error: Exception) -> str:
