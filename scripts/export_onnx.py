@@ -9,12 +9,15 @@ The folder holds model.onnx and, of the checkpoint, config.json and tokenizer.js
 
 - input_ids (batch, time) int64, or input_values (batch, time, input_size) float32;
 - attention_mask (batch, past + time) int64, 0 at padding;
+- past_values (batch, time, input_size) float32, NaN where one is missing, to forecast, with next_covariates (batch,
+  num_dynamic_real_features) float32, those of the step to forecast, where the model reads covariates;
 - labels (batch, time, keys) float32, for autoregressive keys alone: the frames, whose keys the logits are given;
 - with --with_cache, for each block I and its LocalRNN layers J: past.I.key and past.I.value (batch, heads, past, head
   size), past.I.local_rnn.J (batch, hidden_size, local_window_size), the layer's last inputs.
 
-The outputs are the logits and, with --with_cache, present.* in the same order, which are the next call's past.*. A new
-sequence begins with a past of length 0 and zeros for past.I.local_rnn.J, so one graph serves prompt and single tokens.
+The outputs are the logits, or to forecast params (batch, time, channels, parameters), loc and scale; and with
+--with_cache present.* in the same order, which are the next call's past.*. A new sequence begins with a past of length
+0 and zeros for past.I.local_rnn.J, so one graph serves prompt and single tokens.
 """
 
 import argparse
@@ -32,7 +35,7 @@ from benchmark import TOKENS_AFTER_PREFILL, Phase, time_interleaved
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
 
 import rtransformer_hf
 from rtransformer_hf import RTransformerConfig
@@ -44,6 +47,7 @@ TASKS = (
     "RTransformerForCausalLM",
     "RTransformerForPolyphonicMusic",
     "RTransformerForSequenceClassification",
+    "RTransformerForTimeSeriesPrediction",
     "RTransformerForTokenClassification",
 )
 TASKS_WITH_CACHE = TASKS[:2]
@@ -64,7 +68,7 @@ class FunctionalModel(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Inputs and past as of `make_inputs` and `make_past`; no past means no cache. Returns logits and present."""
         if past is None:
-            return (self.model(**inputs, use_cache=False).logits,)
+            return main_outputs(self.model(**inputs, use_cache=False))
         cache, states = DynamicCache(config=self.model.config), iter(past.values())
         for layer in cache.layers:
             layer.update(next(states), next(states))
@@ -78,12 +82,24 @@ class FunctionalModel(nn.Module):
         )
 
 
+def main_outputs(outputs: ModelOutput) -> tuple[torch.Tensor, ...]:
+    """The logits; of a model that forecasts, parameters (batch, time, channels, parameters), loc and scale."""
+    if "params" not in outputs:
+        return (outputs.logits,)
+    params = outputs.params[0] if len(outputs.params) == 1 else torch.stack(outputs.params, dim=-1)
+    return params, outputs.loc, outputs.scale
+
+
 def make_inputs(
     config: RTransformerConfig, batch_size: int, length: int, past_length: int = 0, padding: int = 0
 ) -> dict[str, torch.Tensor]:
     """Random inputs of a model, the first row with so much padding on the left."""
     if config.input_size is None:
         inputs = {"input_ids": torch.randint(config.vocab_size, (batch_size, length))}
+    elif forecasts(config):
+        inputs = {"past_values": torch.randn(batch_size, length, config.input_size)}
+        if config.num_dynamic_real_features > 0:
+            inputs["next_covariates"] = torch.randn(batch_size, config.num_dynamic_real_features)
     else:
         inputs = {"input_values": torch.rand(batch_size, length, config.input_size).round()}
     attention_mask = torch.ones(batch_size, past_length + length, dtype=torch.long)
@@ -92,6 +108,10 @@ def make_inputs(
     if has_autoregressive_keys(config):
         inputs["labels"] = inputs["input_values"]
     return inputs
+
+
+def forecasts(config: RTransformerConfig) -> bool:
+    return config.architectures == ["RTransformerForTimeSeriesPrediction"]
 
 
 def has_autoregressive_keys(config: RTransformerConfig) -> bool:
@@ -116,6 +136,8 @@ def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
     inputs = make_inputs(model.config, batch_size=2, length=3, past_length=past_length)
     past = make_past(model.config, 2, past_length) if with_cache else {}
     kwargs, axes = {"inputs": inputs}, {"inputs": {name: {0: "batch", 1: "time"} for name in inputs}}
+    if "next_covariates" in inputs:
+        axes["inputs"]["next_covariates"] = {0: "batch"}
     if with_cache:
         kwargs["past"] = past
         axes["past"] = {name: {0: "batch"} if "local_rnn" in name else {0: "batch", 2: "past"} for name in past}
@@ -125,7 +147,10 @@ def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
         kwargs=kwargs,
         dynamic_shapes=axes,
         input_names=[*inputs, *(f"past.{name}" for name in past)],
-        output_names=["logits", *(f"present.{name}" for name in past)],
+        output_names=[
+            *(("params", "loc", "scale") if forecasts(model.config) else ("logits",)),
+            *(f"present.{name}" for name in past),
+        ],
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
@@ -156,10 +181,12 @@ def largest_difference(model: PreTrainedModel, onnx_model: OnnxModel, with_cache
         inputs = make_inputs(config, batch_size, length, padding=padding)
         past = make_past(config, batch_size) if with_cache else {}
         expected = model(**inputs, use_cache=with_cache)
-        logits, *present = onnx_model(inputs, past)
-        difference = (logits - expected.logits).abs()
+        outputs = onnx_model(inputs, past)
         is_real = inputs["attention_mask"].bool()
-        differences.append(difference[is_real] if difference.ndim == 3 else difference)
+        for found, output in zip(outputs, main_outputs(expected), strict=not with_cache):
+            difference = (found - output).abs()
+            differences.append(difference[is_real] if difference.shape[:2] == is_real.shape else difference)
+        present = outputs[1:]
         for past_length in range(length, length + 3 if with_cache else length):
             inputs = make_inputs(config, batch_size, 1, past_length, padding)
             expected = model(**inputs, cache=expected.get(CACHE_NAME), use_cache=True)

@@ -18,6 +18,7 @@ from rtransformer_hf import (
     RTransformerForCausalLM,
     RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
+    RTransformerForTimeSeriesPrediction,
     RTransformerForTokenClassification,
 )
 from rtransformer_hf.cache_rtransformer import CACHE_NAME
@@ -133,6 +134,26 @@ def test_without_cache(tiny_config, tmp_path, model_class, sizes):
     onnx_model = OnnxModel(tmp_path / "model.onnx")
     for batch_size, length, padding in ((1, 1, 0), (1, 2, 0), (3, 17, 0), (2, 9, 7), (4, 3, 2)):
         assert_equal_outputs(model, onnx_model, batch_size, length, padding)
+
+
+@pytest.mark.parametrize("distribution, covariates", [("student_t", 0), ("quantiles", 1)])
+def test_forecasters(tiny_config, tmp_path, distribution, covariates):
+    config = tiny_config(input_size=3, num_dynamic_real_features=covariates, distribution_output=distribution)
+    model = make_model(RTransformerForTimeSeriesPrediction, config)
+    export(model, with_cache=False).save(tmp_path / "model.onnx")
+    onnx_model = OnnxModel(tmp_path / "model.onnx")
+    for batch_size, length, padding in ((1, 1, 0), (3, 9, 2)):
+        inputs = make_inputs(config, batch_size, length, padding=padding)
+        inputs["past_values"][-1, length // 2, 0] = float("nan") if length > 1 else 2.0
+        params, loc, scale = onnx_model(inputs, {})
+        with torch.no_grad():
+            expected = model(**inputs)
+        torch.testing.assert_close((loc, scale), (expected.loc, expected.scale), atol=1e-5, rtol=1e-5)
+        is_real = inputs["attention_mask"].bool()
+        found = [params] if distribution == "quantiles" else params.unbind(-1)
+        for param, wanted in zip(found, expected.params, strict=True):
+            torch.testing.assert_close(param[is_real], wanted[is_real], atol=1e-5, rtol=1e-5)
+    assert export_onnx.largest_difference(model, onnx_model, with_cache=False) < 1e-5
 
 
 def test_generation_token_by_token(folders):

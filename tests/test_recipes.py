@@ -8,6 +8,7 @@ import train_causal_lm
 import train_causal_lm_accelerate
 import train_polyphonic_music
 import train_sequence_classification
+import train_time_series
 
 from rtransformer_hf import RTransformerConfig
 from rtransformer_hf.training.arguments import parse_arguments
@@ -16,6 +17,12 @@ from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 SCRIPTS = Path(train_causal_lm.__file__).parent
 LANGUAGE = (train_causal_lm.ModelArguments, train_causal_lm.DataArguments)
 TASKS = {
+    "task:": (
+        train_time_series,
+        train_time_series.TimeSeriesModelArguments,
+        train_time_series.TimeSeriesArguments,
+        ResumableTrainingArguments,
+    ),
     "block_size": (train_causal_lm, *LANGUAGE, ResumableTrainingArguments),
     "nll_per_frame": (
         train_polyphonic_music,
@@ -73,7 +80,7 @@ def test_defaults_hold_where_nothing_is_said(task, tmp_path, monkeypatch):
         return parse_arguments(types, [*data, "--output_dir", "out", "--use_cpu", *flags], "", script.DEFAULTS)
 
     model, _, training = parse()
-    assert model.hidden_size == 128 and model.final_layer_norm
+    assert model.hidden_size == script.DEFAULTS.new["hidden_size"] and model.final_layer_norm
     assert training.learning_rate >= 1e-3 and training.logging_steps == 20 and training.lr_scheduler_type == "cosine"
     assert training.eval_strategy == "steps" and training.eval_steps == training.save_steps == 0.1
     assert training.load_best_model_at_end
