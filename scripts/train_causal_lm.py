@@ -29,7 +29,7 @@ from rtransformer_hf.training.causal_lm import (
     window_losses,
 )
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.model_arguments import ModelArguments
+from rtransformer_hf.training.model_arguments import ArchitectureArguments
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.output_folder import (
     ResumableTrainingArguments,
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None):
     logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
-        (ModelArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
+        (ArchitectureArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
         raise UsageError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")

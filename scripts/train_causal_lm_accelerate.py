@@ -51,7 +51,7 @@ from rtransformer_hf.training.causal_lm import (
     window_losses,
 )
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.model_arguments import ModelArguments
+from rtransformer_hf.training.model_arguments import ArchitectureArguments
 from rtransformer_hf.training.output_folder import (
     TRAINER_STATE_FILE,
     ResumableTrainingArguments,
@@ -123,7 +123,10 @@ def main(argv: list[str] | None = None):
     logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns that tied weights are saved once
     model_args, data_args, args = parse_arguments(
-        (ModelArguments, DataArguments, LoopArguments), sys.argv[1:] if argv is None else argv, __doc__, DEFAULTS
+        (ArchitectureArguments, DataArguments, LoopArguments),
+        sys.argv[1:] if argv is None else argv,
+        __doc__,
+        DEFAULTS,
     )
     accelerator = Accelerator(
         cpu=args.use_cpu,

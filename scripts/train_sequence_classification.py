@@ -22,14 +22,15 @@ import datasets
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from rtransformer_hf import RTransformerForSequenceClassification, RTransformerImageProcessor
+from rtransformer_hf import RTransformerConfig, RTransformerForSequenceClassification, RTransformerImageProcessor
+from rtransformer_hf.training.architectures import check_context
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
 from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
-    ModelArguments,
+    ArchitectureArguments,
     make_model,
     unset_sizes,
 )
@@ -63,7 +64,7 @@ from rtransformer_hf.training.sequence_classification import (
 
 
 @dataclass
-class ClassifierArguments(ModelArguments):
+class ClassifierArguments(ArchitectureArguments):
     classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
     # No flags: they follow from the data, for a new model and for the new head of an old one alike.
     id2label: dict[str, str] | None = field(default=None, init=False)
@@ -75,6 +76,7 @@ TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_fo
 DEFAULTS = Defaults(
     new={**NEW_MODEL, **TRAINING, "hidden_dropout": 0.1, "learning_rate": 1e-3},
     fine_tuning={**TRAINING, "learning_rate": 3e-4},
+    architecture={**TRAINING, "learning_rate": 1e-3},
     shown=unset_sizes(ClassifierArguments),
 )
 
@@ -92,6 +94,11 @@ def main(argv: list[str] | None = None):
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
         raise UsageError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
+    if data_args.image_column is not None and model_args.model_type not in (None, RTransformerConfig.model_type):
+        raise UsageError(
+            f"--model_type {model_args.model_type} reads tokens, --image_column {data_args.image_column!r} are pixels "
+            f"(expected --model_type {RTransformerConfig.model_type}, or none)"
+        )
     check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
@@ -107,6 +114,9 @@ def main(argv: list[str] | None = None):
             split: encode(rows, processing_class, data_args, split, model_args.label2id)
             for split, rows in splits.items()
         }
+    if data_args.image_column is None:
+        longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
+        check_context(model, longest, f"--max_length {data_args.max_length}")
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))

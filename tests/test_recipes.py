@@ -15,7 +15,7 @@ from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 
 SCRIPTS = Path(train_causal_lm.__file__).parent
-LANGUAGE = (train_causal_lm.ModelArguments, train_causal_lm.DataArguments)
+LANGUAGE = (train_causal_lm.ArchitectureArguments, train_causal_lm.DataArguments)
 TASKS = {
     "task:": (
         train_time_series,

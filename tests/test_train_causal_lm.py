@@ -361,7 +361,11 @@ def test_tensorboard_where_it_is_installed(monkeypatch, tmp_path, installed, fla
 
 def test_flags_win_over_the_recipe(folder):
     model_args, data_args, training_args = train_causal_lm.parse_arguments(
-        (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
+        (
+            train_causal_lm.ArchitectureArguments,
+            train_causal_lm.DataArguments,
+            train_causal_lm.ResumableTrainingArguments,
+        ),
         [
             "recipe.yaml",
             "--train_file",
@@ -509,7 +513,11 @@ def test_help(capsys):
 @pytest.mark.parametrize("recipe", recipes("block_size:"))
 def test_recipes_of_causal_language_models_are_valid(recipe, folder):
     model_args, _, _ = train_causal_lm.parse_arguments(
-        (train_causal_lm.ModelArguments, train_causal_lm.DataArguments, train_causal_lm.ResumableTrainingArguments),
+        (
+            train_causal_lm.ArchitectureArguments,
+            train_causal_lm.DataArguments,
+            train_causal_lm.ResumableTrainingArguments,
+        ),
         [str(recipe), "--train_file", "train.txt", "--output_dir", "out"],
         "",
     )

@@ -251,7 +251,7 @@ def test_a_folder_is_asked_for(folder, capsys):
 def test_recipes_are_read_or_refused(recipe, folder, capsys):
     arguments = [str(recipe), "--train_file", "train.txt", "--output_dir", "out"]
     types = (
-        train_causal_lm_accelerate.ModelArguments,
+        train_causal_lm_accelerate.ArchitectureArguments,
         train_causal_lm_accelerate.DataArguments,
         train_causal_lm_accelerate.LoopArguments,
     )

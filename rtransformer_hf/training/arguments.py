@@ -47,16 +47,19 @@ class Defaults:
     Args:
         new: flags and their values, for a new model.
         fine_tuning: flags and their values with --model_name_or_path.
+        architecture: flags and their values with --model_type.
         shown: flags and what they come to in the end where they are unset, for --help alone.
     """
 
     new: dict[str, Any] = field(default_factory=dict)
     fine_tuning: dict[str, Any] = field(default_factory=dict)
+    architecture: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
     def flags(self, given: set[str]) -> list[str]:
         """The defaults beneath the flags that are given, themselves as flags."""
-        values = TRAINING_DEFAULTS | (self.fine_tuning if "model_name_or_path" in given else self.new)
+        own = self.fine_tuning if "model_name_or_path" in given else self.new
+        values = TRAINING_DEFAULTS | (self.architecture if "model_type" in given else own)
         if not given.intersection(EVALUATION_FLAGS):
             values |= EVALUATION_DEFAULTS
         return [f"--{name}={value}" for name, value in values.items()]

@@ -28,10 +28,11 @@ from transformers import (
 from transformers.trainer_pt_utils import LabelSmoother
 
 from .. import RTransformerForCausalLM
+from .architectures import check_causal_lm, check_context
 from .arguments import Defaults
 from .data_files import DataFileArguments, as_text, joined, load_split
 from .errors import UsageError
-from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ModelArguments, make_model, unset_sizes
+from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer
 from .token_stream import TokenStream, tokenize, with_line_endings
 
@@ -41,10 +42,12 @@ METRICS = Path(__file__).parent / "metrics"
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 LONGEST_TOKEN = 10_000  # characters
 
+TRAINING = {"learning_rate": 3e-3, "adam_beta2": 0.99}
 DEFAULTS = Defaults(
-    new={**NEW_MODEL, "embedding_initializer_range": 0.1, "learning_rate": 3e-3, "adam_beta2": 0.99},
-    fine_tuning={"learning_rate": 3e-4, "adam_beta2": 0.99},
-    shown=unset_sizes(ModelArguments),
+    new={**NEW_MODEL, "embedding_initializer_range": 0.1, **TRAINING},
+    fine_tuning={**TRAINING, "learning_rate": 3e-4},
+    architecture=TRAINING,
+    shown=unset_sizes(ArchitectureArguments),
 )
 
 
@@ -126,7 +129,7 @@ class DataArguments(DataFileArguments):
 
 
 def model_and_windows(
-    model_args: ModelArguments, data_args: DataArguments
+    model_args: ArchitectureArguments, data_args: DataArguments
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, "TokenWindows"]]:
     """The model and the tokenizer that the arguments ask for, and the windows of every split."""
     texts = load_texts(data_args)
@@ -142,11 +145,21 @@ def model_and_windows(
         vocab_size=len(tokenizer),
         **special_tokens,
     )
+    if not isinstance(model, RTransformerForCausalLM):
+        is_new = model_args.model_name_or_path is None
+        name = f"type {model_args.model_type}" if is_new else f"name_or_path {model_args.model_name_or_path!r}"
+        check_context(
+            model, data_args.block_size + 1, f"--block_size {data_args.block_size}, with the token to predict"
+        )
+        check_causal_lm(model, f"--model_{name}", is_new)
     return model, tokenizer, make_windows(texts, tokenizer, model.config.vocab_size, data_args)
 
 
 def run_identity(
-    model_args: ModelArguments, data_args: DataArguments, tokenizer: PreTrainedTokenizerBase, windows: "TokenWindows"
+    model_args: ArchitectureArguments,
+    data_args: DataArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: "TokenWindows",
 ) -> dict:
     """
     What a run can't change on its way: the model and its training text. The rest may change, the number of epochs for
@@ -341,6 +354,8 @@ def window_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     (windows, 2): a window's loss in nats, summed over its predicted tokens, and their number. Trainer keeps this of a
     batch (`preprocess_logits_for_metrics`) in place of its logits.
     """
+    if isinstance(logits, tuple):  # some models return their state as well
+        logits = logits[0]
     labels = labels[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none")
     return torch.stack([losses.view_as(labels).sum(-1), (labels != -100).sum(-1)], dim=-1)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
+from .architectures import new_config
 from .errors import UsageError
 
 # Small enough to learn from a megabyte within minutes on two CPU cores.
@@ -63,6 +64,44 @@ class ModelArguments:
     )
 
 
+@dataclass
+class ArchitectureArguments(ModelArguments):
+    """A new R-Transformer by its flags, or a new model of any architecture by --config_overrides."""
+
+    model_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "A new model of this architecture of Transformers, for the same data and training: gpt2, llama, "
+            "lfm2, ... or rtransformer, with the sizes of --config_overrides. Unset: an R-Transformer by its flags."
+        },
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Fields of the configuration, with --model_type: hidden_size=256,num_hidden_layers=4,... or a "
+            "JSON object. What is unset has the library's default, which may be large."
+        },
+    )
+
+    def __post_init__(self):
+        if self.model_type is None:
+            if self.config_overrides is not None:
+                raise UsageError(f"--config_overrides {self.config_overrides!r} goes with --model_type alone.")
+            return
+        if self.model_name_or_path is not None:
+            raise UsageError(
+                f"--model_type {self.model_type} makes a new model, --model_name_or_path {self.model_name_or_path!r} "
+                "trains one further (expected one of the two)"
+            )
+        own = {"model_type", "config_overrides"}
+        given = [flag.name for flag in fields(self) if flag.init and flag.name not in own]
+        if given := [name for name in given if getattr(self, name) is not None]:
+            raise UsageError(
+                f"--{', --'.join(given)}: not with --model_type {self.model_type} (expected in --config_overrides, by "
+                "the names of its configuration)"
+            )
+
+
 def unset_sizes(arguments: type[ModelArguments]) -> dict[str, Any]:
     """What a new model has where its flags are unset: the defaults of RTransformerConfig."""
     names = {flag.name for flag in fields(arguments) if flag.init and hasattr(RTransformerConfig, flag.name)}
@@ -79,9 +118,9 @@ def make_model(
 ) -> PreTrainedModel:
     """
     Args:
-        args: sizes of the model, or the checkpoint to open.
-        new_model_class: class of a new model.
-        auto_class: what opens --model_name_or_path.
+        args: sizes of the model, or its architecture, or the checkpoint to open.
+        new_model_class: class of a new model without --model_type.
+        auto_class: what opens --model_name_or_path, and makes a new model with --model_type.
         architectures: the accepted classes of --model_name_or_path, as of `check_architecture`.
         settings: fields of a new model's configuration that follow from the data.
 
@@ -90,6 +129,15 @@ def make_model(
     """
     chosen = {name: value for name, value in asdict(args).items() if value is not None}
     path = chosen.pop("model_name_or_path", None)
+    model_type, overrides = chosen.pop("model_type", None), chosen.pop("config_overrides", None)
+    if model_type is not None:
+        config = new_config(auto_class, model_type, overrides, {**settings, **chosen})
+        try:
+            return auto_class.from_config(config)
+        except Exception as error:  # of some two hundred architectures
+            raise UsageError(
+                f"--model_type {model_type} --config_overrides {overrides!r} make no model: {error}"
+            ) from error
     try:
         if path is None:
             return new_model_class(RTransformerConfig(**settings, **chosen))

@@ -277,6 +277,7 @@ class CardFacts:
         has_code: whether the model's code lies beside the weights, for `trust_remote_code`.
         revision: branch of the Hub's repository, where it is not the main one.
         architecture: name of the model class.
+        model_type: Transformers' name for the architecture.
         num_parameters: of the whole model.
         sizes: fields of the configuration that the description names.
         data_name: what the card calls the data.
@@ -300,6 +301,7 @@ class CardFacts:
     sizes: dict[str, int | str]
     data_name: str
     training: TrainingFacts
+    model_type: str = "rtransformer"
     revision: str | None = None
     dataset_id: str | None = None
     base_model: str | None = None
@@ -367,7 +369,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         license_name=facts.license_name,
         license_link=facts.license_link,
         pipeline_tag=task.pipeline_tag,
-        tags=["rtransformer", "generated_from_trainer"],
+        tags=[facts.model_type, "generated_from_trainer"],
         datasets=facts.dataset_id and [facts.dataset_id],
         metrics=list(task.metrics),
         eval_results=results or None,
@@ -399,7 +401,7 @@ def sections(facts: CardFacts) -> dict[str, str]:
         "Results": "\n".join(["## Results", "", *results, ""]),
         "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{training(facts.training)}\n",
         "Limits and biases": f"## Limits and biases\n\n{task.limits}\n",
-        "Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n",
+        **({"Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n"} if facts.model_type == "rtransformer" else {}),
     }
 
 
@@ -436,7 +438,10 @@ def description(facts: CardFacts) -> str:
         base = f", starting from the weights of [{facts.base_model}](https://huggingface.co/{facts.base_model_id})"
     elif facts.base_model:
         base = f", starting from the weights of an earlier training, `{facts.base_model}`"
-    blocks = f"{counted(sizes['num_hidden_layers'], 'block')} of width {sizes['hidden_size']}"
+    model = f"{task.description}: {facts.architecture} with {count} parameters, trained on {facts.data_name}{base}.\n"
+    if facts.model_type != "rtransformer":
+        return model + other_architecture(facts)
+    blocks = blocks_of(sizes)
     positions = sizes["position_embedding_type"]
     positions = f"{'no' if positions == 'none' else positions} position embeddings"
     if sizes["num_local_rnn_layers"] == 0:
@@ -451,8 +456,16 @@ def description(facts: CardFacts) -> str:
             f"This one has {blocks}, each with {rnns} over windows of {sizes['local_window_size']} {task.unit}, and "
             f"{positions}."
         )
-    model = f"{task.description}: {facts.architecture} with {count} parameters"
-    return f"{model}, trained on {facts.data_name}{base}.\n{kind}"
+    return model + kind
+
+
+def other_architecture(facts: CardFacts) -> str:
+    has = f" It has {blocks_of(facts.sizes)}." if {"num_hidden_layers", "hidden_size"} <= facts.sizes.keys() else ""
+    return f"It is a model of Transformers' architecture `{facts.model_type}`, to compare with R-Transformer.{has}"
+
+
+def blocks_of(sizes: dict[str, int | str]) -> str:
+    return f"{counted(sizes['num_hidden_layers'], 'block')} of width {sizes['hidden_size']}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -460,6 +473,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def needs(facts: CardFacts) -> str:
+    if facts.model_type != "rtransformer":
+        return "With PyTorch and Transformers:"
     if facts.has_code:
         return "With PyTorch and Transformers 5.16 or newer; `trust_remote_code` runs the code beside the weights:"
     return "With the package `rtransformer_hf`, which has the model's code:"
@@ -479,8 +494,9 @@ def usage(facts: CardFacts) -> str:
         example = quoted(facts.example)
     options = f", revision={quoted(facts.revision)}" if facts.revision else ""
     options += ", trust_remote_code=True" if facts.has_code else ""
+    is_known = facts.has_code or facts.model_type != "rtransformer"
     return TASKS[facts.task].usage.format(
-        import_code="" if facts.has_code else "import rtransformer_hf  # makes the model known to Transformers\n",
+        import_code="" if is_known else "import rtransformer_hf  # makes the model known to Transformers\n",
         options=options,
         checkpoint=quoted(facts.checkpoint),
         example=example,

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from .. import RTransformerConfig
 from .files import write_figure
 from .model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
@@ -110,11 +111,12 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
     return CardFacts(
         task=report.task,
         checkpoint=trainer.hub_model_id or trainer.args.output_dir,
-        has_code=True,
+        has_code=config.model_type == RTransformerConfig.model_type,
+        model_type=config.model_type,
         revision=trainer.args.hub_revision if trainer.hub_model_id else None,
         architecture=type(trainer.model).__name__.removeprefix("FSDP"),
         num_parameters=num_parameters,
-        sizes={name: getattr(config, name) for name in SIZES},
+        sizes={name: getattr(config, name) for name in SIZES if hasattr(config, name)},
         data_name=report.data_name,
         dataset_id=report.dataset_id,
         base_model=Path(base_model).resolve().name if is_local else base_model,

@@ -61,6 +61,11 @@ class ReportingTrainer(Trainer):
             model = self.model if model is None else model
             weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
             matrices = [weights.pop(name) for name in block_matrices(model) if name in weights]
+            if not matrices:
+                raise UsageError(
+                    f"--muon: {type(model).__name__} has no nn.Linear in a list of blocks named `layers` (expected a "
+                    "model whose matrices it finds, or no --muon)"
+                )
             decayed = self.get_decay_parameter_names(model)
             self.optimizer = MuonWithAdamW(
                 matrices,
