@@ -5,34 +5,39 @@ import json
 import math
 import os
 import time
+import timeit
 from concurrent.futures.process import BrokenProcessPool
 
 import benchmark
 import pytest
 import torch
-from benchmark import Setting, Sizes, in_fresh_process, peak_bytes
 from golden import MODELS, Golden
-from published_rtransformer import PublishedRTransformer
+from transformers import AutoModelForCausalLM
 
 from rtransformer_hf import (
-    RTransformerForCausalLM,
-    RTransformerForPolyphonicMusic,
-    RTransformerForSequenceClassification,
     modeling_rtransformer,
 )
 from rtransformer_hf.checkpoint_conversion import convert_official_state_dict
 from rtransformer_hf.local_rnn import IMPLEMENTATIONS
+from rtransformer_hf.training import benchmark_settings, benchmarks
+from rtransformer_hf.training.benchmark_settings import Setting, Sizes
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.published_rtransformer import PublishedRTransformer
+from rtransformer_hf.training.timing import in_fresh_process, peak_bytes, saved_bytes
 
+MUSIC = "RTransformerForPolyphonicMusic"
 TINY_SETTINGS = {
     "tiny_image": Setting(
-        RTransformerForSequenceClassification,
+        "RTransformerForSequenceClassification",
         2,
         9,
         {"input_size": 1, "num_labels": 3},
         Sizes(16, 2, 2, 2, "gru", 4, 0.1),
     ),
-    "tiny_music": Setting(RTransformerForPolyphonicMusic, 2, 9, {"input_size": 88}, Sizes(16, 2, 1, 2, "rnn", 4, 0.1)),
-    "tiny_text": Setting(RTransformerForCausalLM, 2, 9, {"vocab_size": 23}, Sizes(16, 2, 1, 2, "lstm", 4, 0.1, 0.1)),
+    "tiny_music": Setting(
+        "RTransformerForPolyphonicMusic", 2, 9, {"input_size": 88}, Sizes(16, 2, 1, 2, "rnn", 4, 0.1)
+    ),
+    "tiny_text": Setting("RTransformerForCausalLM", 2, 9, {"vocab_size": 23}, Sizes(16, 2, 1, 2, "lstm", 4, 0.1, 0.1)),
 }
 
 
@@ -41,12 +46,12 @@ def quick(monkeypatch):
     """Tiny models, a tiny machine, and no process or profile for each measurement of memory."""
     for name, setting in TINY_SETTINGS.items():
         monkeypatch.setitem(benchmark.SETTINGS, name, setting)
-    monkeypatch.setitem(benchmark.MATMUL_SIZE, "cpu", 16)
-    monkeypatch.setattr(benchmark, "COPY_SIZE", 1024)
-    monkeypatch.setattr(benchmark, "TOKENS_AFTER_PREFILL", 2)
-    monkeypatch.setattr(benchmark, "peak_bytes", lambda run, device: 1000)
-    monkeypatch.setattr(benchmark.timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
-    monkeypatch.setattr(benchmark, "in_fresh_process", lambda function, *arguments, seconds: function(*arguments))
+    monkeypatch.setitem(benchmarks.MATMUL_SIZE, "cpu", 16)
+    monkeypatch.setattr(benchmarks, "COPY_SIZE", 1024)
+    monkeypatch.setattr(benchmarks, "TOKENS_AFTER_PREFILL", 2)
+    monkeypatch.setattr(benchmarks, "peak_bytes", lambda run, device: 1000)
+    monkeypatch.setattr(timeit.Timer, "autorange", lambda timer: (1, timer.timeit(1)))
+    monkeypatch.setattr(benchmarks, "in_fresh_process", lambda function, *arguments, seconds: function(*arguments))
 
 
 def published_golden(name: str) -> tuple[Golden, PublishedRTransformer]:
@@ -84,14 +89,14 @@ def test_baseline_gradients(name):
 @pytest.mark.parametrize("name", TINY_SETTINGS)
 def test_baseline_and_ours_have_the_same_loss(name):
     setting = TINY_SETTINGS[name]
-    published = PublishedRTransformer(setting.architecture, setting.config).eval()
+    published = PublishedRTransformer(setting.model_class, setting.config).eval()
     ours, _ = convert_official_state_dict(
         published.state_dict(),
         local_window_size=setting.config.local_window_size,
         num_attention_heads=setting.config.num_attention_heads,
     )
-    assert type(ours) is setting.architecture
-    batch = benchmark.make_batch(setting, "cpu")
+    assert type(ours) is setting.model_class
+    batch = benchmarks.make_batch(setting, "cpu")
     torch.testing.assert_close(ours(**batch).loss, published(**batch).loss, atol=1e-5, rtol=1e-6)
 
 
@@ -111,9 +116,9 @@ def run(tmp_path, *arguments: str) -> list[dict]:
 
 def check_rows(rows: list[dict], contenders: list[str], phases: list[str]):
     """Nothing is left out, and the numbers of a row and of its references fit each other."""
-    cells = {(row["config"], row["length"], row["phase"], row["contender"]): row for row in rows}
+    cells = {(row["config"], row["length"], row["phase"], row["model"]): row for row in rows}
     assert len(cells) == len(rows)
-    assert {row["contender"] for row in rows} == set(contenders)
+    assert {row["model"] for row in rows} == set(contenders)
     assert {row["phase"] for row in rows} == set(phases)
     assert len(rows) == len({key[:2] for key in cells}) * len(contenders) * len(phases)
     for (config, length, phase, contender), row in cells.items():
@@ -132,16 +137,14 @@ def check_rows(rows: list[dict], contenders: list[str], phases: list[str]):
         if phase == "step":
             assert row["saved_bytes"] > 0
             assert math.isclose(row["saved_bytes_ratio_to_published"], row["saved_bytes"] / published["saved_bytes"])
-        assert (row["share_of_limit"] is not None) == (phase != "token" and contender not in benchmark.PEERS)
-        if row["share_of_limit"] is not None:
-            assert math.isclose(
-                row["share_of_limit"] * row["seconds"], published["share_of_limit"] * published["seconds"]
-            )
+        assert (row["mfu"] is not None) == (phase != "token" and contender not in benchmark.PEERS)
+        if row["mfu"] is not None:
+            assert math.isclose(row["mfu"] * row["seconds"], published["mfu"] * published["seconds"])
 
 
 def test_operator(tmp_path, capsys):
     rows = run(tmp_path, "operator", "--configs", "tiny_text", "tiny_music")
-    left_out = [row for row in rows if row["contender"] == "triton" and row["note"]]  # without GPU and interpreter
+    left_out = [row for row in rows if row["model"] == "triton" and row["note"]]  # without GPU and interpreter
     assert all(row["note"].startswith("left out: ") and row["seconds"] is None for row in left_out)
     contenders = [name for name in (*IMPLEMENTATIONS, "published") if name != "triton" or not left_out]
     check_rows([row for row in rows if row not in left_out], contenders, ["forward", "step"])
@@ -154,9 +157,9 @@ def test_train(tmp_path):
     rows = run(tmp_path, "train", "--configs", *TINY_SETTINGS)
     check_rows(rows, ["ours", "published", *benchmark.PEERS], ["forward", "step"])
     for row in rows:
-        if row["contender"] == "ours":
+        if row["model"] == "ours":
             setting = TINY_SETTINGS[row["config"]]
-            assert row["parameters"] == setting.architecture(setting.config).num_parameters()
+            assert row["parameters"] == setting.model_class(setting.config).num_parameters()
 
 
 def test_generate(tmp_path):
@@ -173,9 +176,9 @@ def test_generate_in_batches(tmp_path):
         assert math.isclose(row["tokens_per_second"] * row["seconds"], tokens)
 
 
-def test_growth(tmp_path, capsys):
-    rows = run(tmp_path, "growth", "--hidden_sizes", "8", "16", "--lengths", "5", "9")
-    cells = {(row["config"], row["length"], row["contender"], row["phase"]): row for row in rows}
+def test_scaling(tmp_path, capsys):
+    rows = run(tmp_path, "scaling", "--hidden_sizes", "8", "16", "--lengths", "5", "9")
+    cells = {(row["config"], row["length"], row["model"], row["phase"]): row for row in rows}
     assert len(rows) == len(cells) == 2 * 2 * 2 * 2
     assert all(row["seconds"] > 0 and row["note"] is None for row in rows)
     for contender in ("local_rnn", "ours"):
@@ -189,7 +192,7 @@ def test_growth(tmp_path, capsys):
 @pytest.mark.parametrize("flags, expected", [([], [0.1, 0.1, 0.1]), (["--no-dropout"], [0.0, 0.0, 0.0])])
 def test_dropout_can_be_left_out(flags, expected, tmp_path, monkeypatch):
     seen = []
-    measure = benchmark.measure
+    measure = benchmarks.measure
 
     def watched(args, config_name, setting):
         seen.extend(
@@ -197,7 +200,7 @@ def test_dropout_can_be_left_out(flags, expected, tmp_path, monkeypatch):
         )
         return measure(args, config_name, setting)
 
-    monkeypatch.setattr(benchmark, "measure", watched)
+    monkeypatch.setattr(benchmarks, "measure", watched)
     run(tmp_path, "train", "--configs", "tiny_text", "--no-peers", *flags)
     assert seen == expected
 
@@ -206,9 +209,9 @@ def test_dropout_can_be_left_out(flags, expected, tmp_path, monkeypatch):
 def test_low_precision_is_that_of_all_but_the_published_algorithm(command, tmp_path):
     contexts = ["--contexts", "3"] if command == "generate" else []
     rows = run(tmp_path, command, "--configs", "tiny_music", "--dtype", "bfloat16", *contexts)
-    assert {row["contender"] for row in rows if row["dtype"] == "float32"} == {"published"}
+    assert {row["model"] for row in rows if row["dtype"] == "float32"} == {"published"}
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
-    assert all(row["seconds"] is not None for row in rows if row["contender"] != "triton"), rows
+    assert all(row["seconds"] is not None for row in rows if row["model"] != "triton"), rows
 
 
 @pytest.mark.parametrize("flags", [["--no-peers"], ["--peers", "llama"]])
@@ -223,16 +226,16 @@ def test_implementation_can_be_chosen(tmp_path, monkeypatch):
 
     monkeypatch.setattr(modeling_rtransformer, "local_rnn", refuse)
     rows = run(tmp_path, "train", "--configs", "tiny_text", "--no-peers", "--implementation", "reference")
-    assert {row["note"] for row in rows if row["contender"] == "ours"} == {"left out: reference was chosen"}
+    assert {row["note"] for row in rows if row["model"] == "ours"} == {"left out: reference was chosen"}
 
 
 def test_a_contender_that_fails_is_left_out_with_a_note(tmp_path, monkeypatch):
     def no_memory(config):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(benchmark.AutoModelForCausalLM, "from_config", no_memory)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", no_memory)
     rows = run(tmp_path, "train", "--configs", "tiny_text", "--peers", "gpt2")
-    left_out = [row for row in rows if row["contender"] == "gpt2"]
+    left_out = [row for row in rows if row["model"] == "gpt2"]
     assert len(left_out) == 2
     assert all(row["note"] == "left out: out of memory" and row["seconds"] is None for row in left_out)
     assert all(row["seconds"] > 0 for row in rows if row not in left_out)
@@ -261,18 +264,18 @@ def test_saved_bytes_count_each_storage_once_and_no_parameters():
         outputs = layer(inputs).exp()  # exp keeps its output, as does the product, once for each factor
         return (outputs * outputs.view_as(outputs)).sum()
 
-    assert benchmark.saved_bytes(graph, layer.parameters()) == 4 * (16 * 8 + 16 * 4)
+    assert saved_bytes(graph, layer.parameters()) == 4 * (16 * 8 + 16 * 4)
 
 
 def test_floor_work():
     setting = TINY_SETTINGS["tiny_text"]
     tokens, d, k = 2 * 9, 16, 4
     one_local_rnn = k * 2 * tokens * d * 4 * d
-    assert benchmark.floor_flops("operator", setting) == {"forward": one_local_rnn, "step": 3 * one_local_rnn}
+    assert benchmarks.min_flops("operator", setting) == {"forward": one_local_rnn, "step": 3 * one_local_rnn}
     attention = 4 * 2 * tokens * d * d + 2 * 2 * tokens * 9 * d
     forward = 2 * (one_local_rnn + attention + 2 * 2 * tokens * d * 4 * d) + 2 * tokens * d * 23
-    assert benchmark.floor_flops("train", setting) == {"forward": forward, "step": 3 * forward}
-    assert benchmark.floor_flops("generate", setting) == {"prefill": forward - 2 * (tokens - 2) * d * 23}
+    assert benchmarks.min_flops("train", setting) == {"forward": forward, "step": 3 * forward}
+    assert benchmarks.min_flops("generate", setting) == {"prefill": forward - 2 * (tokens - 2) * d * 23}
 
 
 # ---- Arguments ----
@@ -305,19 +308,26 @@ def test_bad_arguments_are_named_with_their_value(arguments, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--lengths", "0"], ["--hidden_sizes", "12"], ["--hidden_sizes", "0"]])
-def test_bad_arguments_of_growth(arguments, capsys):
+def test_bad_arguments_of_scaling(arguments, capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["growth", *arguments])
+        benchmark.main(["scaling", *arguments])
     message = capsys.readouterr().err
     assert arguments[0] in message
     assert arguments[1] in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is accepted here")
-def test_missing_device_is_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_missing_device_is_refused():
+    with pytest.raises(UsageError, match="--device: cuda, but PyTorch finds no CUDA device"):
         benchmark.main(["train", "--device", "cuda"])
-    assert "--device cuda is not accepted; it must be cpu" in capsys.readouterr().err
+
+
+def test_the_old_name_of_scaling():
+    assert benchmark.parse_arguments(["growth"]).command == "scaling"
+
+
+def test_implementations_are_those_of_the_operator():
+    assert benchmark_settings.IMPLEMENTATIONS == IMPLEMENTATIONS
 
 
 def test_settings_are_those_of_the_paper():
@@ -330,4 +340,4 @@ def test_settings_are_those_of_the_paper():
     ]
     with torch.device("meta"):
         large = benchmark.SETTINGS["large"]
-        assert 95e6 < large.architecture(large.config).num_parameters() < 105e6
+        assert 95e6 < large.model_class(large.config).num_parameters() < 105e6

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The algorithm of the published R-Transformer code (arXiv 1907.05572), written anew: the plain baseline of benchmark.py.
+The algorithm of the published R-Transformer code (arXiv 1907.05572), rewritten: the baseline of scripts/benchmark.py.
 
 It gathers every window and runs `nn.RNN`, `nn.GRU` or `nn.LSTM` over it, materialises the causal mask and the
-attention weights, has a layer norm of its own and no cache. Parameters bear the published names: a published state
-dict loads as it is, and `convert_official_state_dict` makes this package's model of it. tests/test_benchmark.py holds
-it against the published code's own values: outputs to 1e-5 absolute, gradients to 1e-4 relative.
+attention weights, and has its own layer norm and no cache. Parameters have the published names: a published state dict
+loads as it is, and `convert_official_state_dict` converts it to this package's model. tests/test_benchmark.py compares
+it with values of the published code: outputs to 1e-5 absolute, gradients to 1e-4 relative.
 """
 
 import math
@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rtransformer_hf import (
+from .. import (
     RTransformerConfig,
     RTransformerForCausalLM,
     RTransformerForPolyphonicMusic,
     RTransformerForSequenceClassification,
 )
-from rtransformer_hf.key_head import next_frame_loss
+from ..key_head import next_frame_loss
 
 RNNS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
