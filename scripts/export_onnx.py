@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Exports a checkpoint to ONNX, and keeps the file where onnxruntime computes with it what PyTorch does.
+Exports a checkpoint to ONNX, if onnxruntime's outputs agree with PyTorch's.
 
     python scripts/export_onnx.py outputs/quickstart outputs/quickstart_onnx --with_cache
     python scripts/generate_onnx.py outputs/quickstart_onnx "The following"
 
-The folder holds model.onnx and, of the checkpoint, config.json and tokenizer.json. Batch and lengths are free:
+The folder holds model.onnx and the checkpoint's config.json and tokenizer.json. Batch size and lengths are dynamic:
 
 - input_ids (batch, time) int64, or input_values (batch, time, input_size) float32;
 - attention_mask (batch, past + time) int64, 0 at padding;
-- past_values (batch, time, input_size) float32, NaN where one is missing, to forecast, with next_covariates (batch,
-  num_dynamic_real_features) float32, those of the step to forecast, where the model reads covariates;
-- labels (batch, time, keys) float32, for autoregressive keys alone: the frames, whose keys the logits are given;
+- past_values (batch, time, input_size) float32, NaN for missing values, for a forecast, with next_covariates (batch,
+  num_dynamic_real_features) float32, those of the step to forecast, if the model reads covariates;
+- labels (batch, time, keys) float32, for autoregressive keys alone: the frames whose keys the logits depend on;
 - with --with_cache, for each block I and its LocalRNN layers J: past.I.key and past.I.value (batch, heads, past, head
   size), past.I.local_rnn.J (batch, hidden_size, local_window_size), the layer's last inputs.
 
@@ -23,295 +23,77 @@ The outputs are the logits, or to forecast params (batch, time, channels, parame
 import argparse
 import json
 import shutil
-import sys
-import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
 
-import onnxruntime
-import torch
-from benchmark import TOKENS_AFTER_PREFILL, Phase, time_interleaved
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-from torch import nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.utils import CONFIG_NAME, ModelOutput, cached_file
-
-import rtransformer_hf
-from rtransformer_hf import RTransformerConfig
-from rtransformer_hf.cache_rtransformer import CACHE_NAME
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.model_arguments import check_architecture
+from rtransformer_hf.training.files import atomic_folder
 
-TASKS = (
-    "RTransformerForCausalLM",
-    "RTransformerForPolyphonicMusic",
-    "RTransformerForSequenceClassification",
-    "RTransformerForTimeSeriesPrediction",
-    "RTransformerForTokenClassification",
-)
-TASKS_WITH_CACHE = TASKS[:2]
-ONNX_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
-OPSET = 18  # the lowest that PyTorch's exporter writes without a conversion: what runs most widely
+ONNX_FILE = "model.onnx"
+COPIED_FILES = ("config.json", "tokenizer.json")
 TOLERANCE = 1e-4  # of the logits
-
-
-class FunctionalModel(nn.Module):
-    """A model whose cache comes in and goes out as tensors."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, inputs: dict[str, torch.Tensor], past: dict[str, torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """Inputs and past as of `make_inputs` and `make_past`; no past means no cache. Returns logits and present."""
-        if past is None:
-            return main_outputs(self.model(**inputs, use_cache=False))
-        cache, states = DynamicCache(config=self.model.config), iter(past.values())
-        for layer in cache.layers:
-            layer.update(next(states), next(states))
-            for state_idx in getattr(layer, "conv_states", ()):
-                layer.update_conv_state(next(states), state_idx)
-        logits = self.model(**inputs, cache=cache, use_cache=True).logits
-        return logits, *(
-            state
-            for layer in cache.layers
-            for state in (layer.keys, layer.values, *getattr(layer, "conv_states", {}).values())
-        )
-
-
-def main_outputs(outputs: ModelOutput) -> tuple[torch.Tensor, ...]:
-    """The logits; of a model that forecasts, parameters (batch, time, channels, parameters), loc and scale."""
-    if "params" not in outputs:
-        return (outputs.logits,)
-    params = outputs.params[0] if len(outputs.params) == 1 else torch.stack(outputs.params, dim=-1)
-    return params, outputs.loc, outputs.scale
-
-
-def make_inputs(
-    config: RTransformerConfig, batch_size: int, length: int, past_length: int = 0, padding: int = 0
-) -> dict[str, torch.Tensor]:
-    """Random inputs of a model, the first row with so much padding on the left."""
-    if config.input_size is None:
-        inputs = {"input_ids": torch.randint(config.vocab_size, (batch_size, length))}
-    elif forecasts(config):
-        inputs = {"past_values": torch.randn(batch_size, length, config.input_size)}
-        if config.num_dynamic_real_features > 0:
-            inputs["next_covariates"] = torch.randn(batch_size, config.num_dynamic_real_features)
-    else:
-        inputs = {"input_values": torch.rand(batch_size, length, config.input_size).round()}
-    attention_mask = torch.ones(batch_size, past_length + length, dtype=torch.long)
-    attention_mask[0, :padding] = 0
-    inputs["attention_mask"] = attention_mask
-    if has_autoregressive_keys(config):
-        inputs["labels"] = inputs["input_values"]
-    return inputs
-
-
-def forecasts(config: RTransformerConfig) -> bool:
-    return config.architectures == ["RTransformerForTimeSeriesPrediction"]
-
-
-def has_autoregressive_keys(config: RTransformerConfig) -> bool:
-    return config.architectures == ["RTransformerForPolyphonicMusic"] and config.key_head_type == "autoregressive"
-
-
-def make_past(config: RTransformerConfig, batch_size: int, past_length: int = 0) -> dict[str, torch.Tensor]:
-    """A cache of zeros, as tensors in the order of the graph's inputs."""
-    past, head_size = {}, config.hidden_size // config.num_attention_heads
-    for block, layer_type in enumerate(config.layer_types):
-        for name in ("key", "value"):
-            past[f"{block}.{name}"] = torch.zeros(batch_size, config.num_attention_heads, past_length, head_size)
-        for state_idx in range(config.number_of_conv_states if layer_type == "hybrid" else 0):
-            window = torch.zeros(batch_size, config.hidden_size, config.local_window_size)
-            past[f"{block}.local_rnn.{state_idx}"] = window
-    return past
-
-
-def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
-    """The model as an ONNX program, with every size free that may change from call to call."""
-    past_length = 5 if with_cache else 0
-    inputs = make_inputs(model.config, batch_size=2, length=3, past_length=past_length)
-    past = make_past(model.config, 2, past_length) if with_cache else {}
-    kwargs, axes = {"inputs": inputs}, {"inputs": {name: {0: "batch", 1: "time"} for name in inputs}}
-    if "next_covariates" in inputs:
-        axes["inputs"]["next_covariates"] = {0: "batch"}
-    if with_cache:
-        kwargs["past"] = past
-        axes["past"] = {name: {0: "batch"} if "local_rnn" in name else {0: "batch", 2: "past"} for name in past}
-        axes["inputs"]["attention_mask"] = {0: "batch", 1: "past_and_time"}
-    program = torch.onnx.export(
-        FunctionalModel(model).eval(),
-        kwargs=kwargs,
-        dynamic_shapes=axes,
-        input_names=[*inputs, *(f"past.{name}" for name in past)],
-        output_names=[
-            *(("params", "loc", "scale") if forecasts(model.config) else ("logits",)),
-            *(f"present.{name}" for name in past),
-        ],
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    ClearMetadataAndDocStringPass()(program.model)  # PyTorch's stack traces, larger than a small model's weights
-    return program
-
-
-class OnnxModel:
-    """An exported model in onnxruntime, called as `FunctionalModel` is."""
-
-    def __init__(self, path: Path):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, inputs: dict[str, torch.Tensor], past: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        feed = inputs | {f"past.{name}": state for name, state in past.items()}
-        outputs = self.session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
-        return tuple(torch.from_numpy(output) for output in outputs)
-
-
-@torch.no_grad()
-def largest_difference(model: PreTrainedModel, onnx_model: OnnxModel, with_cache: bool) -> float:
-    """Of the logits from PyTorch's: a single position, a padded batch, and single positions that follow on them."""
-    config, differences = model.config, []
-    for batch_size, length, padding in ((1, 1, 0), (3, config.local_window_size + 3, 2)):
-        inputs = make_inputs(config, batch_size, length, padding=padding)
-        past = make_past(config, batch_size) if with_cache else {}
-        expected = model(**inputs, use_cache=with_cache)
-        outputs = onnx_model(inputs, past)
-        is_real = inputs["attention_mask"].bool()
-        for found, output in zip(outputs, main_outputs(expected), strict=not with_cache):
-            difference = (found - output).abs()
-            differences.append(difference[is_real] if difference.shape[:2] == is_real.shape else difference)
-        present = outputs[1:]
-        for past_length in range(length, length + 3 if with_cache else length):
-            inputs = make_inputs(config, batch_size, 1, past_length, padding)
-            expected = model(**inputs, cache=expected.get(CACHE_NAME), use_cache=True)
-            logits, *present = onnx_model(inputs, dict(zip(past, present, strict=True)))
-            differences.append((logits - expected.logits).abs())
-    return max(difference.max().item() for difference in differences)
-
-
-@torch.no_grad()
-def tokens_per_second(model: PreTrainedModel, onnx_model: OnnxModel, with_cache: bool, length: int) -> dict[str, dict]:
-    """Of a sequence of so many positions and, with a cache, of single ones after it; both take turns in one run."""
-    config = model.config
-    prompt, new = make_inputs(config, 1, length), []
-    for step in range(TOKENS_AFTER_PREFILL):
-        new.append(make_inputs(config, 1, 1, length + step))
-    past = make_past(config, 1) if with_cache else {}
-    state = {}
-
-    def pytorch_prefill():
-        state["pytorch"] = model(**prompt, use_cache=with_cache).get(CACHE_NAME)
-
-    def pytorch_tokens():
-        for inputs in new:
-            model(**inputs, cache=state["pytorch"], use_cache=True)
-
-    def onnx_prefill():
-        _, *state["onnxruntime"] = onnx_model(prompt, past)
-
-    def onnx_tokens():
-        for inputs in new:
-            _, *state["onnxruntime"] = onnx_model(inputs, dict(zip(past, state["onnxruntime"], strict=True)))
-
-    phases = {
-        ("prefill", "pytorch"): Phase(pytorch_prefill, length),
-        ("prefill", "onnxruntime"): Phase(onnx_prefill, length),
-    }
-    if with_cache:
-        count = TOKENS_AFTER_PREFILL
-        phases["token", "pytorch"] = Phase(pytorch_tokens, count, prepare=pytorch_prefill, calls=1)
-        phases["token", "onnxruntime"] = Phase(onnx_tokens, count, prepare=onnx_prefill, calls=1)
-    rates = {key: phases[key].tokens / time for key, time in time_interleaved(phases, rounds=7).items()}
-    return {
-        phase: {
-            "pytorch": rates[phase, "pytorch"],
-            "onnxruntime": rates[phase, "onnxruntime"],
-            "ratio": rates[phase, "onnxruntime"] / rates[phase, "pytorch"],
-        }
-        for phase in dict.fromkeys(phase for phase, _ in phases)
-    }
 
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    target = Path(args.output_folder)
-    try:
-        check_output_folder(target)
-        model = load_model(args)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            unfinished = Path(folder, "unfinished")
-            unfinished.mkdir()
-            export(model, args.with_cache).save(unfinished / ONNX_FILE)
-            onnx_model = OnnxModel(unfinished / ONNX_FILE)
-            difference = largest_difference(model, onnx_model, args.with_cache)
-            if not difference <= TOLERANCE:
-                raise UsageError(
-                    f"checkpoint {args.checkpoint!r} gives logits in onnxruntime that differ from PyTorch's by "
-                    f"{difference:.1e}; at most {TOLERANCE:.0e} is accepted, and nothing was written."
-                )
-            report = {
-                "bytes": sum(file.stat().st_size for file in unfinished.iterdir()),
-                "bytes_of_parameters": sum(parameter.nbytes for parameter in model.parameters()),
-                "largest_difference": difference,
-            }
-            if args.time is not None:
-                report["tokens_per_second"] = tokens_per_second(model, onnx_model, args.with_cache, args.time)
-            for name in (CONFIG_NAME, TOKENIZER_FILE):
-                if file := cached_file(args.checkpoint, name, _raise_exceptions_for_missing_entries=False):
-                    shutil.copy(file, unfinished / name)
-            unfinished.replace(target)
-    except (UsageError, OSError) as error:
-        sys.exit(f"export_onnx.py: error: {error}")
+    with atomic_folder(args.output_folder, "output_folder") as folder:
+        report = export_checkpoint(args, folder)
     print(json.dumps(report, indent=2))
 
 
-def check_output_folder(target: Path):
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise UsageError(f"output_folder '{target}' is a file or not empty; a new or empty folder is accepted.")
+def export_checkpoint(args: argparse.Namespace, folder: Path) -> dict:
+    """
+    Exports the checkpoint to a folder, and returns a report.
 
+    Raises:
+        UsageError: the checkpoint can't be exported, or onnxruntime's logits differ from PyTorch's.
+    """
+    from transformers.utils import cached_file
 
-def load_model(args: argparse.Namespace) -> PreTrainedModel:
-    """The model of the checkpoint in float32, if it is one that can be exported."""
-    try:
-        architecture = check_architecture(args.checkpoint, *TASKS)
-        model = getattr(rtransformer_hf, architecture).from_pretrained(args.checkpoint, dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    from rtransformer_hf.training.onnx_export import (
+        OnnxModel,
+        export,
+        largest_difference,
+        load_model,
+        tokens_per_second,
+    )
+
+    model = load_model(args.checkpoint, args.with_cache)
+    export(model, args.with_cache).save(folder / ONNX_FILE)
+    onnx_model = OnnxModel(folder / ONNX_FILE)
+    difference = largest_difference(model, onnx_model, args.with_cache)
+    if not difference <= TOLERANCE:
         raise UsageError(
-            f"checkpoint {args.checkpoint!r} can't be used; a folder or Hub id of a trained R-Transformer is "
-            f"accepted: {error}"
-        ) from error
-    if getattr(model, "is_quantized", False):
-        raise UsageError(f"checkpoint {args.checkpoint!r} is quantised; one of floating-point weights is accepted.")
-    if args.with_cache and (architecture not in TASKS_WITH_CACHE or has_autoregressive_keys(model.config)):
-        raise UsageError(
-            f"--with_cache is not accepted for checkpoint {args.checkpoint!r}, a {architecture}; it is for "
-            f"{' and '.join(TASKS_WITH_CACHE)}, the latter with independent keys."
+            f"checkpoint {args.checkpoint!r}: logits in onnxruntime differ from PyTorch's by {difference:.1e} "
+            f"(expected at most {TOLERANCE:.0e}); nothing was written"
         )
-    return model
+    report = {
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "bytes_of_parameters": sum(parameter.nbytes for parameter in model.parameters()),
+        "largest_difference": difference,
+    }
+    if args.time is not None:
+        report["tokens_per_second"] = tokens_per_second(model, onnx_model, args.with_cache, args.time)
+    for name in COPIED_FILES:
+        if file := cached_file(args.checkpoint, name, _raise_exceptions_for_missing_entries=False):
+            shutil.copy(file, folder / name)
+    return report
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a trained R-Transformer.")
-    parser.add_argument("output_folder", help="The folder to make.")
-    parser.add_argument("--with_cache", action="store_true", help="Whether the graph takes and returns a cache.")
+    parser.add_argument("output_folder", help="Folder to make, new or empty.")
+    parser.add_argument("--with_cache", action="store_true", help="Export a graph that takes and returns the cache.")
     parser.add_argument(
         "--time",
-        type=int,
+        type=positive_integer,
         metavar="LENGTH",
-        help="Also measure tokens a second beside PyTorch's: of so many at once and, with a cache, of single ones.",
+        help="Also measure tokens per second beside PyTorch's: of a sequence of this length and, with a cache, of "
+        "single tokens after it.",
     )
-    args = parser.parse_args(argv)
-    if args.time is not None and args.time < 1:
-        parser.error(f"--time {args.time} is not accepted; it must be at least 1.")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
