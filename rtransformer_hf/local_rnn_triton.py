@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-GPU kernels of the LocalRNN operator: all that follows the projection of the inputs, forward and backward, in Triton.
+GPU kernels of the LocalRNN operator in Triton, forward and backward, from the projected inputs on.
 
-All windows advance together. A row is a window, named by the position at which it ends; step j of the K steps adds the
-projected input j - (K - 1) positions from there to the recurrent product of the state. There are two sets of kernels:
+All windows advance together. A row is a window, identified by the position where it ends. Step j of K adds the
+projection of the input K - 1 - j positions earlier to the recurrent product of the state. Two sets of kernels:
 
-- Narrow layers: one launch runs the whole window of a block of rows, with state and recurrent weight on chip.
-- Wide layers: a launch a step, a matrix product with the cell in its epilogue; the states go through memory.
+- Narrow layers: one launch runs all steps of a block of windows, with states and recurrent weight on chip.
+- Wide layers: one launch per step, a matrix product with the cell in its epilogue. States go through memory.
 
-The backward pass needs the recurrent gates. The narrowest layers compute them again from the saved states, which costs
-less than loading them; the others load them, since a product costs more.
+The backward pass needs the recurrent gates. The narrowest layers recompute them from the saved states, which is faster
+than loading them. For wider layers the product costs more, so they are saved.
 
-Both backward passes write the gradients of every step's gates. One kernel then sums these over the K windows that hold
-an input, and one matrix product over them and the states is the recurrent weight's gradient: no atomic additions, so
-that the same inputs give the same bits.
+Both backward passes write the gradients of every step's gates. One kernel then sums them over the K windows that
+contain an input, and one matrix product with the states gives the gradient of the recurrent weight. There are no
+atomic additions, so the same inputs give the same bits.
 
-Products accumulate in float32. The cell, and what it carries from step to step, are float32.
+Products accumulate in float32. The cell and its carry from step to step are float32.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ logger = logging.get_logger(__name__)
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Gradients of gates that the backward pass keeps per unit, the recurrent ones first. The GRU has a fourth: its new
-# gate adds `reset * recurrent` to `input`, so that those two differ in their gradients.
+# Gate gradients that the backward pass keeps per unit, recurrent ones first. The GRU needs a fourth: its new gate adds
+# `reset * recurrent` to `input`, so the two have different gradients.
 NUM_GRADIENTS = {"rnn": 1, "gru": 4, "lstm": 4}
 
 
@@ -52,15 +52,15 @@ def sigmoid(x, HARD_GATES: tl.constexpr):
 
 @triton.jit
 def sigmoid_slope(result, HARD_GATES: tl.constexpr):
-    """The derivative of `sigmoid`, by its result."""
+    """The derivative of `sigmoid`, computed from its result."""
     return tl.where((result > 0) & (result < 1), 0.2, 0.0) if HARD_GATES else result * (1 - result)
 
 
 @triton.jit
 def cell_forward(inputs, recurrent, carry, CELL_TYPE: tl.constexpr, HARD_GATES: tl.constexpr):
     """
-    One step. `carry` is what the update reads of the state before, other than its product: the hidden state in the
-    GRU, the cell state in the LSTM. Returns the new hidden state and carry.
+    One step. `carry` is the part of the old state that is used outside the recurrent product: the hidden state in a
+    GRU, the cell state in an LSTM. Returns the new hidden state and carry.
     """
     if CELL_TYPE == "rnn":
         hidden = tanh(inputs[0] + recurrent[0])
@@ -83,8 +83,9 @@ def cell_backward(
     inputs, recurrent, carry, grad_hidden, grad_carry, CELL_TYPE: tl.constexpr, HARD_GATES: tl.constexpr
 ):
     """
-    The step again, then its gradients: those of its gates, in the order of NUM_GRADIENTS, and that of `carry`.
-    `grad_hidden` is what reaches the new hidden state through products, `grad_carry` what reaches the new carry.
+    Recomputes the step, then returns the gradients of its gates, in the order of NUM_GRADIENTS, and of `carry`.
+    `grad_hidden` is the gradient of the new hidden state through the next step's product, `grad_carry` that of the
+    new carry.
     """
     if CELL_TYPE == "rnn":
         hidden = tanh(inputs[0] + recurrent[0])
@@ -118,7 +119,7 @@ def cell_backward(
 
 @triton.jit
 def load_gates(pointers, mask, HIDDEN: tl.constexpr, NUM_GATES: tl.constexpr):
-    """A float32 tile of each gate; `pointers` are those of the first gate's."""
+    """One float32 tile per gate; `pointers` point to the first gate's tile."""
     gates = ()
     for gate in tl.static_range(NUM_GATES):
         gates += (tl.load(pointers + gate * HIDDEN, mask=mask, other=0.0).to(tl.float32),)
@@ -145,12 +146,12 @@ def load_input_gates(
     HIDDEN: tl.constexpr,
     NUM_GATES: tl.constexpr,
 ):
-    """The input gates of a step, for windows `row` and hidden units `unit`."""
+    """The input gates of one step, for windows `row` and hidden units `unit`."""
     mask = (row < rows)[:, None] & (unit < HIDDEN)[None, :]
     input_row = row // time * (window - 1 + time) + row % time + step
     gates = load_gates(projected + input_row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :], mask, HIDDEN, NUM_GATES)
     if positions is not None:
-        # An input from before the window's own sequence counts as a zero vector, whose projection is the bias.
+        # An input from before the window's own sequence counts as zero, and the projection of zero is the bias.
         is_inside = tl.load(positions + row, mask=row < rows, other=0) >= window - 1 - step
         bias = load_gates(input_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
         inside = ()
@@ -162,7 +163,7 @@ def load_input_gates(
 
 @triton.jit
 def load_recurrent_weight(recurrent_weight, head, unit, HEAD: tl.constexpr, NUM_GATES: tl.constexpr):
-    """The whole of each gate's weight in a head, a tuple of (units, inputs)."""
+    """Each gate's whole weight in one head, a tuple of (units, inputs) tiles."""
     mask = (unit < HEAD)[:, None] & (unit < HEAD)[None, :]
     weights = ()
     for gate in tl.static_range(NUM_GATES):
@@ -179,18 +180,18 @@ def recurrent_products(state, weights, bias, PRECISION: tl.constexpr, NUM_GATES:
     return gates
 
 
-# A kernel is compiled for a width, a cell and a type; the other sizes stay variables, 1 among their values.
+# Kernels are specialised on width, cell type and dtype only. Triton would recompile for sizes such as 1.
 @triton.jit(do_not_specialize=["rows", "time", "window"])
 def forward_window_kernel(
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
-    positions,  # (rows,) or None
+    positions,  # (rows,), each position's index in its own sequence, or None
     output,  # (rows, HIDDEN)
-    states,  # (window - 1, rows, HIDDEN) or None: where to keep the hidden states after all steps but the last
-    cell_states,  # (window - 1, rows, HIDDEN) or None: likewise the LSTM's cell states, float32
-    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN) or None: likewise the products of those states
+    states,  # (window - 1, rows, HIDDEN), written: the hidden states after all steps but the last; None: not saved
+    cell_states,  # (window - 1, rows, HIDDEN), float32, written: likewise an LSTM's cell states; or None
+    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN), written: the products of these states; or None
     rows,
     time,
     window,
@@ -206,7 +207,7 @@ def forward_window_kernel(
     """All steps of a block of windows, for every hidden unit of a head. Grid: blocks of rows x heads."""
     HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    head_unit = tl.arange(0, BLOCK_UNITS)  # those past the head's have weights of zero and are not stored
+    head_unit = tl.arange(0, BLOCK_UNITS)  # units beyond the head are masked
     unit = tl.program_id(1) * HEAD + head_unit
     mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
@@ -214,7 +215,7 @@ def forward_window_kernel(
     weights = load_recurrent_weight(recurrent_weight, tl.program_id(1), head_unit, HEAD, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
-    # The first step's product is of a zero state.
+    # The state is zero before the first step, so there is no product.
     inputs = load_input_gates(projected, input_bias, positions, row, unit, 0, rows, time, window, HIDDEN, NUM_GATES)
     hidden, carry = cell_forward(inputs, bias, tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32), CELL_TYPE, HARD_GATES)
     for step in range(1, window):
@@ -241,11 +242,11 @@ def backward_window_kernel(
     recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
-    positions,  # (rows,) or None
+    positions,  # (rows,), each position's index in its own sequence, or None
     states,  # (window - 1, rows, HIDDEN)
-    cell_states,  # (window - 1, rows, HIDDEN), or None where the cell is not an LSTM
-    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN), or None: computed again
-    grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN): the result
+    cell_states,  # (window - 1, rows, HIDDEN); None: not an LSTM
+    recurrent_gates,  # (window - 1, rows, NUM_GATES * HIDDEN); None: recomputed
+    grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN), written
     rows,
     time,
     window,
@@ -262,7 +263,7 @@ def backward_window_kernel(
     """All steps of a block of windows, last to first, for the units of a head. Grid: blocks of rows x heads."""
     HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    head_unit = tl.arange(0, BLOCK_UNITS)  # those past the head's have weights of zero and are not stored
+    head_unit = tl.arange(0, BLOCK_UNITS)  # units beyond the head are masked
     unit = tl.program_id(1) * HEAD + head_unit
     mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
@@ -278,7 +279,7 @@ def backward_window_kernel(
         inputs = load_input_gates(
             projected, input_bias, positions, row, unit, step, rows, time, window, HIDDEN, NUM_GATES
         )
-        previous = (step - 1) * rows.to(tl.int64)  # the first row of what was kept before the step
+        previous = (step - 1) * rows.to(tl.int64)  # the first row of the state before this step
         state = tl.load(states + previous * HIDDEN + offsets, mask=mask, other=0.0)
         if recurrent_gates is not None:
             pointers = recurrent_gates + previous * (NUM_GATES * HIDDEN) + gate_offsets
@@ -309,12 +310,12 @@ def forward_step_kernel(
     recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
-    positions,  # (rows,) or None
-    state,  # (rows, HIDDEN), the hidden state before the step; None at the first: zeros
+    positions,  # (rows,), each position's index in its own sequence, or None
+    state,  # (rows, HIDDEN), the hidden state before the step; None at the first step: zeros
     carry,  # (rows, HIDDEN), float32; None at the first step and in the RNN
     new_state,  # (rows, HIDDEN)
-    new_carry,  # (rows, HIDDEN), float32, or None: not kept
-    recurrent_gates,  # (rows, NUM_GATES * HIDDEN) or None: where to keep the recurrent product
+    new_carry,  # (rows, HIDDEN), float32; None: not needed
+    recurrent_gates,  # (rows, NUM_GATES * HIDDEN), written: the recurrent product; None: not saved
     rows,
     time,
     window,
@@ -379,17 +380,17 @@ def forward_step_kernel(
 
 @triton.jit(do_not_specialize=["rows", "time", "window", "step"])
 def backward_step_kernel(
-    grad_output,  # (rows, HIDDEN) at the last step; None at the others
-    later_grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), those of the step after; None at the last step
+    grad_output,  # (rows, HIDDEN) at the last step; None at all others
+    later_grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), those of the next step; None at the last step
     projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN)
     recurrent_weight,  # (NUM_HEADS, NUM_GATES * head size, head size)
     input_bias,  # (NUM_GATES * HIDDEN,) or None
     recurrent_bias,  # (NUM_GATES * HIDDEN,)
-    positions,  # (rows,) or None
-    recurrent_gates,  # (rows, NUM_GATES * HIDDEN); None at the first step: the bias
-    carry,  # (rows, HIDDEN), the one before the step; None at the first step and in the RNN
-    grad_carry,  # (rows, HIDDEN), float32, replaced; None in the RNN
-    grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN): the result
+    positions,  # (rows,), each position's index in its own sequence, or None
+    recurrent_gates,  # (rows, NUM_GATES * HIDDEN); None at the first step, where they are the bias
+    carry,  # (rows, HIDDEN), before the step; None at the first step and in the RNN
+    grad_carry,  # (rows, HIDDEN), float32, updated in place; None in the RNN
+    grad_gates,  # (rows, NUM_GRADIENTS * HIDDEN), written
     rows,
     time,
     window,
@@ -416,7 +417,7 @@ def backward_step_kernel(
     first_unit = tl.program_id(0) % blocks_of_units * (PARTS * BLOCK_UNITS) + tl.arange(0, BLOCK_UNITS)
     head_start = tl.program_id(1) * HEAD
 
-    # The product is wide and the epilogue narrow: the accumulators of all parts, the cell's tiles of one.
+    # The product covers all parts at once, the epilogue one part at a time, to save registers.
     grad_hidden = ()
     for part in tl.static_range(PARTS):
         if later_grad_gates is None:
@@ -475,10 +476,10 @@ def backward_step_kernel(
 @triton.jit(do_not_specialize=["rows", "time", "window", "input_rows"])
 def sum_over_windows_kernel(
     grad_gates,  # (window, rows, NUM_GRADIENTS * HIDDEN)
-    positions,  # (rows,) or None
-    grad_projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN): a result
-    sums,  # (blocks of inputs, NUM_GRADIENTS * HIDDEN), float32, a result: a block's sum over all its windows
-    outside_sums,  # the same of those inputs alone that count as zeros; None without positions
+    positions,  # (rows,), each position's index in its own sequence, or None
+    grad_projected,  # (batch, window - 1 + time, NUM_GATES * HIDDEN), written
+    sums,  # (blocks of inputs, NUM_GRADIENTS * HIDDEN), float32, written: each block's sum over all its windows
+    outside_sums,  # the same, for inputs that count as zeros only; None without positions
     rows,
     time,
     window,
@@ -491,8 +492,8 @@ def sum_over_windows_kernel(
     BLOCK_UNITS: tl.constexpr,
 ):
     """
-    For a block of inputs and hidden units, gathers the gradients of all windows that hold each input: step j of the
-    window that ends j - (window - 1) positions on. Grid: blocks of inputs x blocks of units.
+    Sums the gradients of each input over the windows that contain it, for a block of inputs and units. An input is
+    step j of the window that ends window - 1 - j positions later. Grid: blocks of inputs x blocks of units.
     """
     blocks_of_units: tl.constexpr = (HIDDEN + BLOCK_UNITS - 1) // BLOCK_UNITS
     block = tl.program_id(0) // blocks_of_units
@@ -522,21 +523,21 @@ def sum_over_windows_kernel(
         tl.store(sums + sums_offsets, tl.sum(inside + outside, axis=0), mask=unit < HIDDEN)
         if positions is not None:
             tl.store(outside_sums + sums_offsets, tl.sum(outside, axis=0), mask=unit < HIDDEN)
-        # In the GRU the third is the gradient of the recurrent part of the new gate, the fourth that of its input.
+        # In a GRU the third gradient is that of the new gate's recurrent part, the fourth that of its input part.
         if CELL_TYPE != "gru" or gate != 2:
             input_column = unit + HIDDEN * (2 if CELL_TYPE == "gru" and gate == 3 else gate)
             pointers = grad_projected + input_row[:, None] * (NUM_GATES * HIDDEN) + input_column[None, :]
             tl.store(pointers, inside.to(grad_projected.dtype.element_ty), mask=mask)
 
 
-# Relative to the norm; bfloat16 and TF32 stay below 0.01, a wrong kernel does not come near.
+# Relative error, by norm. Rounding in bfloat16 and TF32 stays below 0.01, and a wrong kernel far exceeds this.
 MAX_CHECK_ERROR = 0.02
 
-# The blocks of the step kernels, largest first: rows, units forward, parts of 32 units backward, warps. Larger blocks
-# load less for each product, smaller ones occupy more of the GPU.
+# Blocks of the step kernels, largest first: rows, units forward, parts of 32 units backward, warps. Larger blocks load
+# less per product, smaller ones keep more multiprocessors busy.
 STEP_BLOCKS = ((128, 64, 4, 8), (64, 64, 4, 4), (64, 32, 2, 4), (32, 32, 1, 4), (16, 32, 1, 4))
-STEP_BLOCKS_FLOAT32 = ((32, 32, 2, 4), (16, 32, 1, 4))  # without matrix units; larger ones run out of registers
-# Rows of the window kernels, largest first, by the number of units that they are padded to.
+STEP_BLOCKS_FLOAT32 = ((32, 32, 2, 4), (16, 32, 1, 4))  # no tensor cores; larger blocks run out of registers
+# Rows per block of the window kernels, largest first, by the padded number of units.
 WINDOW_ROWS = {16: (64, 16), 32: (64, 16), 64: (32, 16), 128: (16,)}
 WINDOW_ROWS_FLOAT32 = {16: (16,), 32: (16,)}
 
@@ -551,8 +552,8 @@ def fits_on_chip(head_size: int, dtype: torch.dtype) -> bool:
 
 
 def largest_filling(choices, device: torch.device, num_blocks):
-    """The first of `choices` of which there is a block for each multiprocessor of the device, or else the last."""
-    is_cuda = device.type == "cuda"  # else Triton's interpreter, which runs block after block
+    """The first (largest) of `choices` that gives every multiprocessor a block; if none does, the last."""
+    is_cuda = device.type == "cuda"  # otherwise Triton's interpreter, which runs one block at a time
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else 1
     return next((choice for choice in choices if num_blocks(choice) >= multiprocessors), choices[-1])
 
@@ -588,7 +589,7 @@ def step_launch(
 
 def kernel_constants(recurrent_weight: torch.Tensor, cell_type: str, hard_gates: bool) -> dict:
     matmul = torch.backends.cuda.matmul
-    # `allow_tf32` is its name before PyTorch 2.9; reading it later raises where only the new name was set.
+    # `allow_tf32` is the name before PyTorch 2.9. Later, reading it raises if only the new setting was used.
     allow_tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
     num_heads, gates_size, head_size = recurrent_weight.shape
     return {
@@ -602,7 +603,7 @@ def kernel_constants(recurrent_weight: torch.Tensor, cell_type: str, hard_gates:
 
 
 def at(slices: torch.Tensor | None, index: int) -> torch.Tensor | None:
-    """`slices[index]`, where there is such a slice."""
+    """`slices[index]`, or None if there is no such slice."""
     return slices[index] if slices is not None and 0 <= index < len(slices) else None
 
 
@@ -614,7 +615,7 @@ def new_results(
     keep: bool,
     on_chip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the forward pass returns: the output, then what it keeps; empty tensors for what it does not."""
+    """The forward pass's results: output, states, cell states, recurrent gates. What is not saved is empty."""
     batch, padded_time, gates_size = projected.shape
     num_heads, _, head_size = recurrent_weight.shape
     hidden_size = num_heads * head_size
@@ -644,8 +645,8 @@ def local_rnn_forward(
     on_chip: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The output and, where `keep` says so, what the backward pass needs of every step: hidden states, the LSTM's cell
-    states and the recurrent gates unless it computes them again. `on_chip` selects the window kernels.
+    The output and, if `keep` is set, what the backward pass needs of every step: hidden states, an LSTM's cell states,
+    and the recurrent gates unless they are recomputed. `on_chip` selects the window kernels.
     """
     projected, recurrent_weight = projected.contiguous(), recurrent_weight.contiguous()
     results = new_results(projected, recurrent_weight, cell_type, window_size, keep, on_chip)
@@ -672,9 +673,9 @@ def local_rnn_forward(
             return results
 
         grid, launch = step_launch(rows, num_heads, head_size, projected.dtype, projected.device, backward=False)
-        if not keep:  # a step reads one slice and writes the other
+        if not keep:  # each step reads one slice and writes the other
             states = projected.new_empty(2, rows, hidden_size)
-        if cell_type == "gru" or not keep:  # a block replaces its own part
+        if cell_type == "gru" or not keep:  # each block updates its own part in place
             cell_states = projected.new_empty(1, rows, hidden_size, dtype=torch.float32)
         for step in range(window_size):
             is_first, is_last = step == 0, step == window_size - 1
@@ -800,7 +801,7 @@ def local_rnn_backward(
                 **constants,
             )
 
-    # The first step's state is zero and gives the weight no gradient.
+    # The first step's state is zero, so it adds nothing to the weight's gradient.
     recurrent_columns = grad_gates[1:, :, : num_gates * hidden_size].flatten(0, 1)
     if num_heads == 1:
         grad_recurrent_weight = (recurrent_columns.T @ states.flatten(0, 1))[None]
@@ -849,11 +850,11 @@ def setup_context(ctx, inputs, output):
 
 
 def backward(ctx, grad_output, *_):
-    saved = ctx.saved_tensors  # once: checkpointing computes them when asked
+    saved = ctx.saved_tensors  # read once: with checkpointing, each read recomputes them
     grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias = local_rnn_backward(
         grad_output, *saved, ctx.cell_type, ctx.hard_gates, ctx.window_size, ctx.on_chip
     )
-    if saved[4] is None:  # no positions: the input bias has no part in it
+    if saved[4] is None:  # without positions the input bias is not used here
         grad_input_bias = None
     return grad_projected, grad_recurrent_weight, grad_input_bias, grad_recurrent_bias, *(None,) * 6
 
@@ -874,21 +875,21 @@ def triton_local_rnn(
     on_chip: bool | None = None,
 ) -> torch.Tensor:
     """
-    The LocalRNN operator from its projected inputs on.
+    The LocalRNN operator, from the projected inputs on.
 
     Args:
-        projected: (batch, window_size - 1 + time, gates * hidden), `input_weight @ x + input_bias` of the past and of
-            the inputs; float32, bfloat16 or float16. Products are taken in its type, with float32 sums.
-        recurrent_weight: (gates * hidden, hidden), or with heads (heads, gates * head size, head size).
-        input_bias, recurrent_bias: (gates * hidden,) or None; the former is only read with `sequence_positions`.
+        projected: (batch, window_size - 1 + time, gates * hidden), `input_weight @ x + input_bias` of the previous
+            inputs and the inputs; float32, bfloat16 or float16. Products are in this dtype with float32 sums.
+        recurrent_weight: (gates * hidden, hidden), or block-diagonal, (heads, gates * head size, head size).
+        input_bias, recurrent_bias: (gates * hidden,) or None; `input_bias` is only read with `sequence_positions`.
         cell_type, window_size, gate_activation, sequence_positions: as in `local_rnn`.
-        on_chip: whether one launch runs a whole window with its state on chip, or a launch each step; None chooses.
+        on_chip: whether one launch runs all steps on chip, instead of one launch per step; None: if the layer fits.
 
     Returns:
-        (batch, time, hidden), in the type of `projected`.
+        (batch, time, hidden), in the dtype of `projected`.
 
     Raises:
-        ValueError: the type of `projected` is another, or the layer too wide for `on_chip`.
+        ValueError: `projected` has another dtype, or the layer is too wide for `on_chip=True`.
     """
     if projected.dtype not in SUPPORTED_DTYPES:
         raise ValueError(f"`projected` must be of one of the types {SUPPORTED_DTYPES}, got {projected.dtype}.")
@@ -904,7 +905,7 @@ def triton_local_rnn(
         input_bias = None
     elif input_bias is None:
         input_bias = projected.new_zeros(projected.shape[-1])
-    # Under autocast the projection has its type already, and the weight of the other product follows.
+    # Under autocast, `projected` is already in the lower precision; the other product must match.
     recurrent_weight = recurrent_weight.to(projected.dtype).view(-1, *recurrent_weight.shape[-2:])
     operands = (projected, recurrent_weight, input_bias, recurrent_bias)
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands)
@@ -933,7 +934,7 @@ def kernels_pass_check(
     gate_activation: str = "sigmoid",
     num_heads: int = 1,
 ) -> bool:
-    """`run_check`, run while a compiler traces. While a CUDA graph is captured, kernels are trusted."""
+    """`run_check`, even while torch.compile traces. During CUDA graph capture it cannot run: kernels are trusted."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return True
     return run_check(cell_type, dtype, on_chip, device, reference, gate_activation, num_heads)
@@ -950,14 +951,14 @@ def run_check(
     num_heads: int = 1,
 ) -> bool:
     """
-    Compares the kernels with the reference in float32 on a small input, outputs and gradients, once per process. A
-    difference, or an error of Triton or its compiler, is a warning, and the answer is False.
+    Compares outputs and gradients of the kernels with the float32 reference on a small input, once per process. Warns
+    and returns False if they differ or if Triton or its compiler fails.
     """
     head_size = 32 if on_chip else 160
     num_gates, window_size = {"rnn": 1, "gru": 3, "lstm": 4}[cell_type], 3
     gates = num_gates * num_heads * head_size
     window = {"cell_type": cell_type, "window_size": window_size, "gate_activation": gate_activation}
-    generator = torch.Generator().manual_seed(0)  # leaves the process's random numbers as they are
+    generator = torch.Generator().manual_seed(0)  # does not touch the global random state
     shapes = ((2, window_size - 1 + 7, gates), (num_heads, num_gates * head_size, head_size), (gates,))
     scales = (1.0, head_size**-0.5, 0.5)
     drawn = [scale * torch.randn(shape, generator=generator) for shape, scale in zip(shapes, scales, strict=True)]
@@ -994,7 +995,7 @@ def run_check(
             expected = output_and_gradients(run_reference, torch.float32)
         pairs = zip(results, expected, strict=True)
         error = torch.stack([(result - exact).norm() / exact.norm() for result, exact in pairs]).max().item()
-    except Exception as failure:  # of Triton, its compiler or the driver
+    except Exception as failure:  # from Triton, its compiler or the driver
         problem = f"{type(failure).__name__}: {failure}"
     else:
         if error <= MAX_CHECK_ERROR:
