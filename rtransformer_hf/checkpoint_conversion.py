@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Conversion of checkpoints of the published R-Transformer code (arXiv 1907.05572) to this package's models.
+Conversion of checkpoints of the published R-Transformer code (arXiv 1907.05572), and of its variant with butterfly
+matrices (sfox14/butterfly-r-transformer), to this package's models.
 
 Nothing from a checkpoint is executed: `torch.load(weights_only=True)` reads it, with harmless stand-ins for the
 classes that a whole module names. It can't read whole modules in the format before PyTorch 1.6; an unpickler here
@@ -15,9 +16,9 @@ import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import safetensors.torch
 import torch
@@ -60,6 +61,8 @@ MODULE_CLASSES = {
         "RTransformer",
         "SublayerConnection",
     ],
+    "lstm": ["LSTMCell", "LSTMLayer"],
+    "torch_butterfly.butterfly": ["Butterfly"],
     "torch.nn.modules.activation": ["ReLU", "Sigmoid"],
     "torch.nn.modules.container": ["ModuleList", "Sequential"],
     "torch.nn.modules.dropout": ["Dropout"],
@@ -231,6 +234,8 @@ def load_official_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.T
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
         ):
             raise ValueError("it holds neither a state dict nor a module")
+        # A pickled parameter can have attributes, which would stand before the methods of its class.
+        state_dict = {name: torch.Tensor.detach(value) for name, value in state_dict.items()}
     except Exception as error:  # a damaged or hostile file decides which
         raise ValueError(
             f"{path} is damaged or not a checkpoint of the published R-Transformer: {type(error).__name__}: {error}"
@@ -245,9 +250,13 @@ LOCAL_RNN_PARAMETERS = {
     "connection.norm.b_2": "norm.bias",
     "local_rnn.rnn.weight_ih_l0": "cell.input_proj.weight",
     "local_rnn.rnn.weight_hh_l0": "cell.recurrent_proj.weight",
+}
+LOCAL_RNN_BIASES = {
     "local_rnn.rnn.bias_ih_l0": "cell.input_proj.bias",
     "local_rnn.rnn.bias_hh_l0": "cell.recurrent_proj.bias",
 }
+# The LSTM with hard sigmoids: one matrix over input and state.
+JOINT_GATES = "local_rnn.rnn.lstm.Gates.weight"
 BLOCK_PARAMETERS = {
     "connections.0.norm.a_2": "self_attn_norm.weight",
     "connections.0.norm.b_2": "self_attn_norm.bias",
@@ -269,8 +278,35 @@ BLOCK_PARAMETERS = {
 UNUSED_PARAMETERS = re.compile(r"rt\.(norm|feed_forward|forward_net\.\d+\.layers\.\d+\.local_rnn\.output)\.")
 
 
-def parameter_names(architecture: type[PreTrainedModel], num_blocks: int, num_local_rnn_layers: int) -> dict[str, str]:
-    """Returns our name of each parameter that a published model uses, by its published name."""
+class Variant(NamedTuple):
+    """What the published models differ in. Only the first repository's have biases in the LocalRNN."""
+
+    has_butterflies: bool = False
+    has_joint_gates: bool = False
+    has_local_rnn_bias: bool = True
+
+    @classmethod
+    def of(cls, names: Collection[str]) -> "Variant":
+        layer = "rt.forward_net.0.layers.0"
+        return cls(
+            has_butterflies="rt.forward_net.0.pooling.linears.0.twiddle" in names,
+            has_joint_gates=any(f"{layer}.{as_twiddle(JOINT_GATES, joint)}" in names for joint in (True, False)),
+            has_local_rnn_bias=f"{layer}.local_rnn.rnn.bias_ih_l0" in names,
+        )
+
+
+def as_twiddle(name: str, has_butterflies: bool) -> str:
+    """The name of a weight, or of what stands in its place in a butterfly layer."""
+    return name.removesuffix("weight") + "twiddle" if has_butterflies and name.endswith(".weight") else name
+
+
+def parameter_names(
+    architecture: type[PreTrainedModel], num_blocks: int, num_local_rnn_layers: int, variant: Variant
+) -> dict[str, str]:
+    """
+    Returns our name of each parameter that a published model uses, by its published name. Dense joint gates are two of
+    ours, which `split_joint_gates` makes of the one named here.
+    """
     if architecture is RTransformerForCausalLM:
         names = {
             "encoder.weight": "model.embed_tokens.weight",
@@ -285,13 +321,39 @@ def parameter_names(architecture: type[PreTrainedModel], num_blocks: int, num_lo
             "linear.weight": f"{head}.weight",
             "linear.bias": f"{head}.bias",
         }
+    local_rnn = {**LOCAL_RNN_PARAMETERS, **(LOCAL_RNN_BIASES if variant.has_local_rnn_bias else {})}
+    if variant.has_joint_gates:
+        local_rnn = {old: new for old, new in local_rnn.items() if not new.startswith("cell.")}
+        joint_gates = (as_twiddle(name, variant.has_butterflies) for name in (JOINT_GATES, "cell.gates_proj.weight"))
+        local_rnn.update([tuple(joint_gates)])
+    block = dict(BLOCK_PARAMETERS)
+    if variant.has_butterflies:  # the feed-forward layers' have no biases
+        block = {
+            as_twiddle(old, "norm" not in old): as_twiddle(new, "norm" not in new)
+            for old, new in block.items()
+            if not (old.startswith("feed_forward") and old.endswith("bias"))
+        }
     for i in range(num_blocks):
         for j in range(num_local_rnn_layers):
-            for old, new in LOCAL_RNN_PARAMETERS.items():
+            for old, new in local_rnn.items():
                 names[f"rt.forward_net.{i}.layers.{j}.{old}"] = f"model.layers.{i}.local_rnns.{j}.{new}"
-        for old, new in BLOCK_PARAMETERS.items():
+        for old, new in block.items():
             names[f"rt.forward_net.{i}.{old}"] = f"model.layers.{i}.{new}"
     return names
+
+
+def split_joint_gates(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By our names: splits each dense `gates_proj.weight` over [input, state] in two, gates in the order of ours."""
+    converted = {}
+    for name, parameter in state_dict.items():
+        if name.endswith("cell.gates_proj.weight"):
+            input_gate, forget_gate, output_gate, candidate = parameter.chunk(4)
+            halves = torch.cat([input_gate, forget_gate, candidate, output_gate]).tensor_split(2, dim=1)
+            for new, half in zip(("input_proj", "recurrent_proj"), halves, strict=True):
+                converted[name.replace("gates_proj", new)] = half
+        else:
+            converted[name] = parameter
+    return converted
 
 
 def convert_official_state_dict(
@@ -328,7 +390,8 @@ def convert_official_state_dict(
 
     layers = [re.match(r"rt\.forward_net\.(\d+)\.layers\.(\d+)\.", name) for name in shapes]
     num_blocks, num_local_rnn_layers = (len({match[group] for match in layers if match}) for group in (1, 2))
-    names = parameter_names(architecture, num_blocks, num_local_rnn_layers)
+    variant = Variant.of(shapes)
+    names = parameter_names(architecture, num_blocks, num_local_rnn_layers, variant)
     missing = sorted(names.keys() - shapes.keys())
     dropped = sorted(shapes.keys() - names.keys())
     unknown = [name for name in dropped if not UNUSED_PARAMETERS.match(name)]
@@ -351,10 +414,30 @@ def convert_official_state_dict(
         )
 
     hidden_size = state_dict["rt.forward_net.0.pooling.linears.0.bias"].numel()
-    gates_size = state_dict["rt.forward_net.0.layers.0.local_rnn.rnn.bias_ih_l0"].numel()
-    cells = {num_gates(cell) * hidden_size: cell for cell in CELLS}
-    if gates_size not in cells:
-        raise ValueError(f"The LocalRNN's biases must have one of the sizes {sorted(cells)}, got {gates_size}.")
+    if variant.has_joint_gates:
+        cell_type = "lstm"
+    else:
+        gates_size = shapes["rt.forward_net.0.layers.0.local_rnn.rnn.weight_hh_l0"][:1]
+        cells = {(num_gates(cell_type) * hidden_size,): cell_type for cell_type in CELLS}
+        if gates_size not in cells:
+            raise ValueError(
+                f"The LocalRNN's weights must have one of the sizes {sorted(size for (size,) in cells)}, got "
+                f"{' x '.join(map(str, gates_size)) or 'none'}."
+            )
+        cell_type = cells[gates_size]
+    structure = {}
+    if variant.has_butterflies:
+        intermediate_size = 4 * hidden_size
+        twiddle = state_dict["rt.forward_net.0.pooling.linears.0.twiddle"]
+        num_levels = max(1, (hidden_size - 1).bit_length())
+        structure = {
+            "projection_type": "butterfly",
+            "local_rnn_projection_type": "butterfly" if variant.has_joint_gates else "dense",
+            "num_butterfly_blocks": max(1, twiddle.numel() // (num_levels * 2 ** (num_levels + 1))),
+            "mlp_bias": False,
+        }
+    else:
+        intermediate_size = state_dict["rt.forward_net.0.feed_forward.w_1.bias"].numel()
     if architecture is RTransformerForCausalLM:
         tied = torch.equal(state_dict["encoder.weight"], state_dict["decoder.weight"])
         task = {"vocab_size": state_dict["decoder.bias"].numel(), "tie_word_embeddings": tied}
@@ -365,19 +448,22 @@ def convert_official_state_dict(
         task = {"input_size": input_size, "num_labels": state_dict["linear.bias"].numel()}
     config = RTransformerConfig(
         hidden_size=hidden_size,
-        intermediate_size=state_dict["rt.forward_net.0.feed_forward.w_1.bias"].numel(),
+        intermediate_size=intermediate_size,
         num_hidden_layers=num_blocks,
-        local_rnn_type=cells[gates_size],
+        local_rnn_type=cell_type,
+        local_rnn_gate_activation="hard_sigmoid" if variant.has_joint_gates else "sigmoid",
+        local_rnn_bias=variant.has_local_rnn_bias,
         num_local_rnn_layers=num_local_rnn_layers,
         layer_norm_type="unbiased",
+        **structure,
         **sizes,
         **task,
     )
 
     model = architecture(config).to(*dtypes).eval()
     try:
-        model.load_state_dict({new: state_dict[old] for old, new in names.items()})
-    except RuntimeError as error:
+        model.load_state_dict(split_joint_gates({new: state_dict[old] for old, new in names.items()}))
+    except (IndexError, RuntimeError) as error:
         raise ValueError(f"The shapes in `state_dict` do not fit each other: {error}") from error
     return model, dropped
 

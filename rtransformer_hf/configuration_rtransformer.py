@@ -5,13 +5,14 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-from .local_rnn import CELLS, IMPLEMENTATIONS
+from .local_rnn import CELLS, GATE_ACTIVATIONS, IMPLEMENTATIONS
 
 POSITION_EMBEDDING_TYPES = ("none", "sinusoidal")
 MLP_TYPES = ("plain", "gated")
 DISTRIBUTION_OUTPUTS = ("student_t", "normal", "quantiles")
 SCALINGS = ("std", "mean", "none")
 KEY_HEAD_TYPES = ("independent", "autoregressive")
+PROJECTION_TYPES = ("dense", "butterfly", "monarch")
 LAYER_NORM_TYPES = ("standard", "unbiased")
 
 
@@ -49,6 +50,28 @@ class RTransformerConfig(PreTrainedConfig):
         local_rnn_implementation (`str`, *optional*):
             Implementation of the LocalRNN operator: `"reference"`, `"shared_projection"`, `"blocked"` (CPU) or
             `"triton"` (GPU); chosen by device if unset. Second derivatives and `torch.func` need one of the first two.
+        local_rnn_gate_activation (`str`, defaults to `"sigmoid"`):
+            Activation of the gates of GRU and LSTM: `"sigmoid"` or `"hard_sigmoid"`, clip(0.2 x + 0.5, 0, 1).
+        local_rnn_num_heads (`int`, defaults to 1):
+            Heads of the LocalRNN's state. With more than 1 its recurrent weight is block-diagonal: the units of a head
+            see the state of their own head alone (arXiv 2405.04517), which divides the recurrent products by as much.
+        projection_type (`str`, defaults to `"dense"`):
+            Structure of the weights of attention and feed-forward layers: `"dense"`, `"butterfly"` (arXiv 2012.14966)
+            or `"monarch"` (arXiv 2204.00595).
+        local_rnn_projection_type (`str`, *optional*):
+            That of the LocalRNN's gates; `projection_type` when unset. `"butterfly"` is one matrix over input and
+            state together, whose LSTM gates stand in the published order (input, forget, output, candidate).
+        num_butterfly_blocks (`int`, defaults to 2):
+            Blocks of a butterfly, of increasing and decreasing stride in turn.
+        num_monarch_blocks (`int`, defaults to 4):
+            Blocks on the diagonal of each of a Monarch matrix's two factors. Each block of the matrix, of as many rows
+            and columns of blocks, has a rank of its smaller size / `num_monarch_blocks`.
+        projection_bias (`bool`, defaults to `True`):
+            Whether the projections of attention have biases.
+        mlp_bias (`bool`, defaults to `True`):
+            Whether the feed-forward layers have biases.
+        local_rnn_bias (`bool`, defaults to `True`):
+            Whether the LocalRNN's gates have biases.
         input_size (`int`, *optional*):
             If set, the model reads `input_values` (batch, time, `input_size`) instead of `input_ids`.
         position_embedding_type (`str`, defaults to `"none"`):
@@ -148,6 +171,15 @@ class RTransformerConfig(PreTrainedConfig):
     local_window_size: int = 7
     num_local_rnn_layers: int = 1
     local_rnn_implementation: str | None = None
+    local_rnn_gate_activation: str = "sigmoid"
+    local_rnn_num_heads: int = 1
+    projection_type: str = "dense"
+    local_rnn_projection_type: str | None = None
+    num_butterfly_blocks: int = 2
+    num_monarch_blocks: int = 4
+    projection_bias: bool = True
+    mlp_bias: bool = True
+    local_rnn_bias: bool = True
     input_size: int | None = None
     position_embedding_type: str = "none"
     key_head_type: str = "independent"
@@ -178,6 +210,8 @@ class RTransformerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
+        if self.local_rnn_projection_type is None:
+            self.local_rnn_projection_type = self.projection_type
         if self.input_size is not None:
             self.tie_word_embeddings = False
         if self.quantile_levels is None:
@@ -234,6 +268,9 @@ class RTransformerConfig(PreTrainedConfig):
             "num_hidden_layers": 1,
             "num_attention_heads": 1,
             "local_window_size": 1,
+            "local_rnn_num_heads": 1,
+            "num_butterfly_blocks": 1,
+            "num_monarch_blocks": 1,
             "num_local_rnn_layers": 0,
             "input_size": 1,
             "key_head_size": 1,
@@ -252,6 +289,9 @@ class RTransformerConfig(PreTrainedConfig):
             "hidden_act": tuple(ACT2FN),
             "mlp_type": MLP_TYPES,
             "local_rnn_type": tuple(CELLS),
+            "local_rnn_gate_activation": tuple(GATE_ACTIVATIONS),
+            "projection_type": PROJECTION_TYPES,
+            "local_rnn_projection_type": PROJECTION_TYPES,
             "position_embedding_type": POSITION_EMBEDDING_TYPES,
             "key_head_type": KEY_HEAD_TYPES,
             "layer_norm_type": LAYER_NORM_TYPES,
@@ -269,6 +309,22 @@ class RTransformerConfig(PreTrainedConfig):
             raise ValueError(
                 f"`quantile_levels` must be at least two ascending numbers between 0 and 1, got {levels}."
             )
+        is_butterfly = "butterfly" in (self.projection_type, self.local_rnn_projection_type)
+        if is_butterfly and min(self.hidden_size, self.intermediate_size) < 2:
+            raise ValueError(
+                "`hidden_size` and `intermediate_size` must be at least 2 for butterfly projections, got "
+                f"{self.hidden_size} and {self.intermediate_size}."
+            )
+        if self.hidden_size % self.local_rnn_num_heads != 0:
+            raise ValueError(
+                "`local_rnn_num_heads` must divide `hidden_size`, got "
+                f"`local_rnn_num_heads={self.local_rnn_num_heads}` and `hidden_size={self.hidden_size}`."
+            )
+        if self.local_rnn_num_heads > 1 and self.local_rnn_projection_type == "butterfly":
+            raise ValueError(
+                "`local_rnn_num_heads` must be 1 for `local_rnn_projection_type='butterfly'`, whose one matrix has "
+                f"the recurrent weight in it, got {self.local_rnn_num_heads}."
+            )
         if self.layer_norm_type == "unbiased" and self.hidden_size < 2:
             raise ValueError(f"`hidden_size` must be at least 2 for unbiased layer norms, got {self.hidden_size}.")
         if self.hidden_size % self.num_attention_heads != 0:
@@ -277,6 +333,11 @@ class RTransformerConfig(PreTrainedConfig):
                 f"`num_attention_heads={self.num_attention_heads}` and `hidden_size={self.hidden_size}`."
             )
         tp_size = getattr(getattr(self, "distributed_config", None), "tp_size", 1)  # set by `from_pretrained`
+        if tp_size > 1 and self.projection_type != "dense":
+            raise ValueError(
+                f"`tp_size` must be 1 for `config.projection_type={self.projection_type!r}`, whose factors can't be "
+                f"split between ranks, got {tp_size}."
+            )
         if self.num_attention_heads % tp_size != 0:
             raise ValueError(
                 f"`tp_size` must divide `config.num_attention_heads`, {self.num_attention_heads} here, got {tp_size}."

@@ -10,7 +10,12 @@ from torch import nn
 
 def is_plain_linear(module: nn.Module) -> bool:
     """True for an unmodified `nn.Linear`: no adapter, quantisation, hook, offloading or tensor parallelism."""
-    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, torch.Tensor):
+    return type(module) is nn.Linear and is_unmodified(module)
+
+
+def is_unmodified(module: nn.Module) -> bool:
+    """True where a module's own weights say all that it computes: see `is_plain_linear`."""
+    if any(type(weight) not in (nn.Parameter, torch.Tensor, type(None)) for weight in module._parameters.values()):
         return False
     has_own_forward = "forward" in vars(module)  # set by Accelerate's offloading and Transformers' tensor parallelism
     return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)

@@ -78,7 +78,7 @@ def butterfly_factors(twiddle: torch.Tensor) -> list[torch.Tensor]:
         if block % 2 == 0:
             first, last = low[block // 2], high[block // 2]
         else:
-            transposed = (num_blocks + 1 + block) // 2  # behind all of increasing stride
+            transposed = (num_blocks + 1) // 2 + block // 2  # behind all of increasing stride
             first, last = high[transposed].mT, low[transposed].mT
         chain[-1:] = [first @ chain[-1] if chain else first, last]  # neighbours that mix along the same half merge
     return chain
@@ -339,13 +339,15 @@ class RTransformerBlockDiagonalLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float | None = None):
-        """As in `nn.Linear` over one head's state, or the standard deviation `std` and no bias."""
-        bound = 1 / math.sqrt(self.weight.shape[-1])
+        """As in PyTorch's cells, with the inputs that a unit has; or the standard deviation `std` and no bias."""
+        num_heads, _, head_size = self.weight.shape
+        bound = 1 / math.sqrt(head_size)
         if std is None:
             init.uniform_(self.weight, -bound, bound)
         else:
             init.normal_(self.weight, std=std)
         if self.bias is not None:
+            bound = 1 / math.sqrt(num_heads * head_size)
             init.uniform_(self.bias, -bound, bound) if std is None else init.zeros_(self.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -354,3 +356,6 @@ class RTransformerBlockDiagonalLinear(nn.Module):
     def extra_repr(self) -> str:
         num_heads, gates_size, head_size = self.weight.shape
         return f"num_heads={num_heads}, gates_size={gates_size}, head_size={head_size}, bias={self.bias is not None}"
+
+
+STRUCTURED_LINEARS = (RTransformerButterflyLinear, RTransformerMonarchLinear, RTransformerBlockDiagonalLinear)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Converts a checkpoint of the published R-Transformer code to a folder that `from_pretrained` opens.
+Converts a checkpoint of the published R-Transformer code (github.com/DSE-MSU/R-transformer), or of its variant with
+butterfly matrices (github.com/sfox14/butterfly-r-transformer), to a folder that `from_pretrained` opens.
 
     python scripts/convert_official_checkpoint.py model.pt converted
     python scripts/convert_official_checkpoint.py state_dict.pt converted --local_window_size 7 --num_attention_heads 8
@@ -49,6 +50,8 @@ def main(arguments: list[str] | None = None):
     print(f"Found      {model_class}, {model.num_parameters():,} parameters, {model.dtype}")
     print(f"           {config.num_hidden_layers} blocks of {config.num_local_rnn_layers} LocalRNN layers")
     print(f"           {config.local_rnn_type} cells, window {config.local_window_size}")
+    if config.projection_type != "dense":
+        print(f"           {config.projection_type} matrices of {config.num_butterfly_blocks} blocks")
     print(f"           hidden size {config.hidden_size}, {config.num_attention_heads} attention heads")
     print(f"Dropped    {len(dropped)} parameters that the published model does not use")
     for name in dropped:

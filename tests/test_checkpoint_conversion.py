@@ -82,7 +82,8 @@ def test_published_checkpoint(name, checkpoint, tmp_path, capsys):
 
     printed = capsys.readouterr().out
     dropped = [line.strip() for line in printed.splitlines() if any(part in line for part in UNUSED)]
-    assert len(dropped) == 10 and all(name.startswith("rt.") for name in dropped)
+    assert len(dropped) == (6 if name.startswith("butterfly") else 10)
+    assert all(name.startswith("rt.") for name in dropped)
     assert "from_pretrained" in printed and f"window {golden.arguments['ksize']}" in printed
 
     auto_class = RTransformerForPolyphonicMusic if golden.task == "music" else AutoModelForCausalLM
@@ -397,10 +398,56 @@ def test_other_state_dicts_are_refused():
     with pytest.raises(ValueError, match=r"one floating-point dtype, got \['torch.float32', 'torch.float64'\]"):
         convert(**{name: torch.zeros(16, dtype=torch.float64)})
     with pytest.raises(ValueError, match=r"one of the sizes \[16, 48, 64\], got 32"):
+        convert(**{"rt.forward_net.0.layers.0.local_rnn.rnn.weight_hh_l0": torch.zeros(32, 16)})
+    with pytest.raises(ValueError, match="shapes in `state_dict` do not fit"):
         convert(**{"rt.forward_net.0.layers.0.local_rnn.rnn.bias_ih_l0": torch.zeros(32)})
     for shape in ((), (16,), (17, 1), (16, 2, 1)):
         with pytest.raises(ValueError, match="shapes in `state_dict` do not fit"):
             convert(**{"encoder.weight": torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "shape", "message"),
+    [
+        # Blocks without end, in a file of a few bytes.
+        ("word_custom", "pooling.linears.0.twiddle", (1, 10**12, 5, 0, 2, 2), "shapes in `state_dict` do not fit"),
+        ("word_custom", "pooling.linears.0.twiddle", (), "shapes in `state_dict` do not fit"),
+        ("word_custom", "pooling.linears.1.twiddle", (1, 2, 5, 16, 4), "shapes in `state_dict` do not fit"),
+        ("word_custom", "feed_forward.w_2.twiddle", (1, 2, 6, 32, 2, 2), "shapes in `state_dict` do not fit"),
+        ("word_custom", "layers.0.local_rnn.rnn.lstm.Gates.twiddle", (2, 2, 6, 32), "do not fit"),
+        ("word_custom", "layers.0.local_rnn.rnn.lstm.Gates.weight", (128, 64), "unknown parameters: rt.forward_net.0"),
+        ("word_custom", "feed_forward.w_1.bias", (128,), "unknown parameters: rt.forward_net.0.feed_forward.w_1.bias"),
+        (
+            "word_custom",
+            "pooling.linears.2.twiddle",
+            None,
+            "missing parameters: rt.forward_net.0.pooling.linears.2.tw",
+        ),
+        ("word_custom_dense", "layers.0.local_rnn.rnn.lstm.Gates.weight", (), "do not fit"),
+        ("word_custom_dense", "layers.0.local_rnn.rnn.lstm.Gates.weight", (96, 47), "do not fit"),
+        ("word_custom_dense", "pooling.linears.1.twiddle", (1, 2, 5, 16, 2, 2), "unknown parameters: .*twiddle"),
+        ("music_gru", "layers.0.local_rnn.rnn.bias_ih_l0", (96,), "missing parameters: .*bias_hh_l0"),
+    ],
+)
+def test_broken_butterflies_are_refused(name, parameter, shape, message):
+    golden = Golden(f"butterfly_{name}")
+    state_dict = {**golden.state_dict, f"rt.forward_net.0.{parameter}": torch.zeros(shape or ())}
+    if shape is None:
+        del state_dict[f"rt.forward_net.0.{parameter}"]
+    with pytest.raises(ValueError, match=message):
+        convert_official_state_dict(state_dict, **golden.sizes)
+
+
+def test_attributes_of_pickled_parameters_are_dropped(tmp_path):
+    """Butterfly checkpoints have parameters with attributes, which could hide the methods of the class."""
+    golden = Golden("butterfly_word_custom")
+    state_dict = dict(golden.state_dict)
+    for name in ("encoder.weight", "rt.forward_net.0.pooling.linears.0.twiddle"):
+        state_dict[name] = torch.nn.Parameter(state_dict[name])
+        state_dict[name].numel = state_dict[name].is_floating_point = "no method"
+    loaded, _ = load_official_checkpoint(save(state_dict, tmp_path / "model.pt"))
+    assert type(loaded["encoder.weight"].numel()) is int
+    convert_official_state_dict(loaded, **golden.sizes)
 
 
 def test_modules_that_disagree_are_refused(monkeypatch):

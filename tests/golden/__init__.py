@@ -8,8 +8,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-with tarfile.open(Path(__file__).with_name("golden.tar.xz")) as archive:
-    FILES = {member.name: archive.extractfile(member).read() for member in archive}
+FILES = {}
+for archive_name in ("golden.tar.xz", "butterfly.tar.xz"):
+    with tarfile.open(Path(__file__).with_name(archive_name)) as archive:
+        FILES.update((member.name, archive.extractfile(member).read()) for member in archive)
 
 MODELS = sorted(name.removesuffix(".safetensors") for name in FILES if name.endswith(".safetensors"))
 CHECKPOINTS = sorted(name for name in FILES if name.endswith(".pt"))
@@ -22,7 +24,7 @@ class Golden:
         data = FILES[f"{name}.safetensors"]
         tensors = safetensors.torch.load(data)
         metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        self.task = name.split("_")[0]
+        self.task = name.removeprefix("butterfly_").split("_")[0]
         self.arguments = json.loads(metadata["arguments"])
         self.state_dict = select(tensors, "state.")
         self.gradients = select(tensors, "grad.")
