@@ -1,108 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Computes the metrics of a checkpoint of one of the training scripts again, from its folder, and prints them as JSON.
+Computes the metrics of a checkpoint from one of the training scripts, and prints them as JSON.
 
     python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --split test
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --quantization int8_dynamic
 
-The folder says which task it is for and how the data is to be read: config.json, evaluation.json, and the tokenizer or
-the image processor. Weights of half precision are computed with in float32. `model_bytes` is the size of the weights
-that it computes with.
+The checkpoint's folder states the task and how to read the data: config.json, evaluation.json, and the tokenizer,
+image processor or feature extractor. Weights in half precision are converted to float32. `model_bytes` is the size of
+the weights in memory.
 """
 
 import argparse
-import importlib
 import json
 import logging
-import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
 
-import torch
-from torch.utils.data import Dataset
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModelForAudioFrameClassification,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTimeSeriesPrediction,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    EvalPrediction,
-    PreTrainedModel,
-    TorchAoConfig,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
-from transformers.utils import cached_file, is_torchao_available
-
-from rtransformer_hf import RTransformerImageProcessor
-from rtransformer_hf.training import causal_lm, polyphonic_music, sequence_classification
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.forecasting import (
-    ForecastingTrainer,
-    ForecastSetting,
-    add_time_features,
-    has_time_features,
-    make_forecast_metrics,
-    make_windows,
-    normalised_series,
-)
-from rtransformer_hf.training.model_arguments import check_architecture, trained_frames_per_beat
-from rtransformer_hf.training.new_tokenizers import load_tokenizer
-from rtransformer_hf.training.piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
-from rtransformer_hf.training.run import EVALUATION_FILE
-from rtransformer_hf.training.series_labels import (
-    DataCollatorForInputValues,
-    LabeledSeries,
-    label_statistics,
-    make_label_metrics,
-)
-from rtransformer_hf.training.time_series import TASKS as SERIES_TASKS
-from rtransformer_hf.training.time_series import Series, TimeSeriesArguments, load_series
-
-
-@dataclass
-class Evaluation:
-    """What Trainer needs to evaluate a model on a split."""
-
-    model: PreTrainedModel
-    dataset: Dataset
-    data_collator: Callable
-    compute_metrics: Callable
-    preprocess_logits_for_metrics: Callable | None = None
-    trainer_class: type[Trainer] = Trainer
-
-
-class EvaluatedData:
-    """--data and --split, as the arguments by which a training script reads its training data."""
-
-    location = property(lambda self: f"--data {self.dataset_name}")
-
-    def source(self, split: str, files: list[str] | None = None) -> str:
-        return f"--data {self.train_file[0]}" if self.train_file else f"--split {self.train_split} of {self.location}"
-
-
-@dataclass
-class TextData(EvaluatedData, causal_lm.DataArguments):
-    pass
-
-
-@dataclass
-class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments):
-    pass
-
-
-@dataclass
-class SeriesData(EvaluatedData, TimeSeriesArguments):
-    pass
-
 
 COLUMNS = {
     "text_column": "the text",
@@ -110,194 +26,27 @@ COLUMNS = {
     "label_column": "the labels",
     "piano_roll_column": "the tunes",
 }
-QUANTIZATIONS = {
-    "int8_weight_only": "Int8WeightOnlyConfig",
-    "int8_dynamic": "Int8DynamicActivationInt8WeightConfig",
-}  # in torchao.quantization
-
-
-def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
-    if args.quantization is None:
-        return auto_class.from_pretrained(args.checkpoint, dtype=torch.float32)
-    if not is_torchao_available():
-        raise UsageError(f"--quantization {args.quantization} needs the package torchao, which is not installed.")
-    quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
-    return auto_class.from_pretrained(
-        args.checkpoint, dtype=torch.float32, quantization_config=TorchAoConfig(quantization())
-    )
-
-
-def place(args: argparse.Namespace, settings: dict) -> dict:
-    """
-    The arguments of a training script for the data, where a checkpoint's settings say nothing else.
-
-    Raises:
-        UsageError: --split is given for a file, which has none.
-    """
-    if Path(args.data).is_file():
-        if args.split is not None:
-            raise UsageError(f"--split {args.split} goes with a data set; --data {args.data} is a file, read whole.")
-        print(f"Data: the file {args.data}, whole.", file=sys.stderr)
-        return {**settings, "train_file": [args.data]}
-    return {**settings, "dataset_name": args.data, "train_split": name_split(args)}
-
-
-def name_split(args: argparse.Namespace) -> str:
-    """The split to read, which is also said."""
-    split = args.split or "test"
-    print(f"Data: split {split!r} of {args.data}.", file=sys.stderr)
-    return split
-
-
-def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
-    """
-    The settings of evaluation.json, columns as the flags have them.
-
-    Raises:
-        UsageError: a flag names a column that this task does not read.
-    """
-    given = {name: value for name in COLUMNS if (value := getattr(args, name, None)) is not None}
-    for name, value in given.items():
-        if name not in accepted:
-            flags = " or ".join(f"--{flag}" for flag in accepted)
-            raise UsageError(f"--{name}: {value!r}, which {args.checkpoint} does not read (expected {flags})")
-    return {**settings, **given}
-
-
-def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
-    stride = settings.pop("eval_stride")
-    settings = {"end_of_text": "none", **settings}  # checkpoints that do not say so were trained without
-    settings = place(args, override(settings, args, "text_column"))
-    data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
-    rows = causal_lm.load_rows(data_args, "train")
-    model = load_model(args, AutoModelForCausalLM)
-    tokenizer = load_tokenizer(args.checkpoint, [])
-    windows = causal_lm.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
-    return Evaluation(
-        model,
-        windows,
-        default_data_collator,
-        causal_lm.make_compute_metrics(windows),
-        causal_lm.window_losses,
-    )
-
-
-def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
-    input_column = "text_column" if settings.get("image_column") is None else "image_column"
-    data_args = LabeledData(**place(args, override(settings, args, input_column, "label_column")))
-    rows = sequence_classification.load_rows(data_args, "train")
-    model = load_model(args, AutoModelForSequenceClassification)
-    if data_args.image_column is None:
-        processing_class = AutoTokenizer.from_pretrained(args.checkpoint)
-    else:
-        processing_class = RTransformerImageProcessor.from_pretrained(args.checkpoint)
-    encoded = sequence_classification.encode(rows, processing_class, data_args, "train", model.config.label2id)
-    if data_args.image_column is None:
-        sequence_classification.log_unknown_words(encoded, processing_class, data_args.source("train"))
-    return Evaluation(
-        model,
-        encoded,
-        sequence_classification.make_collator(processing_class),
-        sequence_classification.make_compute_metrics(encoded),
-    )
-
-
-def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
-    """Forecasts the last steps of each series, as many as the training has tested on."""
-    data_args = SeriesData(**place(args, override(settings, args)))
-    series = load_series(data_args)
-    setting = ForecastSetting.of(data_args, series)
-    if has_time_features(data_args, series, setting):
-        add_time_features(series, setting)
-    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
-    model = load_model(args, AutoModelForTimeSeriesPrediction)
-    check_input_size(args, model, series)
-    if setting.num_targets != model.config.num_target_channels:
-        raise UsageError(
-            f"--data {args.data}: {setting.num_targets} channels to forecast (expected "
-            f"{model.config.num_target_channels}, as {args.checkpoint} has)"
-        )
-    windows = make_windows(data_args, normalised_series(series, extractor), setting)
-    windows = windows.get("test", windows["validation"])
-    return Evaluation(
-        model,
-        windows,
-        default_data_collator,
-        make_forecast_metrics(windows),
-        trainer_class=ForecastingTrainer,
-    )
-
-
-def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
-    data_args = SeriesData(**place(args, override(settings, args, "label_column")))
-    series = load_series(data_args)
-    is_whole = data_args.task == "classify"
-    model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
-    check_input_size(args, model, series)
-    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
-    label2id = None if data_args.regression else model.config.label2id
-    labeled = LabeledSeries(series, extractor, label2id)
-    return Evaluation(
-        model,
-        labeled,
-        DataCollatorForInputValues(extractor),
-        make_label_metrics(labeled, None if label2id is None else len(label2id)),
-        label_statistics,
-    )
-
-
-def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series]):
-    found = series[0].values.shape[1]
-    if found != model.config.input_size:
-        raise UsageError(
-            f"--data {args.data}: {found} channels ({', '.join(series[0].channels)}) (expected "
-            f"{model.config.input_size}, as {args.checkpoint} reads)"
-        )
-
-
-def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
-    settings = override(settings, args, "piano_roll_column")
-    settings["frames_per_beat"] = trained_frames_per_beat(args.checkpoint)
-    data_args = PianoRollArguments(data=args.data, skip_unreadable=args.skip_unreadable, **settings)
-    split = name_split(args)
-    read = read_split(data_args, split)
-    check_tunes(data_args, read)
-    if skipped := [tune for tune in read if tune.roll is None]:
-        print(f"--skip_unreadable: {len(skipped)} of {len(read)} tunes are left out:", file=sys.stderr)
-        print(faults(skipped), file=sys.stderr)
-    tunes = polyphonic_music.Tunes(usable_rolls(data_args, split, read))
-    return Evaluation(
-        load_model(args, AutoModelForAudioFrameClassification),
-        tunes,
-        polyphonic_music.pad_tunes,
-        polyphonic_music.make_compute_metrics(tunes),
-        polyphonic_music.tune_losses,
-    )
-
-
-TASKS = {
-    "ForCausalLM": language_model,
-    "LMHeadModel": language_model,
-    "ForPolyphonicMusic": music_model,
-    "ForSequenceClassification": classifier,
-    "ForTimeSeriesPrediction": forecaster,
-    "ForTokenClassification": series_labeler,
-}
+QUANTIZATIONS = ("int8_weight_only", "int8_dynamic")
 
 
 def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    from transformers import EvalPrediction, TrainingArguments
+
+    from rtransformer_hf.training.evaluation import load_evaluation, num_bytes
+
     logging.basicConfig(format="%(message)s")
     logging.getLogger("rtransformer_hf.training.sequence_classification").setLevel(logging.INFO)
-    args = parse_arguments(argv)
     try:
         evaluation = load_evaluation(args)
-    except (UsageError, OSError, ValueError) as error:
-        sys.exit(f"evaluate_checkpoint.py: error: {error}")
-    evaluation.model.is_quantized = False  # or else Trainer refuses the model: as it is, it can't be trained
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    evaluation.model.is_quantized = False  # otherwise Trainer refuses it, since it can't be trained
     with tempfile.TemporaryDirectory() as folder:
+        quiet = {"report_to": "none", "dataloader_pin_memory": False}
         trainer = evaluation.trainer_class(
             model=evaluation.model,
-            args=TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, report_to="none"),
+            args=TrainingArguments(folder, per_device_eval_batch_size=args.batch_size, **quiet),
             data_collator=evaluation.data_collator,
             preprocess_logits_for_metrics=evaluation.preprocess_logits_for_metrics,
         )
@@ -305,37 +54,6 @@ def main(argv: list[str] | None = None):
     metrics = evaluation.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
     metrics["model_bytes"] = sum(map(num_bytes, evaluation.model.parameters()))
     print(json.dumps(metrics, indent=2))
-
-
-def num_bytes(tensor: torch.Tensor) -> int:
-    """Of a tensor or, where it is quantised, of those that it is made of."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(num_bytes(getattr(tensor, name)) for name in names)
-    return tensor.nbytes
-
-
-def load_evaluation(args: argparse.Namespace) -> Evaluation:
-    architecture, settings = load_settings(args.checkpoint, *TASKS)
-    load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
-    if settings.get("task") in SERIES_TASKS:
-        load = forecaster if settings["task"] == "forecast" else series_labeler
-    if args.skip_unreadable and load is not music_model:
-        raise UsageError(f"--skip_unreadable goes with music; {args.checkpoint} holds {architecture}.")
-    return load(args, settings)
-
-
-def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
-    """The class of a checkpoint, one of the accepted as of `check_architecture`, and its evaluation.json."""
-    try:
-        architecture = check_architecture(checkpoint, *accepted)
-        settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"checkpoint {checkpoint!r} can't be used; a folder or Hub id of a trained model, with {EVALUATION_FILE}, "
-            f"is accepted: {error}"
-        ) from error
-    return architecture, settings
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -346,23 +64,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         required=True,
         help="What to evaluate on: a file, a folder, or a data set on the Hub, as for training.",
     )
-    parser.add_argument("--split", help="Split of the data, where it is no file of texts or of rows. (default: test)")
+    parser.add_argument("--split", help="Split of a folder or data set. (default: test)")
     for name, what in COLUMNS.items():
-        parser.add_argument(f"--{name}", help=f"Column with {what}, where it is not that of the training.")
+        parser.add_argument(f"--{name}", help=f"Column with {what}. (default: as in the training)")
     parser.add_argument(
         "--skip_unreadable",
         action="store_true",
-        help="Leave out tunes that can't be used, and name them with the reason. Of music alone.",
+        help="Leave out tunes that can't be used, and list them with the reason. For music only.",
     )
-    parser.add_argument("--batch_size", type=int, default=16, help="Examples at a time. (default: 16)")
+    parser.add_argument("--batch_size", type=positive_integer, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="Compute with linear layers of 8-bit integers: their weights alone, or their inputs as well, by torchao.",
+        help="Compute linear layers in 8-bit integers with torchao: the weights only, or the inputs, too.",
     )
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch_size {args.batch_size} is not accepted; it must be at least 1.")
+    args.columns = {name: column for name in COLUMNS if (column := getattr(args, name)) is not None}
     return args
 
 

@@ -5,212 +5,72 @@ Pictures of trained language models, with their numbers as JSON beside them.
     python scripts/plot_checkpoint.py context CHECKPOINT [CHECKPOINT ...] --data ptb.test.txt --output context.png
     python scripts/plot_checkpoint.py layers CHECKPOINT --data ptb.test.txt --output layers.png
 
-`context`: the loss against the position in a context up to `--factor` times as long as those in training: whether a
-model makes use of what lies further back than it ever saw, or fails there.
-`layers`: where a model attends to in a piece of text, and how much the loss rises when a sub-layer is taken out: what
-the LocalRNN adds, and where.
-`results`: the test figures that cards give, beside published ones.
+`context`: the loss against the position, in contexts up to `--factor` times as long as in training: whether a model
+makes use of a longer context than it was trained on, or fails there.
+`layers`: what a model attends to in a piece of text, and how much the loss rises without each sub-layer: what the
+LocalRNN adds, and where.
+`results`: the test figures of cards, beside published ones.
 
     python scripts/plot_checkpoint.py results model_cards/*/README.md --output results.png
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
 
-import torch
-import torch.nn.functional as F
-from evaluate_checkpoint import language_model, load_settings
-from huggingface_hub import ModelCard
-from matplotlib.figure import Figure
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, default_data_collator
-
-from rtransformer_hf.training.causal_lm import TokenWindows
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
-from rtransformer_hf.training.model_arguments import default_device
-
-BINS_PER_TRAINING_LENGTH = 8
-PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271
-    ("JSB chorales", "nll_per_frame"): {"TCN": 8.10},
-    ("Nottingham", "nll_per_frame"): {"R-Transformer, paper": 2.37, "Transformer, paper": 3.34, "TCN": 3.07},
-    ("Penn Treebank, characters", "bits_per_character"): {"R-Transformer, paper": 1.24, "Transformer, paper": 1.45},
-    ("Penn Treebank, words", "perplexity"): {"R-Transformer, paper": 84.38, "Transformer, paper": 122.37},
-    ("Sequential MNIST", "accuracy"): {"R-Transformer, paper": 0.991, "Transformer, paper": 0.982},
-}
 
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
+    from rtransformer_hf.training import checkpoint_pictures
+
     try:
-        figure, numbers = args.draw(args)
-    except (UsageError, OSError, ValueError) as error:
-        sys.exit(f"plot_checkpoint.py: error: {error}")
+        figure, numbers = getattr(checkpoint_pictures, f"draw_{args.picture}")(args)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
     output = Path(args.output)
     write_figure(output, figure, dpi=150)
     atomic_write(output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
     print(f"{output} and {output.with_suffix('.json')}")
 
 
-# The loss against the position
-
-
-def draw_context(args: argparse.Namespace) -> tuple[Figure, dict]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes, numbers, block_sizes = figure.subplots(), {}, set()
-    for checkpoint in args.checkpoints:
-        model, windows, block_size = load_windows(args, checkpoint, args.factor)
-        nats = nats_by_position(model, windows, args)
-        bin_size = max(1, block_size // BINS_PER_TRAINING_LENGTH)
-        bins = nats[: len(nats) // bin_size * bin_size].view(-1, bin_size).mean(dim=-1)
-        positions = (torch.arange(len(bins)) + 0.5) * bin_size
-        axes.plot(positions, bins, marker=".", label=Path(checkpoint).name)
-        numbers[Path(checkpoint).name] = {"positions": positions.tolist(), "nats_per_token": bins.tolist()}
-        block_sizes.add(block_size)
-    for block_size in block_sizes:
-        axes.axvline(block_size, color="grey", linestyle="--", label=f"trained on {block_size}")
-    axes.set(xlabel="position in the context", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure, numbers
-
-
-def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tuple[PreTrainedModel, Subset, int]:
-    """The model, windows of `factor` times its training length that share nothing, and that length."""
-    _, settings = load_settings(checkpoint, args.architecture)
-    block_size = settings["block_size"]
-    settings |= {"block_size": factor * block_size, "eval_stride": factor * block_size}
-    source = argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split, quantization=None)
-    evaluation = language_model(source, settings)
-    windows: TokenWindows = evaluation.dataset
-    if len(windows.tokens) <= factor * block_size:
-        raise UsageError(
-            f"--data {args.data} holds {len(windows.tokens)} tokens; more than {factor * block_size} are accepted, "
-            f"{factor} times the length on which {checkpoint} was trained."
-        )
-    kept = min(len(windows), max(1, args.max_tokens // (factor * block_size)))
-    return evaluation.model, Subset(windows, range(kept)), block_size
-
-
-@torch.no_grad()
-def nats_by_position(model: PreTrainedModel, windows: Subset, args: argparse.Namespace) -> torch.Tensor:
-    """(time,) the mean loss of the labels at each position of the windows."""
-    device = default_device()
-    model = model.to(device).eval()
-    sums, counts = 0, 0
-    for batch in tqdm(DataLoader(windows, batch_size=args.batch_size, collate_fn=default_data_collator)):
-        labels = batch["labels"][:, 1:].to(device)
-        logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1]
-        losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")  # (windows, time)
-        sums, counts = sums + losses.sum(dim=0), counts + (labels != -100).sum(dim=0)
-    return (sums / counts).cpu()
-
-
-# Attention, and what a sub-layer adds
-
-
-def draw_layers(args: argparse.Namespace) -> tuple[Figure, dict]:
-    model, windows, _ = load_windows(args, args.checkpoint, factor=1)
-    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
-    whole = nats_by_position(model, windows, args).mean().item()
-    losses = {}
-    for index, layer in enumerate(model.model.layers):
-        sublayers = {f"LocalRNN {j + 1}": local_rnn for j, local_rnn in enumerate(layer.local_rnns)}
-        sublayers |= {"attention": layer.self_attn.o_proj, "feed-forward": layer.mlp}
-        for name, module in sublayers.items():
-            hook = module.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
-            losses[f"block {index + 1}, {name}"] = nats_by_position(model, windows, args).mean().item() - whole
-            hook.remove()
-
-    text = windows[0]["input_ids"][: args.tokens]
-    labels = [tokenizer.decode([token]) for token in text.tolist()]
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        attentions = model(input_ids=text[None].to(model.device), output_attentions=True, use_cache=False).attentions
-    figure = Figure(figsize=(4 * len(attentions), 7.5), layout="constrained")
-    maps, bars = figure.subfigures(2, 1, height_ratios=[1.3, 1])
-    map_axes = maps.subplots(1, len(attentions), squeeze=False)[0]
-    for index, (axes, weights) in enumerate(zip(map_axes, attentions, strict=True)):
-        axes.imshow(weights[0].mean(dim=0).cpu(), cmap="Blues", vmin=0)
-        axes.set_title(f"block {index + 1}: attention, mean of the heads", fontsize=9)
-        axes.set_xticks(range(len(labels)), labels, fontsize=5, rotation=90)
-        axes.set_yticks(range(len(labels)), labels, fontsize=5)
-    axes = bars.subplots()
-    axes.barh(list(losses), list(losses.values()), color=["tab:orange" if "RNN" in n else "tab:blue" for n in losses])
-    axes.invert_yaxis()
-    axes.set(xlabel=f"rise of the loss without the sub-layer (nats per token; whole model: {whole:.3f})")
-    axes.grid(alpha=0.3, axis="x")
-    return figure, {"loss": whole, "rise_without": losses}
-
-
-# What cards say
-
-
-def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
-    """Bars for each data set: of the metric that is published for it, or else of the first one in its cards."""
-    bars: dict[tuple[str, str], dict[str, float]] = {}
-    own_names = set()
-    for card in args.cards:
-        results = ModelCard.load(Path(card)).data.eval_results or []
-        tested = {
-            (result.dataset_name, result.metric_type): result.metric_value
-            for result in results
-            if result.dataset_split == "test"
-        }
-        if not tested:
-            raise UsageError(f"{card} gives no test figure; the card of a run with test data is accepted.")
-        kind = next((kind for kind in tested if kind in PUBLISHED), next(iter(tested)))
-        name = Path(card).resolve().parent.name
-        bars.setdefault(kind, {})[name] = tested[kind]
-        own_names.add(name)
-    bars = {kind: bars[kind] | PUBLISHED.get(kind, {}) for kind in sorted(bars)}
-
-    figure = Figure(figsize=(7, 0.5 * len(bars) + 0.28 * sum(map(len, bars.values()))), layout="constrained")
-    panels = figure.subplots(len(bars), squeeze=False, height_ratios=[1.5 + len(values) for values in bars.values()])
-    for ((data, metric), values), axes in zip(bars.items(), panels[:, 0], strict=True):
-        colours = ["tab:blue" if name in own_names else "tab:grey" for name in values]
-        drawn = axes.barh(list(values), list(values.values()), color=colours)
-        axes.bar_label(drawn, fmt="{:.4g}", padding=3, fontsize=8)
-        axes.margins(x=0.12)
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=8)
-        better = "higher" if metric == "accuracy" else "lower"
-        axes.set_title(f"{data}: {metric.replace('_', ' ')} on test, {better} is better", fontsize=9, loc="left")
-    return figure, {f"{data}: {metric}": values for (data, metric), values in bars.items()}
-
-
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="PICTURE")
+    commands = parser.add_subparsers(required=True, dest="picture", metavar="PICTURE")
     context = commands.add_parser("context", help="The loss against the position in a long context.")
     context.add_argument("checkpoints", nargs="+", help="Folders or Hub ids of language models.")
-    context.add_argument("--factor", type=int, default=8, help="Length, in training lengths. (default: 8)")
-    context.set_defaults(draw=draw_context, architecture="ForCausalLM")
+    context.add_argument(
+        "--factor", type=positive_integer, default=8, help="Length, in training lengths. (default: 8)"
+    )
+    context.set_defaults(architecture="ForCausalLM")
     layers = commands.add_parser("layers", help="Attention, and what each sub-layer adds.")
     layers.add_argument("checkpoint", help="Folder or Hub id of an R-Transformer language model.")
-    layers.add_argument("--tokens", type=int, default=48, help="Length of the text in the picture. (default: 48)")
-    layers.set_defaults(draw=draw_layers, architecture="RTransformerForCausalLM")
+    layers.add_argument(
+        "--tokens", type=positive_integer, default=48, help="Length of the text in the picture. (default: 48)"
+    )
+    layers.set_defaults(architecture="RTransformerForCausalLM")
     results = commands.add_parser("results", help="Test figures of cards, beside published ones.")
     results.add_argument("cards", nargs="+", help="Files README.md in folders of make_hub_folder.py.")
-    results.set_defaults(draw=draw_results)
     for command in (context, layers):
         command.add_argument("--data", required=True, help="Text: a file, a folder, or a data set on the Hub.")
         command.add_argument("--split", help="Split of a data set. (default: test)")
-        command.add_argument("--max_tokens", type=int, default=100_000, help="How much of it. (default: 100000)")
-        command.add_argument("--batch_size", type=int, default=4, help="Contexts at a time. (default: 4)")
+        command.add_argument(
+            "--max_tokens", type=positive_integer, default=100_000, help="How much of it. (default: 100000)"
+        )
+        command.add_argument("--batch_size", type=positive_integer, default=4, help="Contexts at a time. (default: 4)")
     for command in (context, layers, results):
-        command.add_argument("--output", required=True, help="The picture, a .png file; the numbers lie beside it.")
+        command.add_argument(
+            "--output",
+            required=True,
+            help="The picture, a .png file; a .json file with its numbers gets the same name.",
+        )
     args = parser.parse_args(argv)
-    for name in ("factor", "tokens", "max_tokens", "batch_size"):
-        if getattr(args, name, 1) < 1:
-            parser.error(f"--{name} {getattr(args, name)} is not accepted; it must be at least 1.")
     if Path(args.output).suffix != ".png":
-        parser.error(f"--output {args.output} is not accepted; it must end with .png.")
+        parser.error(f"--output: {args.output} (expected a name that ends with .png)")
     return args
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
-from evaluate_checkpoint import LabeledData, TextData
 
 from rtransformer_hf.training import causal_lm, sequence_classification
 from rtransformer_hf.training.causal_lm import DataArguments
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.evaluation import LabeledData, TextData
 from rtransformer_hf.training.sequence_classification import ClassificationArguments
 
 # Words that a reader may take for missing values, and what it may take for numbers, dates or truth values.

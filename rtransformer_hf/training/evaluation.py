@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a checkpoint of any task from its folder."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioFrameClassification,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    TorchAoConfig,
+    Trainer,
+    default_data_collator,
+)
+from transformers.utils import cached_file, is_torchao_available
+
+from .. import RTransformerImageProcessor
+from . import causal_lm, polyphonic_music, sequence_classification
+from .checkpoints import usable
+from .errors import UsageError
+from .forecasting import (
+    ForecastingTrainer,
+    ForecastSetting,
+    add_time_features,
+    has_time_features,
+    make_forecast_metrics,
+    make_windows,
+    normalised_series,
+)
+from .model_arguments import check_architecture, trained_frames_per_beat
+from .new_tokenizers import load_tokenizer
+from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
+from .run import EVALUATION_FILE
+from .series_labels import (
+    DataCollatorForInputValues,
+    LabeledSeries,
+    label_statistics,
+    make_label_metrics,
+)
+from .time_series import TASKS as SERIES_TASKS
+from .time_series import Series, TimeSeriesArguments, load_series
+
+
+@dataclass
+class Evaluation:
+    """What Trainer needs to evaluate a model on a split."""
+
+    model: PreTrainedModel
+    dataset: Dataset
+    data_collator: Callable
+    compute_metrics: Callable
+    preprocess_logits_for_metrics: Callable | None = None
+    trainer_class: type[Trainer] = Trainer
+
+
+class EvaluatedData:
+    """--data and --split, in the form of a training script's arguments for its training data."""
+
+    location = property(lambda self: f"--data {self.dataset_name}")
+
+    def source(self, split: str, files: list[str] | None = None) -> str:
+        return f"--data {self.train_file[0]}" if self.train_file else f"--split {self.train_split} of {self.location}"
+
+
+@dataclass
+class TextData(EvaluatedData, causal_lm.DataArguments):
+    pass
+
+
+@dataclass
+class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments):
+    pass
+
+
+@dataclass
+class SeriesData(EvaluatedData, TimeSeriesArguments):
+    pass
+
+
+QUANTIZATIONS = {
+    "int8_weight_only": "Int8WeightOnlyConfig",
+    "int8_dynamic": "Int8DynamicActivationInt8WeightConfig",
+}  # in torchao.quantization
+
+
+def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
+    if args.quantization is None:
+        return auto_class.from_pretrained(args.checkpoint, dtype=torch.float32)
+    if not is_torchao_available():
+        raise UsageError(
+            f"--quantization {args.quantization}: torchao is not installed (expected: pip install torchao)"
+        )
+    quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
+    return auto_class.from_pretrained(
+        args.checkpoint, dtype=torch.float32, quantization_config=TorchAoConfig(quantization())
+    )
+
+
+def place(args: argparse.Namespace, settings: dict) -> dict:
+    """
+    The settings of evaluation.json, with the data's place as arguments of a training script.
+
+    Raises:
+        UsageError: --split is given for a file, which has no splits.
+    """
+    if Path(args.data).is_file():
+        if args.split is not None:
+            raise UsageError(
+                f"--split {args.split}: --data {args.data} is a file, which has no splits (expected no --split)"
+            )
+        print(f"Data: all of the file {args.data}.", file=sys.stderr)
+        return {**settings, "train_file": [args.data]}
+    return {**settings, "dataset_name": args.data, "train_split": name_split(args)}
+
+
+def name_split(args: argparse.Namespace) -> str:
+    """The split to read, which is also printed."""
+    split = args.split or "test"
+    print(f"Data: split {split!r} of {args.data}.", file=sys.stderr)
+    return split
+
+
+def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
+    """
+    The settings of evaluation.json, with the columns that flags name.
+
+    Raises:
+        UsageError: a flag names a column that this task does not read.
+    """
+    given = getattr(args, "columns", {})
+    for name, value in given.items():
+        if name not in accepted:
+            flags = " or ".join(f"--{flag}" for flag in accepted)
+            raise UsageError(f"--{name}: {value!r}, which {args.checkpoint} does not read (expected {flags})")
+    return {**settings, **given}
+
+
+def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
+    stride = settings.pop("eval_stride")
+    settings = {"end_of_text": "none", **settings}  # older checkpoints, which do not state it, were trained without
+    settings = place(args, override(settings, args, "text_column"))
+    data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
+    rows = causal_lm.load_rows(data_args, "train")
+    model = load_model(args, AutoModelForCausalLM)
+    tokenizer = load_tokenizer(args.checkpoint, [])
+    windows = causal_lm.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
+    return Evaluation(
+        model,
+        windows,
+        default_data_collator,
+        causal_lm.make_compute_metrics(windows),
+        causal_lm.window_losses,
+    )
+
+
+def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
+    input_column = "text_column" if settings.get("image_column") is None else "image_column"
+    data_args = LabeledData(**place(args, override(settings, args, input_column, "label_column")))
+    rows = sequence_classification.load_rows(data_args, "train")
+    model = load_model(args, AutoModelForSequenceClassification)
+    if data_args.image_column is None:
+        processing_class = AutoTokenizer.from_pretrained(args.checkpoint)
+    else:
+        processing_class = RTransformerImageProcessor.from_pretrained(args.checkpoint)
+    encoded = sequence_classification.encode(rows, processing_class, data_args, "train", model.config.label2id)
+    if data_args.image_column is None:
+        sequence_classification.log_unknown_words(encoded, processing_class, data_args.source("train"))
+    return Evaluation(
+        model,
+        encoded,
+        sequence_classification.make_collator(processing_class),
+        sequence_classification.make_compute_metrics(encoded),
+    )
+
+
+def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
+    """Forecasts the last steps of each series, as many as the training has tested on."""
+    data_args = SeriesData(**place(args, override(settings, args)))
+    series = load_series(data_args)
+    setting = ForecastSetting.of(data_args, series)
+    if has_time_features(data_args, series, setting):
+        add_time_features(series, setting)
+    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    model = load_model(args, AutoModelForTimeSeriesPrediction)
+    check_input_size(args, model, series)
+    if setting.num_targets != model.config.num_target_channels:
+        raise UsageError(
+            f"--data {args.data}: {setting.num_targets} channels to forecast (expected "
+            f"{model.config.num_target_channels}, as {args.checkpoint} has)"
+        )
+    windows = make_windows(data_args, normalised_series(series, extractor), setting)
+    windows = windows.get("test", windows["validation"])
+    return Evaluation(
+        model,
+        windows,
+        default_data_collator,
+        make_forecast_metrics(windows),
+        trainer_class=ForecastingTrainer,
+    )
+
+
+def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
+    data_args = SeriesData(**place(args, override(settings, args, "label_column")))
+    series = load_series(data_args)
+    is_whole = data_args.task == "classify"
+    model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
+    check_input_size(args, model, series)
+    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    label2id = None if data_args.regression else model.config.label2id
+    labeled = LabeledSeries(series, extractor, label2id)
+    return Evaluation(
+        model,
+        labeled,
+        DataCollatorForInputValues(extractor),
+        make_label_metrics(labeled, None if label2id is None else len(label2id)),
+        label_statistics,
+    )
+
+
+def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series]):
+    found = series[0].values.shape[1]
+    if found != model.config.input_size:
+        raise UsageError(
+            f"--data {args.data}: {found} channels ({', '.join(series[0].channels)}) (expected "
+            f"{model.config.input_size}, as {args.checkpoint} reads)"
+        )
+
+
+def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
+    settings = override(settings, args, "piano_roll_column")
+    settings["frames_per_beat"] = trained_frames_per_beat(args.checkpoint)
+    data_args = PianoRollArguments(data=args.data, skip_unreadable=args.skip_unreadable, **settings)
+    split = name_split(args)
+    read = read_split(data_args, split)
+    check_tunes(data_args, read)
+    if skipped := [tune for tune in read if tune.roll is None]:
+        print(f"--skip_unreadable: {len(skipped)} of {len(read)} tunes are left out:", file=sys.stderr)
+        print(faults(skipped), file=sys.stderr)
+    tunes = polyphonic_music.Tunes(usable_rolls(data_args, split, read))
+    return Evaluation(
+        load_model(args, AutoModelForAudioFrameClassification),
+        tunes,
+        polyphonic_music.pad_tunes,
+        polyphonic_music.make_compute_metrics(tunes),
+        polyphonic_music.tune_losses,
+    )
+
+
+TASKS = {
+    "ForCausalLM": language_model,
+    "LMHeadModel": language_model,
+    "ForPolyphonicMusic": music_model,
+    "ForSequenceClassification": classifier,
+    "ForTimeSeriesPrediction": forecaster,
+    "ForTokenClassification": series_labeler,
+}
+
+
+def num_bytes(tensor: torch.Tensor) -> int:
+    """The size of a tensor; of a quantised one, that of the tensors that it consists of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(num_bytes(getattr(tensor, name)) for name in names)
+    return tensor.nbytes
+
+
+def load_evaluation(args: argparse.Namespace) -> Evaluation:
+    """
+    Opens a checkpoint and the data for it.
+
+    Args:
+        args: `checkpoint`, `data`, `split`, `quantization`, `skip_unreadable` and `columns` as of the command.
+
+    Raises:
+        UsageError, OSError, ValueError: there is no such checkpoint or data, or they don't go together.
+    """
+    architecture, settings = load_settings(args.checkpoint, *TASKS)
+    load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
+    if settings.get("task") in SERIES_TASKS:
+        load = forecaster if settings["task"] == "forecast" else series_labeler
+    if args.skip_unreadable and load is not music_model:
+        raise UsageError(f"--skip_unreadable: {args.checkpoint} holds {architecture} (expected a music model)")
+    return load(args, settings)
+
+
+def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
+    """
+    The name of a checkpoint's model class, and its evaluation.json.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+        accepted: as of `check_architecture`.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it is of another task.
+    """
+    with usable(checkpoint, f"a trained model with {EVALUATION_FILE}"):
+        architecture = check_architecture(checkpoint, *accepted)
+        settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
+    return architecture, settings
