@@ -56,12 +56,20 @@ def main(argv: list[str] | None = None):
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
         raise UsageError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
+    if data_args.streaming and training_args.max_steps < 1:
+        raise UsageError("--max_steps: missing (--streaming: a stream does not say how long an epoch is)")
+    if data_args.streaming and training_args.dataloader_num_workers > 0:
+        raise UsageError(
+            f"--dataloader_num_workers: {training_args.dataloader_num_workers} (expected 0 with --streaming: each "
+            "would read the whole stream)"
+        )
     check_metric(training_args, METRIC_NAMES)
     check_output_dir(training_args)
     set_seed(training_args.seed)
 
+    data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     with training_args.main_process_first(desc="data"):
-        model, tokenizer, windows = model_and_windows(model_args, data_args)
+        model, tokenizer, windows = model_and_windows(model_args, data_args, data_seed)
     checkpoint = prepare_output_dir(training_args, run_identity(model_args, data_args, tokenizer, windows["train"]))
 
     trainer = ReportingTrainer(
@@ -83,7 +91,7 @@ def main(argv: list[str] | None = None):
             base_model=model_args.model_name_or_path,
             example=prompt_for(tokenizer),
         ),
-        callbacks=[EpochCallback(windows["train"])],
+        callbacks=[] if data_args.streaming else [EpochCallback(windows["train"])],  # a stream counts them itself
     )
     commands = [
         command("generate.py", training_args.output_dir, prompt_for(tokenizer)),

@@ -128,6 +128,8 @@ def main(argv: list[str] | None = None):
         __doc__,
         DEFAULTS,
     )
+    if data_args.streaming:
+        raise UsageError("--streaming: not in this loop (expected scripts/train_causal_lm.py)")
     accelerator = Accelerator(
         cpu=args.use_cpu,
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: as `accelerate launch` says

@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from conftest import recipes
 from tokenizers import models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, EvalPrediction
 
+from rtransformer_hf.training import causal_lm
 from rtransformer_hf.training.causal_lm import (
     DataArguments,
     TokenWindows,
@@ -29,6 +31,7 @@ from rtransformer_hf.training.causal_lm import (
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer, unknown_token_id
 from rtransformer_hf.training.token_stream import Tokenization
+from rtransformer_hf.training.token_windows import StreamedWindows
 
 SETTINGS = ("tokenizer", "line_ending", "end_of_text", "block_size", "stride", "eval_stride")
 TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"
@@ -474,3 +477,114 @@ def test_quickstart_data_holds_out_topics(tmp_path):
         "python-topics.validation.txt",
     ]
     assert len(train) > 0.8 * sum(map(len, topics.values()))
+
+
+@pytest.mark.parametrize("length", [2, 3, 9, 10, 11, 12, 21, 37, 100])
+@pytest.mark.parametrize(("block_size", "stride"), [(1, 1), (10, 10), (10, 3), (10, 1), (40, 32)])
+@pytest.mark.parametrize("part", [1, 7, 1000])
+def test_a_stream_has_the_same_windows(length, block_size, stride, part):
+    """In the same order, epoch by epoch, whatever the lengths of the parts that are read."""
+    tokens = torch.arange(100, 100 + length)
+    expected = TokenWindows(tokens, length, block_size, stride, shifts=True)
+    streamed = StreamedWindows(lambda: map(np.asarray, tokens.split(part)), "", block_size, stride, shifts=True)
+    windows = iter(streamed)
+    for epoch in range(3):
+        expected.set_epoch(epoch)
+        for window in expected:
+            torch.testing.assert_close(next(windows), window)
+
+
+def test_a_stream_is_shuffled_by_a_buffer():
+    def order(buffer_size: int, seed: int) -> list[int]:
+        streamed = StreamedWindows(lambda: [np.arange(101)], "", 1, 1, False, buffer_size, seed)
+        return [int(window["input_ids"][0]) for window in itertools.islice(streamed, 200)]
+
+    assert order(1, 0) == 2 * list(range(100))
+    for buffer_size in (10, 1000):
+        drawn = order(buffer_size, 0)
+        first, second = drawn[:100], drawn[100:]
+        assert sorted(first) == sorted(second) == list(range(100)) and first != second
+        assert (max(number - place for place, number in enumerate(first)) < 10) == (buffer_size == 10)
+        assert drawn == order(buffer_size, 0) != order(buffer_size, 1)
+
+
+@pytest.mark.parametrize("end_of_text", [None, "row", "file", "none"])
+@pytest.mark.parametrize("source", ["text", "csv", "jsonl", "parquet", "folder"])
+def test_a_stream_has_the_same_tokens(tmp_path, source, end_of_text):
+    rows = [f"row {i}" * (i % 3) for i in range(2200)]
+    numbers = datasets.Dataset.from_dict({"text": [*rows[:-1], "12"]})
+    (tmp_path / "folder").mkdir()
+    held_out = write(tmp_path / "folder" / "validation.txt", "ab\n")
+    write(tmp_path / "folder" / "train.txt", "\ufeffone\n" + "\n".join(rows))
+    files = {"text": [str(tmp_path / "folder" / "train.txt")] * 2}
+    for suffix, save in (("csv", numbers.to_csv), ("jsonl", numbers.to_json), ("parquet", numbers.to_parquet)):
+        save(tmp_path / f"a.{suffix}")
+        files[suffix] = [str(tmp_path / f"a.{suffix}")] * 2
+    place = {"dataset_name": str(tmp_path / "folder")}
+    if source != "folder":
+        place = {"train_file": files[source], "validation_file": [held_out]}
+    windows = {}
+    for streaming in (False, True):
+        args = DataArguments(**place, end_of_text=end_of_text, block_size=50, streaming=streaming)
+        texts = load_texts(args)
+        tokenizer = load_tokenizer("char", lines(texts["train"], args.line_ending))
+        windows[streaming] = make_windows(texts, tokenizer, len(tokenizer), args)
+        assert args.end_of_text == (end_of_text or ("file" if source in ("text", "folder") else "row"))
+    tokens = np.concatenate(list(windows[True]["train"].tokens()))
+    assert tokens.tolist() == windows[False]["train"].tokens[:].tolist()
+    held_out = [windows[streaming]["validation"] for streaming in (False, True)]
+    assert held_out[0].tokens[:].tolist() == held_out[1].tokens[:].tolist()
+    assert held_out[0].num_characters == held_out[1].num_characters
+
+
+def test_a_tokenizer_of_the_start_of_a_stream(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(causal_lm, "STREAMED_TOKENIZER_TEXT", 2000)
+    path = write(tmp_path / "a.txt", "ab\n" * 1000 + "ñ\n")
+    args = DataArguments(train_file=[path], validation_file=[path], streaming=True, block_size=4)
+    texts = load_texts(args)
+    tokenizer = load_tokenizer("char", lines(texts["train"], args.line_ending))
+    assert "ñ" not in tokenizer.get_vocab()
+    make_windows(texts, tokenizer, len(tokenizer), args)
+    caplog.clear()
+    sum(len(part) for part in make_windows(texts, tokenizer, len(tokenizer), args)["train"].tokens())
+    assert f"--train_file {path}: there are tokens that --tokenizer None does not know." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "named"),
+    [
+        ("a.txt", {"validation_file": None}, "--validation_file: missing (--streaming"),
+        ("a.txt", {"preprocessing_num_workers": 2}, "--preprocessing_num_workers: not with --streaming"),
+        ("a.txt", {"shuffle_buffer_size": 0}, "--shuffle_buffer_size: 0 (expected at least 1)"),
+        ("a.tsv", {}, "--streaming: --train_file a.tsv is TSV"),
+        ("a.csv", {"text_column": "words"}, "--text_column 'words' is no column of --train_file a.csv"),
+        ("a.jsonl", {}, "--text_column 'text' of --train_file a.jsonl holds double; text is accepted."),
+        ("one.txt", {"line_ending": "", "end_of_text": "none"}, "--train_file one.txt holds 1 tokens; at least 2"),
+        ("bad.txt", {}, "--train_file bad.txt can't be read"),
+        ("late.txt", {}, "--train_file late.txt can't be read on"),
+        ("folder", {"train_file": None, "validation_file": None, "dataset_name": "folder"}, "--validation_split: mi"),
+        ("folder", {"train_file": None, "dataset_name": "folder", "train_split": "dev"}, "accepted: train."),
+    ],
+)
+def test_bad_streams(tmp_path, monkeypatch, content, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name, text in {
+        "a.txt": TEXT,
+        "a.csv": "text\nab\n",
+        "a.tsv": "text\tlabel\nab\t1\n",
+        "a.jsonl": '{"text": 0.5}',
+        "one.txt": "a",
+        "bad.txt": b"\xff\n",
+        "late.txt": (b"a" * 999 + b"\n") * 10_500 + b"\xff\n",
+        "folder/train.txt": TEXT,
+    }.items():
+        write(Path(name), text)
+    place = {"train_file": [content], "validation_file": ["a.txt"]}
+    with pytest.raises(UsageError) as error:
+        args = DataArguments(**{**place, **arguments}, streaming=True, block_size=9999)
+        texts = load_texts(args)
+        tokenizer = load_tokenizer("char", [TEXT])
+        for _ in make_windows(texts, tokenizer, len(tokenizer), args)["train"].epoch(0):
+            pass
+    assert named in str(error.value), error.value

@@ -55,6 +55,7 @@ disable_tqdm: true
 TEXT = ("recipe.yaml", "--train_file", "train.txt", "--validation_file", "validation.txt", "--block_size", "16")
 ROWS = ("recipe.yaml", "--train_file", "train.csv", "--validation_file", "validation.csv")
 TUNES = ("recipe.yaml", "--data", "tunes.mat", "--max_steps", "4", "--optim", "sgd", "--max_grad_norm", "0")
+STREAM = ("--streaming", "--shuffle_buffer_size", "50")
 SUMS = ("--sum_loss", "--learning_rate", "1e-4")
 SEPARATELY = ("--average_tokens_across_devices", "false")  # a sum is one over all processes none the less
 FSDP_IN_SHARDS = ("--fsdp", "--fsdp_config", '{"state_dict_type": "SHARDED_STATE_DICT"}')
@@ -112,6 +113,7 @@ def folder(tmp_path_factory):
         train_polyphonic_music.main([*TUNES, *to("music", 8)])
         train_polyphonic_music.main([*TUNES, *to("music_sum", 8), *SUMS])
         train_causal_lm.main([*TEXT, *to("causal_lm", 12)])
+        train_causal_lm.main([*TEXT, *to("stream", 12), *STREAM])
         train_sequence_classification.main([*ROWS, *to("classifier", 12)])
         half = ("--max_steps", "10")
         launch(
@@ -120,6 +122,7 @@ def folder(tmp_path_factory):
                 ("train_polyphonic_music", *TUNES, *to("music_ddp", 2), "--gradient_accumulation_steps", "2"),
                 ("train_polyphonic_music", *TUNES, *to("music_sum_ddp", 4), *SUMS, *SEPARATELY),
                 ("train_causal_lm", *TEXT, *to("causal_lm_ddp", 6), *half),
+                ("train_causal_lm", *TEXT, *to("stream_ddp", 6), *STREAM, *half),
                 (
                     "train_sequence_classification",
                     *ROWS,
@@ -167,6 +170,12 @@ def test_ddp(folder):
     assert_same_run("classifier_ddp", "classifier", AutoModelForSequenceClassification)
     train_causal_lm.main([*TEXT, *to("causal_lm_ddp", 12)])  # one process goes on for two
     assert_same_run("causal_lm_ddp", "causal_lm", AutoModelForCausalLM)
+
+
+def test_ddp_of_a_stream(folder):
+    """Two processes share its batches, and one goes on for two."""
+    train_causal_lm.main([*TEXT, *to("stream_ddp", 12), *STREAM])
+    assert_same_run("stream_ddp", "stream", AutoModelForCausalLM)
 
 
 @pytest.mark.parametrize("name", ["music", "music_sum"])

@@ -5,6 +5,7 @@ import json
 import math
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from rtransformer_hf.training.command_line import UsageError, run_command
@@ -163,6 +164,51 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     assert " second, finished on " in Path("uninterrupted/README.md").read_text().replace("seconds", "second")
     for name, weight in AutoModelForCausalLM.from_pretrained("out").state_dict().items():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_a_streamed_run_goes_on_with_the_same_losses(folder, killed_at, source, capsys):
+    """Within its third pass through the text; the stream is shuffled by a buffer and cut elsewhere in each pass."""
+    write_texts(train=8, validation=21, test=9)
+    num_windows = len(TokenWindows(torch.zeros(len(Path("train.txt").read_text()) + 1), 0, 16, 12))
+    assert 2 * num_windows < 4 * 8 < 3 * num_windows
+    flags = ["--streaming", "--shuffle_buffer_size", "5", "--max_steps", "9", "--save_steps", "4"]
+    data = ["--train_file", "train.txt", "--validation_file", "validation.txt"]
+    if source == "folder":
+        Path("texts").mkdir()
+        for name in ("train", "validation"):
+            Path(f"{name}.txt").rename(f"texts/{name}.txt")
+        data = ["--dataset_name", "texts"]
+    train = partial(train_causal_lm.main, ["recipe.yaml", *data, "--output_dir", "out", *flags])
+    train()
+    said = capsys.readouterr().out
+    assert "\nData: train streamed, validation " in said and "\nSteps: 9, of a stream.\n" in said
+    expected = log_history()
+    weights = AutoModelForCausalLM.from_pretrained("out").state_dict()
+    Path("out").rename("uninterrupted")
+
+    steps = killed_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    train()
+    assert steps[9:] == [8] and losses(log_history())[:-1] == losses(expected)[:-1]
+    for name, weight in AutoModelForCausalLM.from_pretrained("out").state_dict().items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+    train()
+    assert "finished at step 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--max_steps", "-1"], "--max_steps: missing (--streaming: "),
+        (["--dataloader_num_workers", "2"], "--dataloader_num_workers: 2 (expected 0 with --streaming"),
+    ],
+)
+def test_flags_that_do_not_go_with_a_stream(folder, flags, named):
+    with pytest.raises(UsageError) as error:
+        train("--streaming", *flags)
+    assert named in str(error.value) and not Path("out").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(folder, killed_at, monkeypatch, capsys):

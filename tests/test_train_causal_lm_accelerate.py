@@ -241,6 +241,12 @@ def test_bad_flags(folder, capsys, flags, named):
     assert not Path("out").exists()
 
 
+def test_a_stream_is_for_the_other_script(folder):
+    with pytest.raises(UsageError, match=r"--streaming: .*expected scripts/train_causal_lm\.py"):
+        train("--streaming")
+    assert not Path("out").exists()
+
+
 def test_a_folder_is_asked_for(folder, capsys):
     with pytest.raises(SystemExit):
         train_causal_lm_accelerate.main(["recipe.yaml", *FILES])

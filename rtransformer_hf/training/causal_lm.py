@@ -7,16 +7,17 @@ windows in which every token but the very first is predicted exactly once; and t
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import evaluate
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from transformers import (
@@ -30,17 +31,18 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .. import RTransformerForCausalLM
 from .architectures import check_causal_lm, check_context
 from .arguments import Defaults
-from .data_files import DataFileArguments, as_text, joined, load_split
+from .data_files import DataFileArguments, as_text, joined, load_split, texts_of
 from .errors import UsageError
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer
-from .token_stream import TokenStream, tokenize, with_line_endings
+from .token_stream import Tokenization, TokenStream, tokenize, with_line_endings
+from .token_windows import StreamedWindows, TokenWindows
 
 logger = logging.getLogger(__name__)
 
 METRICS = Path(__file__).parent / "metrics"
-GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 LONGEST_TOKEN = 10_000  # characters
+STREAMED_TOKENIZER_TEXT = 100_000_000  # characters
 
 TRAINING = {"learning_rate": 3e-3, "adam_beta2": 0.99}
 DEFAULTS = Defaults(
@@ -84,6 +86,17 @@ class DataArguments(DataFileArguments):
     vocab_size: int | None = field(
         default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training data while training on it, for what is larger than the disk. With --max_steps "
+            "and validation data of its own; a new tokenizer is trained on the first "
+            f"{STREAMED_TOKENIZER_TEXT // 10**6} million characters."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Windows of a stream from which the next one is drawn. 1: in their order."}
+    )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenize the text. Unset: one."}
     )
@@ -117,6 +130,12 @@ class DataArguments(DataFileArguments):
             raise UsageError(
                 f"--preprocessing_num_workers: {self.preprocessing_num_workers} (expected at least 1, or unset: one)"
             )
+        if self.shuffle_buffer_size < 1:
+            raise UsageError(f"--shuffle_buffer_size: {self.shuffle_buffer_size} (expected at least 1)")
+        if self.streaming and self.preprocessing_num_workers is not None:
+            raise UsageError("--preprocessing_num_workers: not with --streaming, which tokenizes while it trains")
+        if self.streaming and self.train_file and not self.validation_file:
+            raise UsageError("--validation_file: missing (--streaming: nothing can be held out of a stream)")
         if self.block_size < 1:
             raise UsageError(f"--block_size {self.block_size} must be at least 1.")
         self.stride = self.block_size if self.stride is None else self.stride
@@ -129,9 +148,14 @@ class DataArguments(DataFileArguments):
 
 
 def model_and_windows(
-    model_args: ArchitectureArguments, data_args: DataArguments
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, "TokenWindows"]]:
-    """The model and the tokenizer that the arguments ask for, and the windows of every split."""
+    model_args: ArchitectureArguments, data_args: DataArguments, seed: int = 0
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, TokenWindows | StreamedWindows]]:
+    """
+    The model and the tokenizer that the arguments ask for, and the windows of every split.
+
+    Args:
+        seed: of the order in which a stream's windows come.
+    """
     texts = load_texts(data_args)
     tokenizer_name = data_args.tokenizer or model_args.model_name_or_path or "char"
     tokenizer = load_tokenizer(tokenizer_name, lines(texts["train"], data_args.line_ending), data_args.vocab_size)
@@ -152,28 +176,34 @@ def model_and_windows(
             model, data_args.block_size + 1, f"--block_size {data_args.block_size}, with the token to predict"
         )
         check_causal_lm(model, f"--model_{name}", is_new)
-    return model, tokenizer, make_windows(texts, tokenizer, model.config.vocab_size, data_args)
+    return model, tokenizer, make_windows(texts, tokenizer, model.config.vocab_size, data_args, seed)
 
 
 def run_identity(
     model_args: ArchitectureArguments,
     data_args: DataArguments,
     tokenizer: PreTrainedTokenizerBase,
-    windows: "TokenWindows",
+    windows: TokenWindows | StreamedWindows,
 ) -> dict:
     """
     What a run can't change on its way: the model and its training text. The rest may change, the number of epochs for
-    one.
+    one. A stream is known by its tokenizer, its name and the sizes of its files alone.
     """
-    text = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    for start in range(0, len(windows.tokens), 1 << 20):
-        text.update(windows.tokens[start : start + (1 << 20)].astype(np.int32).tobytes())
+    digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
+    if isinstance(windows, StreamedWindows):
+        sizes = [Path(file).stat().st_size for file in data_args.train_file or []]
+        digest.update(json.dumps([data_args.data_name, data_args.train_split, sizes]).encode())
+        text = {"streamed training text (sha256)": digest.hexdigest()}
+    else:
+        for start in range(0, len(windows.tokens), 1 << 20):
+            digest.update(windows.tokens[start : start + (1 << 20)].astype(np.int32).tobytes())
+        text = {"tokenized training text (sha256)": digest.hexdigest()}
     return {
         **asdict(model_args),
         "block_size": data_args.block_size,
         "stride": data_args.stride,
         "shift_windows": data_args.shift_windows,
-        "tokenized training text (sha256)": text.hexdigest(),
+        **text,
     }
 
 
@@ -183,18 +213,32 @@ def evaluation_settings(args: DataArguments) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
-def describe(windows: dict[str, "TokenWindows"]) -> str:
+def describe(windows: dict[str, TokenWindows | StreamedWindows]) -> str:
     """What a model is trained and evaluated on, in words."""
-    sizes = ", ".join(f"{split} {len(part.tokens):,}" for split, part in windows.items())
-    return f"{sizes} tokens, in windows of {windows['train'].window_size - 1:,}"
+    sizes = [
+        f"{split} streamed" if isinstance(part, StreamedWindows) else f"{split} {len(part.tokens):,} tokens"
+        for split, part in windows.items()
+    ]
+    return f"{', '.join(sizes)}, in windows of {windows['train'].window_size - 1:,}"
 
 
 # From a data set to rows of text
 
 
-def load_texts(args: DataArguments) -> dict[str, datasets.Dataset]:
-    """The splits "train", "validation" and, where one is given, "test", as of [`load_rows`]."""
-    texts = {split: load_rows(args, split) for split in ("train", "validation", "test")}
+def load_texts(args: DataArguments) -> dict[str, "datasets.Dataset | TextStream"]:
+    """
+    The splits "train", "validation" and, where one is given, "test", as of [`load_rows`] or [`load_streamed_rows`].
+
+    Raises:
+        UsageError: beside a stream, there is no validation data.
+    """
+    load = load_streamed_rows if args.streaming else load_rows
+    texts = {split: load(args, split) for split in ("train", "validation", "test")}
+    if texts["validation"] is None and args.streaming:
+        raise UsageError(
+            f"--validation_split: missing, and {args.location} has no split 'validation' (--streaming: nothing can be "
+            "held out of a stream)"
+        )
     if texts["validation"] is None:
         texts["train"], texts["validation"] = hold_out(texts["train"], args.validation_fraction)
     return {split: rows for split, rows in texts.items() if rows is not None}
@@ -214,11 +258,74 @@ def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
         if missing := rows.with_format("arrow")[:][args.text_column].null_count:
             logger.warning(f"{where}: {missing:,} of {len(rows):,} rows have no text and are read as empty lines.")
         rows = rows if args.text_column == "text" else rows.rename_column(args.text_column, "text")
-        args.end_of_text = args.end_of_text or ("file" if rows.builder_name == "text" else "row")
+        args.end_of_text = args.end_of_text or default_end_of_text(rows)
         ends = np.full(len(rows), args.end_of_text == "row")
         ends[-1] |= args.end_of_text == "file"
         texts.append(rows.add_column("ends", ends))
     return joined(texts)
+
+
+def load_streamed_rows(args: DataArguments, split: str) -> "datasets.Dataset | TextStream | None":
+    """
+    The training split as a stream. Others are read whole, but those of a data set without what lies beside them there,
+    and into memory.
+    """
+    if split != "train" and not args.dataset_name:
+        return load_rows(args, split)
+    parts = load_split(args, split, {"--text_column": args.text_column}, streaming=True)
+    if parts is None:
+        return None
+    args.end_of_text = args.end_of_text or default_end_of_text(parts[0][1])
+    stream = TextStream(parts, args.text_column, args.end_of_text)
+    return stream if split == "train" else datasets.Dataset(pa.concat_tables(stream))
+
+
+def default_end_of_text(rows: datasets.Dataset | datasets.IterableDataset) -> str:
+    return "file" if rows.info.builder_name == "text" else "row"
+
+
+class TextStream:
+    """
+    Iterates over the rows of a split in tables with the columns of [`load_rows`], read anew each time.
+
+    Args:
+        parts: the streams of rows, one after the other, as of `load_split`.
+        text_column: that of the text.
+        end_of_text: "row", "file" or "none".
+    """
+
+    def __init__(self, parts: list[tuple[str, datasets.IterableDataset]], text_column: str, end_of_text: str):
+        self.parts, self.text_column, self.end_of_text = parts, text_column, end_of_text
+        self.has_warned = False
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for where, rows in self.parts:
+            tables = self.read(where, rows)
+            texts = next(tables)
+            for following in chain(tables, [None]):
+                ends = np.full(len(texts), self.end_of_text == "row")
+                ends[-1] |= self.end_of_text == "file" and following is None
+                yield pa.table({"text": pa.array(texts, pa.large_string()), "ends": pa.array(ends)})
+                texts = following
+
+    def read(self, where: str, rows: datasets.IterableDataset) -> Iterator[list[str | None]]:
+        """
+        The texts of some rows at a time.
+
+        Raises:
+            UsageError: they can't be read, or are no texts.
+        """
+        try:
+            for table in rows.with_format("arrow").iter(batch_size=1000):
+                column = table[self.text_column]
+                if column.null_count and not self.has_warned:
+                    self.has_warned = True
+                    logger.warning(f"{where}: rows without text are read as empty lines.")
+                yield texts_of(column, self.text_column, where)
+        except UsageError:
+            raise
+        except Exception as error:  # of the readers of all formats, and of the network
+            raise UsageError(f"{where} can't be read on: {error.__cause__ or error}") from error
 
 
 def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
@@ -235,10 +342,19 @@ def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset,
     return rows.select(range(cut)), rows.select(range(cut, len(rows)))
 
 
-def lines(rows: datasets.Dataset, line_ending: str) -> Iterator[str]:
-    """The text that a model sees, row by row."""
-    for batch in rows.with_format("arrow").iter(batch_size=1000):
-        yield from with_line_endings(batch["text"].to_pylist(), line_ending)
+def lines(rows: datasets.Dataset | TextStream, line_ending: str) -> Iterator[str]:
+    """The text that a model sees, row by row; of a stream, the first `STREAMED_TOKENIZER_TEXT` characters."""
+    if isinstance(rows, TextStream):
+        num_characters = 0
+        for table in rows:
+            texts = with_line_endings(table["text"].to_pylist(), line_ending)
+            yield from texts
+            num_characters += sum(map(len, texts))
+            if num_characters >= STREAMED_TOKENIZER_TEXT:
+                return
+    else:
+        for table in rows.with_format("arrow").iter(batch_size=1000):
+            yield from with_line_endings(table["text"].to_pylist(), line_ending)
 
 
 # From text to tokens
@@ -263,60 +379,13 @@ def characters_of_first_token(
 # From tokens to windows
 
 
-class TokenWindows(torch.utils.data.Dataset):
-    """
-    A stream of tokens as windows of `block_size` inputs, one every `stride` tokens. Every token but the very first
-    is a label exactly once: what a window shares with the one before it is context, without loss. The last window ends
-    with the stream.
-
-    Args:
-        tokens: (time,) the stream's token ids, of which slices are taken; at least two.
-        num_characters: number of characters that the predicted tokens stand for; end-of-text tokens stand for none.
-        block_size: inputs in a window. A window has one token more: the label of its last input.
-        stride: inputs from a window's start to the next one's, 1 to `block_size`.
-        shifts: whether the stream begins elsewhere every epoch, less than `stride` tokens on, with what lies before
-            behind its end: all windows are cut at other places then.
-    """
-
-    def __init__(
-        self,
-        tokens: TokenStream | torch.Tensor,
-        num_characters: int,
-        block_size: int,
-        stride: int,
-        shifts: bool = False,
-    ):
-        self.tokens, self.num_characters, self.window_size = tokens, num_characters, block_size + 1
-        self.last_start = max(0, len(tokens) - self.window_size)
-        self.stride, self.shifts, self.offset = stride, shifts, 0
-
-    def set_epoch(self, epoch: int):
-        if self.shifts:
-            self.offset = round(epoch * GOLDEN_RATIO * self.stride) % self.stride  # far from those before
-
-    def __len__(self) -> int:
-        return math.ceil(self.last_start / self.stride) + 1
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        index = range(len(self))[index]  # from the end where it is negative, an IndexError where there is none
-        start = min(index * self.stride, self.last_start)
-        input_ids = self.read(start, min(start + self.window_size, len(self.tokens)))
-        labels = input_ids.clone()
-        context = 1 if index == 0 else (index - 1) * self.stride + self.window_size - start
-        labels[:context] = -100
-        return {"input_ids": input_ids, "labels": labels}
-
-    def read(self, start: int, stop: int) -> torch.Tensor:
-        """Tokens of the stream as it begins in this epoch."""
-        start, stop, end = start + self.offset, stop + self.offset, len(self.tokens)
-        spans = [(min(start, end), min(stop, end)), (max(start - end, 0), max(stop - end, 0))]
-        parts = [np.asarray(self.tokens[first:last], dtype=np.int64) for first, last in spans if first < last]
-        return torch.from_numpy(np.concatenate(parts))
-
-
 def make_windows(
-    texts: dict[str, datasets.Dataset], tokenizer: PreTrainedTokenizerBase, vocab_size: int, args: DataArguments
-) -> dict[str, TokenWindows]:
+    texts: dict[str, datasets.Dataset | TextStream],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    args: DataArguments,
+    seed: int = 0,
+) -> dict[str, TokenWindows | StreamedWindows]:
     """The windows of every split, for a model with `vocab_size` token ids."""
     if tokenizer.eos_token_id is None and args.end_of_text != "none":
         logger.warning(
@@ -325,25 +394,55 @@ def make_windows(
         )
     windows = {}
     for split, rows in texts.items():
+        stride = args.stride if split == "train" else args.eval_stride
+        shifts = args.shift_windows and split == "train"
+        if isinstance(rows, TextStream):
+            read = partial(stream_tokens, rows, tokenizer, vocab_size, args, split)
+            windows[split] = StreamedWindows(
+                read, args.source(split), args.block_size, stride, shifts, args.shuffle_buffer_size, seed
+            )
+            continue
         tokenized = tokenize(rows, tokenizer, args.line_ending, args.preprocessing_num_workers)
         counts = tokenized.remove_columns("input_ids").with_format("numpy")[:]
         tokens = TokenStream(tokenized)
         if len(tokens) < 2:
             raise UsageError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
-        if (largest := counts["largest"].max()) >= vocab_size:
-            raise UsageError(
-                f"--tokenizer {args.tokenizer} gives token id {largest} for {args.source(split)}; the model's "
-                f"vocab_size {vocab_size} accepts 0 to {vocab_size - 1}."
-            )
+        check_token_ids(counts["largest"].max(), vocab_size, args, split)
         if unknown := counts["unknown"].sum():
             share = f"{unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %)"
             logger.warning(f"{args.source(split)}: {share}.")
         num_characters = int(counts["num_characters"].sum())
         num_characters -= characters_of_first_token(tokens, rows, tokenizer, args.line_ending)
-        stride = args.stride if split == "train" else args.eval_stride
-        shifts = args.shift_windows and split == "train"
         windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride, shifts)
     return windows
+
+
+def stream_tokens(
+    rows: TextStream, tokenizer: PreTrainedTokenizerBase, vocab_size: int, args: DataArguments, split: str
+) -> Iterator[np.ndarray]:
+    """The token ids of a stream of rows, in parts, as they are read."""
+    tokenization = Tokenization(tokenizer, args.line_ending)
+    has_warned = False
+    for table in rows:
+        tokenized = tokenization(table)
+        counts = tokenized.drop_columns("input_ids").to_pylist()[0]
+        check_token_ids(counts["largest"], vocab_size, args, split)
+        if counts["unknown"] and not has_warned:
+            has_warned = True
+            logger.warning(f"{args.source(split)}: there are tokens that --tokenizer {args.tokenizer} does not know.")
+        yield tokenized["input_ids"].combine_chunks().flatten().to_numpy()
+
+
+def check_token_ids(largest: int, vocab_size: int, args: DataArguments, split: str):
+    """
+    Raises:
+        UsageError: the tokenizer gives ids that the model does not have.
+    """
+    if largest >= vocab_size:
+        raise UsageError(
+            f"--tokenizer {args.tokenizer} gives token id {largest} for {args.source(split)}; the model's vocab_size "
+            f"{vocab_size} accepts 0 to {vocab_size - 1}."
+        )
 
 
 # Metrics

@@ -15,6 +15,7 @@ from typing import IO, ClassVar
 import datasets
 import fsspec
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
@@ -137,8 +138,8 @@ class DataFileArguments:
 
 
 def load_split(
-    args: DataFileArguments, split: str, columns: dict[str, str]
-) -> list[tuple[str, datasets.Dataset]] | None:
+    args: DataFileArguments, split: str, columns: dict[str, str], streaming: bool = False
+) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]] | None:
     """
     The rows of "train", "validation" or "test" in parts, each with its name for messages: a part for each file, or one
     for a data set. None where the arguments ask for none. Validation is taken
@@ -148,24 +149,43 @@ def load_split(
         args: say where the data is.
         split: which of it.
         columns: those wanted, by the flags that name them. The rows have no others.
+        streaming: whether the rows are read when they are iterated over, and leave nothing on the disk.
 
     Raises:
         UsageError: there are no such files, data set, split, columns or rows, or they can't be read.
     """
-    parts = load_files(args, split) if getattr(args, f"{split}_file") else load_data_set(args, split)
+    load = load_files if getattr(args, f"{split}_file") else load_data_set
+    parts = load(args, split, streaming)
     for where, rows in parts or []:
+        names = first_row(where, rows) if streaming else rows.column_names
         for flag, column in columns.items():
-            if column not in rows.column_names:
+            if column not in names:
                 raise UsageError(
                     f"{flag} {column!r} is no column of {where}; accepted: "
-                    f"{', '.join(map(repr, rows.column_names))}{layout(args, split)}."
+                    f"{', '.join(map(repr, names))}{layout(args, split)}."
                 )
-        if len(rows) == 0:
+        if not streaming and len(rows) == 0:
             raise UsageError(f"{where} holds no rows; at least one is accepted.")
     return parts and [(where, rows.select_columns(list(columns.values()))) for where, rows in parts]
 
 
-def load_data_set(args: DataFileArguments, split: str) -> list[tuple[str, datasets.Dataset]] | None:
+def first_row(where: str, rows: datasets.IterableDataset) -> dict:
+    """
+    Raises:
+        UsageError: the stream can't be read, or holds no rows.
+    """
+    try:
+        row = next(iter(rows), None)
+    except Exception as error:  # the readers of the formats have no common one
+        raise UsageError(f"{where} can't be read: {error.__cause__ or error}") from error
+    if row is None:
+        raise UsageError(f"{where} holds no rows; at least one is accepted.")
+    return row
+
+
+def load_data_set(
+    args: DataFileArguments, split: str, streaming: bool
+) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]] | None:
     split_name = getattr(args, f"{split}_split")
     if args.dataset_name is None or (split == "test" and split_name is None):
         return None
@@ -185,21 +205,21 @@ def load_data_set(args: DataFileArguments, split: str) -> list[tuple[str, datase
             f"{args.location} can't be loaded; an id on the Hub and a local folder are accepted: {error}"
         ) from error
     try:
-        rows = datasets.load_dataset(*name, split=split_name or "validation", **options)
+        rows = datasets.load_dataset(*name, split=split_name or "validation", streaming=streaming, **options)
     except datasets.exceptions.DatasetGenerationError as error:
         for file in local_files(builder):
             check_utf8(f"{args.location}: {file}", file)
         raise UsageError(f"{args.source(split)} can't be read: {error.__cause__ or error}") from error
     except ValueError as error:
-        raise UsageError(
-            f"{args.source(split)} does not exist; accepted: {', '.join(available)}, or a part such as "
-            f"{available[0]}[:10%]."
-        ) from error
+        part = "" if streaming else f", or a part such as {available[0]}[:10%]"
+        raise UsageError(f"{args.source(split)} does not exist; accepted: {', '.join(available)}{part}.") from error
     check_quotes(args.source(split), rows, builder)
     return [(args.source(split), rows)]
 
 
-def load_files(args: DataFileArguments, split: str) -> list[tuple[str, datasets.Dataset]]:
+def load_files(
+    args: DataFileArguments, split: str, streaming: bool
+) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]]:
     files = getattr(args, f"{split}_file")
     formats = {format_of(file) for file in files}
     if len(formats) > 1:
@@ -208,17 +228,20 @@ def load_files(args: DataFileArguments, split: str) -> list[tuple[str, datasets.
     for file in files:
         check_content(args.source(split, [file]), file)
     # One by one, so that messages can name a file and a row in it, and so that texts end where their files do.
-    return [(args.source(split, [file]), load_file(args, split, file, file_format)) for file in files]
+    return [(args.source(split, [file]), load_file(args, split, file, file_format, streaming)) for file in files]
 
 
-def load_file(args: DataFileArguments, split: str, file: str, file_format: str) -> datasets.Dataset:
+def load_file(
+    args: DataFileArguments, split: str, file: str, file_format: str, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     where = args.source(split, [file])
     options = {"data_files": {"train": [glob.escape(file)]}}
     if suffix(file) == ".tsv":
         options["sep"] = "\t"
     try:
         builder = datasets.load_dataset_builder(file_format, **options)
-        rows = datasets.load_dataset(file_format, split="train", **options, **reader_options(where, builder))
+        options |= reader_options(where, builder)
+        rows = datasets.load_dataset(file_format, split="train", streaming=streaming, **options)
     except UsageError:
         raise
     except Exception as error:  # the readers of the formats have no common one
@@ -337,13 +360,16 @@ def open_unpacked(file: str) -> IO[bytes]:
     return fsspec.open(file, "rb", compression=Extractor.infer_extractor_format(file) or None).open()
 
 
-def check_quotes(where: str, rows: datasets.Dataset, builder: datasets.DatasetBuilder):
+def check_quotes(where: str, rows: datasets.Dataset | datasets.IterableDataset, builder: datasets.DatasetBuilder):
     """
     Raises:
-        UsageError: a cell of a TSV file holds several rows, as after a quotation mark without its pair.
+        UsageError: a cell of a TSV file holds several rows, as after a quotation mark without its pair; or the file is
+            a stream, of which this can't be known before the training.
     """
     if not isinstance(builder, Csv) or builder.config.sep != "\t":
         return
+    if isinstance(rows, datasets.IterableDataset):
+        raise UsageError(f"--streaming: {where} is TSV, whose quotation marks are checked before (expected others)")
     table = rows.with_format("arrow")[:]
     for column in (name for name, feature in rows.features.items() if kind_of(feature) == "string"):
         swallows = pc.match_substring_regex(table[column], r"(?s)\t.*\n|\n.*\t")
@@ -370,6 +396,20 @@ def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset
     if pc.any(pc.starts_with(rows.with_format("arrow")[:][column], BYTE_ORDER_MARK)).as_py():
         return rows.map(without_byte_order_marks, input_columns=column, fn_kwargs={"column": column}, batched=True)
     return rows
+
+
+def texts_of(values: pa.ChunkedArray, column: str, where: str) -> list[str | None]:
+    """
+    As of [`as_text`], for some rows of a stream.
+
+    Raises:
+        UsageError: they are no texts.
+    """
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    elif not any(is_kind(values.type) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
+        raise UsageError(f"--text_column {column!r} of {where} holds {values.type}; text is accepted.")
+    return without_byte_order_marks(values.to_pylist(), column)[column]
 
 
 def without_byte_order_marks(texts: list[str | None], column: str) -> dict[str, list[str | None]]:

@@ -323,7 +323,8 @@ def checkpoints(output_dir: str) -> list[Path]:
     return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
-def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int) -> int:
+def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int | None) -> int:
+    """Steps of the training; `batches_per_epoch` is None where --max_steps alone says."""
     if args.max_steps > 0:
         return args.max_steps
     steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)

@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import load_fsdp_model
 from huggingface_hub import HfApi
 from torch import distributed
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
@@ -271,7 +271,8 @@ def train_and_evaluate(
     args = trainer.args
     if args.fsdp and not trainer.is_fsdp_enabled:
         raise UsageError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
-    num_batches = len(trainer.get_train_dataloader())
+    is_stream = isinstance(trainer.train_dataset, IterableDataset)
+    num_batches = None if is_stream else len(trainer.get_train_dataloader())
     num_steps = planned_steps(args, num_batches)
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
     finished, state_of_finished = finished_model(trainer, checkpoint, state, num_steps)
@@ -349,7 +350,7 @@ def print_start(
     data: str,
     args: ResumableTrainingArguments,
     *,
-    batches_per_epoch: int,
+    batches_per_epoch: int | None,
     device: torch.device,
     num_processes: int,
     loggers: list[str],
@@ -358,7 +359,11 @@ def print_start(
 ):
     """Says what is about to be trained, on what, for how long, and where it logs to."""
     num_steps = planned_steps(args, batches_per_epoch)
-    steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
+    if batches_per_epoch is None:
+        epochs = "of a stream"
+    else:
+        steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
+        epochs = f"{num_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,}"
     name = type(model).__name__.removeprefix("FSDP")
     reads = "" if getattr(model.config, "input_size", None) else f", a vocabulary of {model.config.vocab_size:,}"
     batch_size = args.per_device_train_batch_size * num_processes * args.gradient_accumulation_steps
@@ -372,7 +377,7 @@ def print_start(
         f"Data: {data}.\n"
         f"Device: {device}, {num_processes} {plural(num_processes, 'process')}. "
         f"Batch: {batch_size} ({factors}).\n"
-        f"Steps: {num_steps:,}, {num_steps / steps_per_epoch:.3g} epochs of {steps_per_epoch:,}.{done}\n"
+        f"Steps: {num_steps:,}, {epochs}.{done}\n"
         f"Logs: the terminal{places}. Model and checkpoints: {args.output_dir}.",
         flush=True,
     )
