@@ -196,7 +196,7 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     make_hub_folder.main(["music", "cards/music", "--dtype", "float16"])
     files = {path.name for path in Path("cards/music").iterdir()}
-    assert files == {"README.md", "model_card.json", "learning_curves.png"} | {
+    assert files == {"README.md", "model_card.json", "learning_curves.png", "learning_curves.json"} | {
         *("config.json", "evaluation.json", "model.safetensors")
     }
     assert AutoModelForAudioFrameClassification.from_pretrained("cards/music").dtype == torch.float32

@@ -83,6 +83,14 @@ def test_a_run_leaves_a_model_ready_to_use(folder):
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
     assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
     assert not [name for name in files if name.endswith(".unfinished")]
+    points = json.loads(Path("out/learning_curves.json").read_text())
+    for label, steps in (("training", [1, 2, 3, 4, 5, 6]), ("validation", [3, 6])):
+        assert points[label]["step"] == steps and len(points[label]["loss"]) == len(steps)
+        assert points[label]["seconds"] == sorted(points[label]["seconds"])
+    assert points["training"]["seconds"][-1] <= results["training_seconds"] < results["train_runtime"]
+    num_tokens = 6 * 4 * 17  # steps, windows, tokens
+    assert results["train_tokens_per_second"] == pytest.approx(num_tokens / results["training_seconds"])
+    assert 1e7 < results["train_peak_memory_bytes"] < 1e12
 
     model = AutoModelForCausalLM.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
@@ -158,6 +166,8 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     assert "checkpoint-4" in caplog.text
     assert steps[5:] == [4, 5]
     resumed = log_history()
+    seconds = [entry["training_seconds"] for entry in resumed if "training_seconds" in entry]
+    assert seconds == sorted(seconds)  # of the whole training
     trained = [entry for entry in losses(resumed) if entry[1] is not None or entry[2] is not None]
     assert trained == [entry for entry in expected if entry[1] is not None or entry[2] is not None]
     assert " second from step 4 on, finished on " in Path("out/README.md").read_text().replace("seconds", "second")

@@ -4,7 +4,7 @@
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .model_arguments import EVALUATION_FILE
-from .model_card import FACTS_FILE
+from .model_card import CURVE_POINTS_FILE, FACTS_FILE
 
 # What from_pretrained reads beside configuration and weights, the card, and its pictures. Pushing adds the code.
 SHARED_FILES = (
@@ -12,6 +12,7 @@ SHARED_FILES = (
     FACTS_FILE,
     "README.md",
     "*.png",
+    CURVE_POINTS_FILE,
     GENERATION_CONFIG_NAME,
     "tokenizer*.json",
     "special_tokens_map.json",

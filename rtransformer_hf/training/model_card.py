@@ -15,6 +15,7 @@ from .errors import UsageError
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"
+CURVE_POINTS_FILE = "learning_curves.json"
 FORECASTS_FILE = "forecasts.png"
 
 # https://huggingface.co/docs/hub/repositories-licenses; no library carries the list.
@@ -254,6 +255,8 @@ class TrainingFacts:
         command: the command line, fit to be published.
         hardware: what it ran on; None where nobody has noted it.
         seconds: how long it took from `resumed_at_step` on; None while it trains.
+        positions_per_second: tokens, pixels or frames, without the time of evaluations; None where nobody measured.
+        peak_memory_bytes: the most that a process had at a time, as of `cost.peak_memory`.
         finished: the day of its end, in ISO format.
         best: what chose the weights, where they are not the last ones: "step 40, by accuracy on validation".
         hyperparameters: their values in words, by name.
@@ -265,6 +268,8 @@ class TrainingFacts:
     resumed_at_step: int = 0
     finished: str | None = None
     best: str | None = None
+    positions_per_second: float | None = None
+    peak_memory_bytes: int | None = None
     hyperparameters: dict[str, str] = field(default_factory=dict)
 
 
@@ -383,6 +388,8 @@ def model_name(facts: CardFacts) -> str:
 def sections(facts: CardFacts) -> dict[str, str]:
     """The parts of a card below its metadata, by name, in their order."""
     task = TASKS[facts.task]
+    how = training(facts.training, task.unit)
+    citation = {"Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n"}
     table = [f"| {split} | {metric.replace('_', ' ')} | {value:.4f} |" for split, metric, value in facts.results]
     results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", task.metrics_note]
     if facts.baselines:
@@ -399,9 +406,9 @@ def sections(facts: CardFacts) -> dict[str, str]:
         "description": f"{description(facts)}\n",
         "Use": f"## Use\n\n{needs(facts)}\n\n```python\n{usage(facts)}\n```\n",
         "Results": "\n".join(["## Results", "", *results, ""]),
-        "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{training(facts.training)}\n",
+        "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{how}\n",
         "Limits and biases": f"## Limits and biases\n\n{task.limits}\n",
-        **({"Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n"} if facts.model_type == "rtransformer" else {}),
+        **(citation if facts.model_type == "rtransformer" else {}),
     }
 
 
@@ -509,7 +516,7 @@ def quoted(text: str | None) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def training(facts: TrainingFacts) -> str:
+def training(facts: TrainingFacts, unit: str) -> str:
     lines = []
     if facts.hardware is not None:
         time = "not finished yet" if facts.seconds is None else duration(facts.seconds)
@@ -519,7 +526,12 @@ def training(facts: TrainingFacts) -> str:
     if facts.best is not None:
         lines += [f"The weights are those of {facts.best}."]
     lines += [""] if lines else []
-    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in facts.hyperparameters.items())])
+    items = dict(facts.hyperparameters)
+    if facts.positions_per_second is not None:
+        items["speed"] = f"{facts.positions_per_second:,.0f} {unit} a second in training"
+    if facts.peak_memory_bytes is not None:
+        items["memory"] = f"{facts.peak_memory_bytes / 1e9:.2f} GB at the peak of a process"
+    return "\n".join([*lines, *(f"- {name}: {value}" for name, value in items.items())])
 
 
 def duration(seconds: float) -> str:

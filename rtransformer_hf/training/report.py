@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from .. import RTransformerConfig
-from .files import write_figure
-from .model_card import CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
+from .cost import MEMORY, SECONDS
+from .files import atomic_write, write_figure
+from .model_card import CURVE_POINTS_FILE, CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
 from .output_folder import ResumableTrainingArguments
 
@@ -58,6 +59,10 @@ class TaskReport:
     def loss_unit(self) -> str:
         return TASKS[self.task].loss_unit
 
+    @property
+    def unit(self) -> str:
+        return TASKS[self.task].unit
+
 
 @dataclass
 class Outcome:
@@ -77,8 +82,24 @@ class Outcome:
     has_forecasts: bool = False
 
 
+def learning_curves(log_history: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
+    """Of "training" and "validation" the "step", "loss" and, where all have it, "seconds" of each log entry."""
+    curves = {}
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        entries = [entry for entry in log_history if key in entry]
+        # The evaluation at the end has the step of the last one, but may be of an earlier, better model.
+        steps = [entry["step"] for entry in entries]
+        entries = [entry for index, entry in enumerate(entries) if entry["step"] not in steps[:index]]
+        curves[label] = {"step": [entry["step"] for entry in entries], "loss": [entry[key] for entry in entries]}
+        if entries and all(SECONDS in entry for entry in entries):
+            curves[label]["seconds"] = [entry[SECONDS] for entry in entries]
+    return curves
+
+
 def plot_learning_curves(trainer: Trainer, loss_unit: str) -> bool:
-    """Returns whether there is a picture: matplotlib may be missing."""
+    """Writes the curves and their picture. Returns whether there is a picture: matplotlib may be missing."""
+    curves = learning_curves(trainer.state.log_history)
+    atomic_write(Path(trainer.args.output_dir, CURVE_POINTS_FILE), json.dumps(curves).encode())
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -86,9 +107,8 @@ def plot_learning_curves(trainer: Trainer, loss_unit: str) -> bool:
         return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label in (("loss", "training"), ("eval_loss", "validation")):
-        entries = [entry for entry in trainer.state.log_history if key in entry]
-        axes.plot([entry["step"] for entry in entries], [entry[key] for entry in entries], marker=".", label=label)
+    for label, points in curves.items():
+        axes.plot(points["step"], points["loss"], marker=".", label=label)
     axes.set(xlabel="step", ylabel=f"loss ({loss_unit})")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -148,6 +168,8 @@ def training_facts(trainer: Trainer, report: TaskReport, outcome: Outcome) -> Tr
     facts.hardware = hardware(args)
     if metrics is not None:
         facts.seconds = metrics["train_runtime"]
+        facts.positions_per_second = metrics[f"train_{report.unit}_per_second"]
+        facts.peak_memory_bytes = metrics.get(MEMORY)
         facts.resumed_at_step = metrics["resumed_at_step"]
         facts.finished = datetime.date.today().isoformat()
         if trainer.state.global_step < trainer.state.max_steps:

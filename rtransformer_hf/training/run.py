@@ -23,6 +23,7 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy
 
+from .cost import SECONDS, TrainingClock, num_positions
 from .errors import UsageError
 from .files import atomic_write
 from .hub import reason
@@ -50,6 +51,8 @@ class ReportingTrainer(Trainer):
         self.report = report
         self.outcome = Outcome(metrics={})
         self.num_parameters = self.model.num_parameters()  # before FSDP shards them
+        self.clock = TrainingClock()
+        self.add_callback(self.clock)
         if self.args.early_stopping_patience is not None:
             self.add_callback(EarlyStopping(self.args.early_stopping_patience))
         self.average: WeightAverage | None = None
@@ -85,12 +88,17 @@ class ReportingTrainer(Trainer):
         return super().create_optimizer(model)
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        vectors = [inputs[name] for name in ("input_values", "past_values", "future_values") if name in inputs]
-        if not vectors:
+        if "input_ids" in inputs:
             return super().floating_point_ops(inputs)
         # Trainer would count every number of a vector, where the model works once a position.
-        num_positions = sum(values.shape[:2].numel() for values in vectors)
-        return 6 * num_positions * self.model.num_parameters(exclude_embeddings=True)
+        return 6 * num_positions(inputs) * self.model.num_parameters(exclude_embeddings=True)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> torch.Tensor:
+        self.clock.num_positions += num_positions(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        super().log({**logs, SECONDS: round(self.clock.seconds, 3)} if self.is_in_train else logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
@@ -120,7 +128,7 @@ class ReportingTrainer(Trainer):
         self.average = None  # the best model is one
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        with nullcontext() if self.average is None else self.average.in_place():
+        with self.clock.paused(), nullcontext() if self.average is None else self.average.in_place():
             metrics = super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         raise_if_diverged(metrics[f"{metric_key_prefix}_loss"], self.args.learning_rate)
         return metrics
@@ -293,6 +301,7 @@ def train_and_evaluate(
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.remove_callback(EarlyStopping)  # what is evaluated below is nothing to stop
         result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
+        result.metrics.update(trainer.clock.metrics(trainer.report.unit, args.world_size, args.device))
         trainer.outcome.training = result.metrics
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
