@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Conversion of checkpoints of the published R-Transformer code (arXiv 1907.05572), and of its variant with butterfly
+Converts checkpoints of the published R-Transformer code (arXiv 1907.05572), and of its variant with butterfly
 matrices (sfox14/butterfly-r-transformer), to this package's models.
 
-Nothing from a checkpoint is executed: `torch.load(weights_only=True)` reads it, with harmless stand-ins for the
-classes that a whole module names. It can't read whole modules in the format before PyTorch 1.6; an unpickler here
-does, in the same way.
+No code from a checkpoint is executed. `torch.load(weights_only=True)` reads it, with harmless stand-ins for the
+classes of pickled modules. It cannot read pickled modules in the format before PyTorch 1.6, so a restricted unpickler
+does.
 """
 
 import io
@@ -32,13 +32,13 @@ from .modeling_rtransformer import (
     RTransformerForSequenceClassification,
 )
 
-# ---- Reading: from a file to a state dict, by the published names ----
+# ---- Reading: from a file to a state dict with the published names ----
 
 
 class ModuleStandIn:
-    """What a pickled module becomes: its attributes, and no code of the class that the file names."""
+    """Stands in for a pickled module: holds its attributes, without the code of its class."""
 
-    __slots__ = ("attributes",)  # no instance dictionary, where the file could put a `__setstate__` of its own
+    __slots__ = ("attributes",)  # no __dict__ where the file could put its own `__setstate__`
 
     def __new__(cls):
         stand_in = super().__new__(cls)
@@ -92,12 +92,12 @@ ALLOWED_GLOBALS = {
 
 class RestrictedUnpickler(pickle.Unpickler):
     """
-    For the format before PyTorch 1.6: rebuilds tensors and plain containers, turns modules into `ModuleStandIn`, and
-    refuses every other name.
+    For the format before PyTorch 1.6. Rebuilds tensors and plain containers, replaces modules by `ModuleStandIn`, and
+    refuses all other names.
 
     Args:
-        file: where to read one pickle from.
-        get_storage: returns the storage of a dtype, key and number of elements, as a tensor of one dimension.
+        file: the file to read one pickle from.
+        get_storage: returns the storage for a dtype, key and number of elements, as a one-dimensional tensor.
     """
 
     def __init__(self, file: BinaryIO, get_storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
@@ -105,7 +105,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         self.get_storage = get_storage
         self.allowed_globals = {
             **ALLOWED_GLOBALS,
-            # Made for each file, since a pickle can set attributes of a function. `as_strided` checks its bounds.
+            # New for each file, because a pickle can set attributes of a function. `as_strided` checks its bounds.
             ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: torch.as_strided(
                 storage, size, stride, offset
             ),
@@ -123,34 +123,36 @@ class RestrictedUnpickler(pickle.Unpickler):
                 return self.get_storage(dtype, key, numel)
             case ("module", module_class, _file, _source):
                 return module_class
-        raise pickle.UnpicklingError(f"it refers to {saved_id!r:.200}, which is no storage")
+        raise pickle.UnpicklingError(f"expected a reference to a storage, got {saved_id!r:.200}")
 
 
 def read_zip(file: BinaryIO):
-    """Reads what `torch.save` writes since PyTorch 1.6."""
+    """Reads the format of `torch.save` since PyTorch 1.6."""
     with zipfile.ZipFile(file) as archive:
         if damaged := archive.testzip():  # `torch.load` does not check
-            raise ValueError(f"the checksum of its record {damaged} is wrong")
+            raise ValueError(f"wrong checksum of the record {damaged}")
     file.seek(0)
     classes = [(ModuleStandIn, f"{module}.{name}") for module, names in MODULE_CLASSES.items() for name in names]
     try:
         with torch.serialization.safe_globals(classes):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # its message recommends to load the file without any check
+    except pickle.UnpicklingError as error:  # PyTorch's message recommends loading without checks
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise refused_name(refused[1]) if refused else pickle.UnpicklingError("it holds more than weights") from None
+        raise (
+            refused_name(refused[1]) if refused else pickle.UnpicklingError("it contains more than weights")
+        ) from None
 
 
 def refused_name(name: str) -> pickle.UnpicklingError:
-    return pickle.UnpicklingError(f"it names `{name}`, which a published checkpoint does not")
+    return pickle.UnpicklingError(f"it refers to `{name}`, which no published checkpoint contains")
 
 
 def read_legacy(file: BinaryIO):
-    """Reads what `torch.save` wrote before PyTorch 1.6: five pickles, and after them the storages, little-endian."""
+    """Reads the format of `torch.save` before PyTorch 1.6: five pickles, then the storages, little-endian."""
     magic_number, protocol_version = RestrictedUnpickler(file).load(), RestrictedUnpickler(file).load()
     if magic_number != 0x1950A86A20F9469CFC6C or protocol_version != 1001:
-        raise pickle.UnpicklingError("it does not begin with the magic number and version of `torch.save`")
-    RestrictedUnpickler(file).load()  # the sizes of C types where it was saved
+        raise pickle.UnpicklingError("it does not start with the magic number and version of `torch.save`")
+    RestrictedUnpickler(file).load()  # sizes of C types on the machine that saved it
 
     storages = {}
 
@@ -162,7 +164,7 @@ def read_legacy(file: BinaryIO):
     checkpoint = RestrictedUnpickler(file, get_storage).load()
     keys = RestrictedUnpickler(file).load()
     if set(keys) != set(storages):
-        raise pickle.UnpicklingError("its list of storages does not fit its tensors")
+        raise pickle.UnpicklingError("its list of storages does not match its tensors")
     for key in keys:
         storage = storages[key]
         numel = int.from_bytes(file.read(8), "little")
@@ -171,9 +173,9 @@ def read_legacy(file: BinaryIO):
 
 
 def storage_from_bytes(data: bytes, dtype: torch.dtype, numel: int) -> torch.Tensor:
-    """(numel,) tensor over a copy of little-endian bytes. Raises `ValueError` where they are too few or too many."""
+    """(numel,) tensor with a copy of little-endian bytes. Raises ValueError if their number is wrong."""
     if len(data) != numel * dtype.itemsize:
-        raise ValueError(f"a storage of {numel} {dtype} elements has {len(data)} bytes")
+        raise ValueError(f"expected {numel * dtype.itemsize} bytes for {numel} {dtype} elements, got {len(data)}")
     storage = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
     if sys.byteorder == "big":
         storage.untyped_storage().byteswap(dtype)
@@ -181,14 +183,14 @@ def storage_from_bytes(data: bytes, dtype: torch.dtype, numel: int) -> torch.Ten
 
 
 def named_modules(module: ModuleStandIn, prefix: str = "") -> Iterator[tuple[str, dict]]:
-    """The attributes of a module and all below it, each with the prefix of its parameters in the state dict."""
+    """The attributes of a module and its descendants, each with its prefix in the state dict."""
     yield prefix, module.attributes
     for name, child in module.attributes["_modules"].items():
         yield from named_modules(child, f"{prefix}{name}.")
 
 
 def read_module(module: ModuleStandIn) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Returns a module's state dict, and the `local_window_size` and `num_attention_heads` that it tells."""
+    """Returns a module's state dict, and the `local_window_size` and `num_attention_heads` found in its attributes."""
     modules = dict(named_modules(module))
     state_dict = {
         f"{prefix}{name}": parameter
@@ -200,7 +202,7 @@ def read_module(module: ModuleStandIn) -> tuple[dict[str, torch.Tensor], dict[st
     for size, attribute in (("local_window_size", "ksize"), ("num_attention_heads", "h")):
         values = {attributes[attribute] for attributes in modules.values() if attribute in attributes}
         if len(values) > 1 or not all(type(value) is int for value in values):
-            raise ValueError(f"the `{attribute}` of its modules must be one integer, got {sorted(map(repr, values))}")
+            raise ValueError(f"expected one integer as `{attribute}` of its modules, got {sorted(map(repr, values))}")
         sizes.update((size, value) for value in values)
     return state_dict, sizes
 
@@ -210,16 +212,16 @@ def load_official_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.T
     Reads a checkpoint of the published code without executing anything from it.
 
     Args:
-        path: a state dict or a whole module, as `torch.save` writes it since PyTorch 1.6 or wrote it before, from any
-            device; or a state dict in a file that ends in `.safetensors`.
+        path: a state dict or a pickled module, saved by any version of `torch.save` from any device, or a state dict
+            in a `.safetensors` file.
 
     Returns:
-        The state dict, by the published names and on the CPU; and, where the file holds a whole module, its
-        `local_window_size` and `num_attention_heads`, the keyword arguments of [`convert_official_state_dict`].
+        The state dict with the published names, on the CPU. And, from a pickled module, its `local_window_size` and
+        `num_attention_heads`, which are keyword arguments of [`convert_official_state_dict`].
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it is damaged, holds something else, or names what such a checkpoint has no need of.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, contains something else, or refers to code that no such checkpoint needs.
     """
     data = Path(path).read_bytes()
     try:
@@ -233,17 +235,17 @@ def load_official_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.T
         if not isinstance(state_dict, dict) or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state_dict.items()
         ):
-            raise ValueError("it holds neither a state dict nor a module")
+            raise ValueError("it contains neither a state dict nor a module")
         # A pickled parameter can have attributes, which would stand before the methods of its class.
         state_dict = {name: torch.Tensor.detach(value) for name, value in state_dict.items()}
-    except Exception as error:  # a damaged or hostile file decides which
+    except Exception as error:  # a damaged or hostile file can cause any kind
         raise ValueError(
             f"{path} is damaged or not a checkpoint of the published R-Transformer: {type(error).__name__}: {error}"
         ) from error
     return state_dict, sizes
 
 
-# ---- Converting: from the published names to this package's ----
+# ---- Converting: from the published names to ours ----
 
 LOCAL_RNN_PARAMETERS = {
     "connection.norm.a_2": "norm.weight",
@@ -255,7 +257,7 @@ LOCAL_RNN_BIASES = {
     "local_rnn.rnn.bias_ih_l0": "cell.input_proj.bias",
     "local_rnn.rnn.bias_hh_l0": "cell.recurrent_proj.bias",
 }
-# The LSTM with hard sigmoids: one matrix over input and state.
+# The LSTM with hard sigmoids has one matrix over [input, state].
 JOINT_GATES = "local_rnn.rnn.lstm.Gates.weight"
 BLOCK_PARAMETERS = {
     "connections.0.norm.a_2": "self_attn_norm.weight",
@@ -279,7 +281,7 @@ UNUSED_PARAMETERS = re.compile(r"rt\.(norm|feed_forward|forward_net\.\d+\.layers
 
 
 class Variant(NamedTuple):
-    """What the published models differ in. Only the first repository's have biases in the LocalRNN."""
+    """How the published models differ. Only those of the first repository have biases in the LocalRNN."""
 
     has_butterflies: bool = False
     has_joint_gates: bool = False
@@ -296,7 +298,7 @@ class Variant(NamedTuple):
 
 
 def as_twiddle(name: str, has_butterflies: bool) -> str:
-    """The name of a weight, or of what stands in its place in a butterfly layer."""
+    """The name of a weight, or of the twiddle that replaces it in a butterfly layer."""
     return name.removesuffix("weight") + "twiddle" if has_butterflies and name.endswith(".weight") else name
 
 
@@ -304,8 +306,8 @@ def parameter_names(
     architecture: type[PreTrainedModel], num_blocks: int, num_local_rnn_layers: int, variant: Variant
 ) -> dict[str, str]:
     """
-    Returns our name of each parameter that a published model uses, by its published name. Dense joint gates are two of
-    ours, which `split_joint_gates` makes of the one named here.
+    Maps the published name of each parameter that a published model uses to our name. Dense joint gates get one name
+    here; `split_joint_gates` splits them into our two parameters.
     """
     if architecture is RTransformerForCausalLM:
         names = {
@@ -327,7 +329,7 @@ def parameter_names(
         joint_gates = (as_twiddle(name, variant.has_butterflies) for name in (JOINT_GATES, "cell.gates_proj.weight"))
         local_rnn.update([tuple(joint_gates)])
     block = dict(BLOCK_PARAMETERS)
-    if variant.has_butterflies:  # the feed-forward layers' have no biases
+    if variant.has_butterflies:  # their feed-forward layers have no biases
         block = {
             as_twiddle(old, "norm" not in old): as_twiddle(new, "norm" not in new)
             for old, new in block.items()
@@ -343,7 +345,7 @@ def parameter_names(
 
 
 def split_joint_gates(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By our names: splits each dense `gates_proj.weight` over [input, state] in two, gates in the order of ours."""
+    """Splits each dense `gates_proj.weight` over [input, state] (our names) in two, with the gates in our order."""
     converted = {}
     for name, parameter in state_dict.items():
         if name.endswith("cell.gates_proj.weight"):
@@ -363,27 +365,27 @@ def convert_official_state_dict(
     num_attention_heads: int | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    Makes this package's model of a published one. The parameters tell everything but two of its sizes.
+    Converts a published model to this package's. The parameters determine all of its sizes except two.
 
     Args:
-        state_dict: the parameters, by the published names, of one floating-point dtype, which the model keeps.
-        local_window_size: number of inputs that a LocalRNN state sees; required.
+        state_dict: the parameters with their published names, of one floating-point dtype, which the model keeps.
+        local_window_size: number of inputs in a LocalRNN window; required.
         num_attention_heads: number of attention heads; required.
 
     Returns:
         The model, in evaluation mode: an `RTransformerForCausalLM` (characters, words), an
         `RTransformerForSequenceClassification` (images) or an `RTransformerForPolyphonicMusic` (music). And the
-        published names of the parameters that were dropped, since the published model never uses them.
+        published names of the dropped parameters, which the published model has but never uses.
 
     Raises:
         ValueError: the parameters are not those of a published model, or a size is missing or does not fit them.
     """
-    # Data-parallel training keeps the model in a module that calls it `module`.
+    # torch.nn.DataParallel wraps the model in an attribute named `module`.
     state_dict = {name.removeprefix("module."): parameter for name, parameter in state_dict.items()}
     shapes = {name: tuple(parameter.shape) for name, parameter in state_dict.items()}
     if "decoder.weight" in shapes:
         architecture = RTransformerForCausalLM
-    elif shapes.get("linear.weight") == shapes.get("encoder.weight", ())[::-1]:  # from keys to hidden size and back
+    elif shapes.get("linear.weight") == shapes.get("encoder.weight", ())[::-1]:  # keys -> hidden -> keys
         architecture = RTransformerForPolyphonicMusic
     else:
         architecture = RTransformerForSequenceClassification
@@ -397,7 +399,7 @@ def convert_official_state_dict(
     unknown = [name for name in dropped if not UNUSED_PARAMETERS.match(name)]
     if num_blocks == 0 or missing or unknown:
         raise ValueError(
-            "`state_dict` is not that of a published R-Transformer: it has "
+            "`state_dict` is not from a published R-Transformer: it has "
             f"{num_blocks} blocks `rt.forward_net.I` with LocalRNN layers; missing parameters: {abbreviate(missing)}; "
             f"unknown parameters: {abbreviate(unknown)}."
         )
@@ -409,7 +411,7 @@ def convert_official_state_dict(
     unset = [size for size, value in sizes.items() if value is None]
     if unset:
         raise ValueError(
-            f"A state dict does not tell {' and '.join(f'`{size}`' for size in unset)}: set "
+            f"A state dict does not contain {' and '.join(f'`{size}`' for size in unset)}: set "
             f"{' and '.join(f'`--{size}`' for size in unset)}."
         )
 
@@ -418,13 +420,13 @@ def convert_official_state_dict(
         cell_type = "lstm"
     else:
         gates_size = shapes["rt.forward_net.0.layers.0.local_rnn.rnn.weight_hh_l0"][:1]
-        cells = {(num_gates(cell_type) * hidden_size,): cell_type for cell_type in CELLS}
-        if gates_size not in cells:
+        cell_types = {(num_gates(cell_type) * hidden_size,): cell_type for cell_type in CELLS}
+        if gates_size not in cell_types:
             raise ValueError(
-                f"The LocalRNN's weights must have one of the sizes {sorted(size for (size,) in cells)}, got "
+                f"The LocalRNN's weights must have one of the sizes {sorted(size for (size,) in cell_types)}, got "
                 f"{' x '.join(map(str, gates_size)) or 'none'}."
             )
-        cell_type = cells[gates_size]
+        cell_type = cell_types[gates_size]
     structure = {}
     if variant.has_butterflies:
         intermediate_size = 4 * hidden_size
@@ -464,7 +466,7 @@ def convert_official_state_dict(
     try:
         model.load_state_dict(split_joint_gates({new: state_dict[old] for old, new in names.items()}))
     except (IndexError, RuntimeError) as error:
-        raise ValueError(f"The shapes in `state_dict` do not fit each other: {error}") from error
+        raise ValueError(f"The shapes in `state_dict` do not fit together: {error}") from error
     return model, dropped
 
 
@@ -480,24 +482,25 @@ def convert_official_checkpoint(
     num_attention_heads: int | None = None,
 ) -> tuple[PreTrainedModel, list[str]]:
     """
-    Converts a checkpoint file of the published code to a folder that `from_pretrained` loads: all of it or nothing.
+    Converts a checkpoint file of the published code to a folder for `from_pretrained`. The folder appears whole or not
+    at all.
 
     Args:
-        path: the file, as [`load_official_checkpoint`] takes it.
-        output_dir: the folder to make. It must not exist yet, or be empty.
-        local_window_size, num_attention_heads: required for a state dict. A whole module tells them itself.
+        path: the file, as in [`load_official_checkpoint`].
+        output_dir: the folder to create; it must not exist or be empty.
+        local_window_size, num_attention_heads: required for a state dict; a pickled module contains them.
 
     Returns:
-        What [`convert_official_state_dict`] does.
+        As [`convert_official_state_dict`].
 
     Raises:
-        OSError: the checkpoint can't be read, or the folder not be written.
-        ValueError: the checkpoint is not one of a published model, a size is missing or contradicts what the module
-            tells, or `output_dir` has content.
+        OSError: the checkpoint cannot be read or the folder cannot be written.
+        ValueError: the checkpoint is not from a published model, a size is missing or contradicts the pickled module,
+            or `output_dir` is not empty.
     """
     output_dir = Path(output_dir).resolve()
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"`output_dir` must not exist yet or be an empty folder, got {output_dir}.")
+        raise ValueError(f"`output_dir` must not exist or must be an empty folder, got {output_dir}.")
     state_dict, sizes = load_official_checkpoint(path)
     given = {"local_window_size": local_window_size, "num_attention_heads": num_attention_heads}
     for size, value in given.items():

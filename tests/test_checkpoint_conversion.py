@@ -205,7 +205,7 @@ def test_output_dir_with_content_is_kept(checkpoint, tmp_path):
     kept.parent.mkdir()
     kept.write_text("another model")
     for output_dir in (kept.parent, kept):
-        with pytest.raises(UsageError, match="`output_dir` must not exist yet or be an empty folder"):
+        with pytest.raises(UsageError, match="`output_dir` must not exist or must be an empty folder"):
             main(checkpoint("char_gru.module.pt"), output_dir)
     assert list(kept.parent.iterdir()) == [kept] and kept.read_text() == "another model"
 
@@ -267,7 +267,7 @@ def test_calls_are_refused(function, arguments, legacy, tmp_path, monkeypatch):
     if arguments[0] is os:
         arguments = ("os", "system")
     state_dict = OrderedDict(weight=torch.zeros(2), payload=Reduce(function, *arguments))
-    name = rf"it names `[\w.]*{function.__name__}`" if function not in (os.system, open) else "it names"
+    name = rf"it refers to `[\w.]*{function.__name__}`" if function not in (os.system, open) else "it refers to"
     assert_refused(save(state_dict, tmp_path / "model.pt", legacy), name)
 
 
@@ -353,7 +353,7 @@ def test_storages_of_another_size_are_refused(tmp_path):
 
     data = save({"weight": torch.zeros(4)}, path, legacy=True).read_bytes()
     path.write_bytes(data[:-24] + (5).to_bytes(8, "little") + data[-16:])
-    assert_refused(path, "storage of 5 torch.float32 elements has 16 bytes")
+    assert_refused(path, "expected 20 bytes for 5 torch.float32 elements, got 16")
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "char_gru.safetensors"])
@@ -367,18 +367,18 @@ def test_truncated_files_are_refused(name, checkpoint):
 def test_damaged_files_are_refused(checkpoint):
     data = bytearray(FILES["char_gru.state_dict.pt"])
     data[len(data) // 2] ^= 1
-    assert_refused(checkpoint("char_gru.state_dict.pt", bytes(data)), "the checksum of its record .* is wrong")
+    assert_refused(checkpoint("char_gru.state_dict.pt", bytes(data)), "wrong checksum of the record ")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_other_models_are_refused(legacy, tmp_path):
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=5, n_positions=4))
     path = tmp_path / "model.pt"
-    message = "not that of a published R-Transformer: it has 0 blocks .* unknown parameters: lm_head.weight, .* and "
+    message = "not from a published R-Transformer: it has 0 blocks .* unknown parameters: lm_head.weight, .* and "
     assert_refused(save(gpt2.state_dict(), path, legacy), message)
     assert_refused(save(torch.nn.Linear(2, 2).state_dict(), path, legacy), "unknown parameters: bias, weight")
     assert_refused(save({}, path, legacy), "missing parameters: encoder.bias, encoder.weight, linear.bias, and 1 more")
-    assert_refused(save(gpt2, path, legacy), "it names `transformers.models.gpt2.modeling_gpt2.GPT2LMHeadModel`")
+    assert_refused(save(gpt2, path, legacy), "it refers to `transformers.models.gpt2.modeling_gpt2.GPT2LMHeadModel`")
     for obj in ([torch.zeros(2)], torch.zeros(2), 3, {"epoch": 3}, {3: torch.zeros(2)}, {"state_dict": {}}):
         assert_refused(save(obj, path, legacy), "neither a state dict nor a module")
 
@@ -455,7 +455,7 @@ def test_modules_that_disagree_are_refused(monkeypatch):
     for module, ksize in zip(modules, (4, 5), strict=True):
         module.attributes = {"_modules": {}, "_parameters": {}, "ksize": ksize}
     modules[0].attributes["_modules"]["child"] = modules[1]
-    with pytest.raises(ValueError, match=r"the `ksize` of its modules must be one integer, got \['4', '5'\]"):
+    with pytest.raises(ValueError, match=r"expected one integer as `ksize` of its modules, got \['4', '5'\]"):
         checkpoint_conversion.read_module(modules[0])
 
 
