@@ -24,6 +24,8 @@ COLUMNS = {
     "text_column": "the text",
     "image_column": "the images",
     "label_column": "the labels",
+    "tokens_column": "the words",
+    "tags_column": "the tags",
     "piano_roll_column": "the tunes",
 }
 QUANTIZATIONS = ("int8_weight_only", "int8_dynamic")
@@ -36,7 +38,8 @@ def main(argv: list[str] | None = None):
     from rtransformer_hf.training.evaluation import load_evaluation, num_bytes
 
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("rtransformer_hf.training.sequence_classification").setLevel(logging.INFO)
+    for name in ("sequence_classification", "token_classification"):
+        logging.getLogger(f"rtransformer_hf.training.{name}").setLevel(logging.INFO)
     try:
         evaluation = load_evaluation(args)
     except (OSError, ValueError) as error:

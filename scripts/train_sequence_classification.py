@@ -10,8 +10,6 @@ A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_sequence_classification.py ...`.
 """
 
-import hashlib
-import json
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
@@ -31,10 +29,13 @@ from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
     ArchitectureArguments,
+    fit_vocabulary,
     make_model,
     unset_sizes,
+    vocabulary_settings,
 )
 from rtransformer_hf.training.model_card import CardArguments
+from rtransformer_hf.training.new_tokenizers import sha256_of_vocabulary
 from rtransformer_hf.training.output_folder import (
     ResumableTrainingArguments,
     check_metric,
@@ -199,11 +200,7 @@ def make_classifier(
         UsageError: there is no such model, or it can't read what the tokenizer or image processor gives.
     """
     is_text = isinstance(processing_class, PreTrainedTokenizerBase)
-    if is_text:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        settings = {"vocab_size": len(processing_class), **{name: getattr(processing_class, name) for name in names}}
-    else:
-        settings = {"input_size": len(processing_class.image_mean)}
+    settings = vocabulary_settings(processing_class) if is_text else {"input_size": len(processing_class.image_mean)}
     model = make_model(
         model_args,
         RTransformerForSequenceClassification,
@@ -221,15 +218,7 @@ def make_classifier(
             )
         return model
 
-    # The last token may be one for padding that is new to the model.
-    if settings["vocab_size"] > model.config.vocab_size + (settings["pad_token_id"] == settings["vocab_size"] - 1):
-        raise UsageError(
-            f"--tokenizer {data_args.tokenizer} gives token ids up to {settings['vocab_size'] - 1}; the vocab_size "
-            f"{model.config.vocab_size} of --model_name_or_path {path!r} accepts 0 to {model.config.vocab_size - 1}."
-        )
-    if settings["vocab_size"] > model.config.vocab_size:
-        model.resize_token_embeddings(settings["vocab_size"])
-    model.config.pad_token_id = settings["pad_token_id"]
+    fit_vocabulary(model, processing_class, data_args.tokenizer, path)
     return model
 
 
@@ -247,8 +236,7 @@ def run_identity(
     """What a run can't change on its way: the model and its training rows. The rest may change."""
     identity = {**asdict(model_args), "encoded training rows (sha256)": sha256_of(rows)}
     if isinstance(processing_class, PreTrainedTokenizerBase):
-        vocab = json.dumps(processing_class.get_vocab(), sort_keys=True)
-        identity["vocabulary (sha256)"] = hashlib.sha256(vocab.encode()).hexdigest()
+        identity["vocabulary (sha256)"] = sha256_of_vocabulary(processing_class)
     return identity
 
 

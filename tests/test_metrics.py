@@ -40,6 +40,17 @@ def test_nll_per_frame_weighs_tunes_by_their_frames(load_metric):
     assert result == {"nll_per_frame": pytest.approx(2)}
 
 
+def test_spans_are_right_with_both_ends_and_their_type(load_metric):
+    references = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-ORG"]]
+    predictions = [["B-PER", "I-PER", "O", "B-PER"], ["B-ORG", "I-ORG"]]
+    result = load_metric("span_f1").compute(predictions=predictions, references=references)
+    assert result == {name: pytest.approx(1 / 3) for name in ("span_precision", "span_recall", "span_f1")}
+    nothing = load_metric("span_f1").compute(predictions=[["O"]], references=[["B-PER"]])
+    assert nothing == {"span_precision": 0, "span_recall": 0, "span_f1": 0}
+    with pytest.raises(ValueError, match="`references` of sentence 0, got 1"):
+        load_metric("span_f1").compute(predictions=[["O"]], references=[["O", "O"]])
+
+
 def test_metrics_add_batches(load_metric):
     metric = load_metric("bits_per_character")
     metric.add_batch(predictions=[6.0], references=[5])

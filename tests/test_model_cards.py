@@ -136,6 +136,8 @@ def test_the_code_of_every_card_runs_as_printed(trained, tmp_path):
             )
         elif facts.task == "text-classification":
             assert any(f"'label': '{label}', 'score': " in output for label in labels)
+        elif facts.task == "token-classification":
+            assert all(f"'word': '{word}'" in output for word in facts.example.split(" "))
         elif facts.task == "image-classification":
             assert output.strip() in labels
         else:
@@ -309,5 +311,9 @@ def test_a_prompt_is_known_to_the_tokenizer(train, text, prompt):
 
 def test_tasks_are_of_the_hub():
     assert {task.pipeline_tag for task in TASKS.values()} == {
-        *("text-generation", "text-classification", "image-classification", "time-series-forecasting")
+        "text-generation",
+        "text-classification",
+        "token-classification",
+        "image-classification",
+        "time-series-forecasting",
     }

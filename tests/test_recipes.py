@@ -9,6 +9,7 @@ import train_causal_lm_accelerate
 import train_polyphonic_music
 import train_sequence_classification
 import train_time_series
+import train_token_classification
 
 from rtransformer_hf import RTransformerConfig
 from rtransformer_hf.training.arguments import parse_arguments
@@ -21,6 +22,12 @@ TASKS = {
         train_time_series,
         train_time_series.TimeSeriesModelArguments,
         train_time_series.TimeSeriesArguments,
+        ResumableTrainingArguments,
+    ),
+    "span_f1": (
+        train_token_classification,
+        train_token_classification.TaggerArguments,
+        train_token_classification.TaggingArguments,
         ResumableTrainingArguments,
     ),
     "block_size": (train_causal_lm, *LANGUAGE, ResumableTrainingArguments),

@@ -16,6 +16,7 @@ from .causal_lm import TokenWindows
 from .errors import UsageError
 from .evaluation import language_model, load_settings
 from .model_arguments import default_device
+from .output_folder import GREATER_IS_BETTER
 
 BINS_PER_TRAINING_LENGTH = 8
 PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 1803.01271
@@ -149,6 +150,6 @@ def draw_results(args: argparse.Namespace) -> tuple[Figure, dict]:
         axes.margins(x=0.12)
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
-        better = "higher" if metric == "accuracy" else "lower"
+        better = "higher" if metric in GREATER_IS_BETTER else "lower"
         axes.set_title(f"{data}: {metric.replace('_', ' ')} on test, {better} is better", fontsize=9, loc="left")
     return figure, {f"{data}: {metric}": values for (data, metric), values in bars.items()}

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForTimeSeriesPrediction,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForTokenClassification,
     PreTrainedModel,
     TorchAoConfig,
     Trainer,
@@ -27,7 +28,7 @@ from transformers import (
 from transformers.utils import cached_file, is_torchao_available
 
 from .. import RTransformerImageProcessor
-from . import causal_lm, polyphonic_music, sequence_classification
+from . import causal_lm, polyphonic_music, sequence_classification, token_classification
 from .checkpoints import usable
 from .errors import UsageError
 from .forecasting import (
@@ -81,6 +82,11 @@ class TextData(EvaluatedData, causal_lm.DataArguments):
 
 @dataclass
 class LabeledData(EvaluatedData, sequence_classification.ClassificationArguments):
+    pass
+
+
+@dataclass
+class TaggedData(EvaluatedData, token_classification.TaggingArguments):
     pass
 
 
@@ -185,6 +191,22 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     )
 
 
+def tagger(args: argparse.Namespace, settings: dict) -> Evaluation:
+    data_args = TaggedData(**place(args, override(settings, args, "tokens_column", "tags_column")))
+    rows = token_classification.load_rows(data_args, "train")
+    model = load_model(args, AutoModelForTokenClassification)
+    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+    encoded = token_classification.encode(rows, tokenizer, data_args, "train", model.config.label2id)
+    sequence_classification.log_unknown_words(encoded, tokenizer, data_args.source("train"))
+    return Evaluation(
+        model,
+        encoded,
+        DataCollatorForTokenClassification(tokenizer),
+        token_classification.make_compute_metrics(model.config.label2id),
+        token_classification.tag_statistics,
+    )
+
+
 def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
     """Forecasts the last steps of each series, as many as the training has tested on."""
     data_args = SeriesData(**place(args, override(settings, args)))
@@ -264,7 +286,7 @@ TASKS = {
     "ForPolyphonicMusic": music_model,
     "ForSequenceClassification": classifier,
     "ForTimeSeriesPrediction": forecaster,
-    "ForTokenClassification": series_labeler,
+    "ForTokenClassification": tagger,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
@@ -146,6 +146,35 @@ def make_model(
     except (OSError, ValueError) as error:
         what = "these sizes make no model" if path is None else f"--model_name_or_path {path!r} can't be used"
         raise UsageError(f"{what}: {error}") from error
+
+
+def vocabulary_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """The fields of a new model's configuration that follow from its tokenizer."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
+
+
+def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | None, path: str | None):
+    """
+    Gives a model of another task the padding of a tokenizer that pads, with an embedding where it is new.
+
+    Args:
+        name: --tokenizer, for the message.
+        path: --model_name_or_path, for the message.
+
+    Raises:
+        UsageError: the tokenizer has more tokens than the model.
+    """
+    vocab_size, known = len(tokenizer), model.config.vocab_size
+    # The last token may be one for padding that is new to the model.
+    if vocab_size > known + (tokenizer.pad_token_id == vocab_size - 1):
+        raise UsageError(
+            f"--tokenizer {name} gives token ids up to {vocab_size - 1}; the vocab_size {known} of "
+            f"--model_name_or_path {path!r} accepts 0 to {known - 1}."
+        )
+    if vocab_size > known:
+        model.resize_token_embeddings(vocab_size)
+    model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def check_architecture(checkpoint: str, *accepted: str) -> str:

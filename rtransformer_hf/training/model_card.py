@@ -119,6 +119,24 @@ print(classifier({example}))""",
         limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
         loss_unit="nats per text",
     ),
+    "token-classification": Task(
+        pipeline_tag="token-classification",
+        description="A tagger of words",
+        unit="tokens",
+        usage="""\
+{import_code}from transformers import pipeline
+
+tagger = pipeline("token-classification", model={checkpoint}{options})
+print(tagger({example}, ignore_labels=[]))""",
+        metrics=("span_f1", "span_precision", "span_recall", "macro_f1", "accuracy"),
+        metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
+        "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
+        "the mean of the tags' F1.",
+        limits="It sees a word and what stands before it, not what follows. It gives one of the tags that it was "
+        "trained on, with the errors and the biases of its training data; texts unlike those are outside of what it "
+        "has been tested on.",
+        loss_unit="nats per word",
+    ),
     "image-classification": Task(
         pipeline_tag="image-classification",
         description="A classifier of images as pixel sequences",
@@ -366,6 +384,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         )
         for split, metric, value in facts.results
     ]
+    found = {metric for _, metric, _ in facts.results}
     return ModelCardData(
         model_name=model_name(facts),
         base_model=facts.base_model_id,
@@ -376,7 +395,7 @@ def metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag=task.pipeline_tag,
         tags=[facts.model_type, "generated_from_trainer"],
         datasets=facts.dataset_id and [facts.dataset_id],
-        metrics=list(task.metrics),
+        metrics=[metric for metric in task.metrics if metric in found] or list(task.metrics),
         eval_results=results or None,
     )
 

@@ -6,6 +6,8 @@ Those for language models have a token for the end of a text, which is also what
 for padding. The token for what is unknown is none of Transformers' special tokens: those are left out of decoded text.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -62,6 +64,10 @@ def code_points(text: str) -> Iterator[np.ndarray]:
     """The characters of a text as numbers, so many at a time."""
     for start in range(0, len(text), CHARACTERS_AT_ONCE):
         yield np.frombuffer(text[start : start + CHARACTERS_AT_ONCE].encode("utf-32-le", "surrogatepass"), dtype="<u4")
+
+
+def sha256_of_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
@@ -140,14 +146,17 @@ def for_language_models(tokenizer: Tokenizer, end_of_text: str, padding: str) ->
     )
 
 
-def train_natural_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
+def train_natural_word_tokenizer(
+    texts: Iterable[str], vocab_size: int | None, lowercase: bool = True
+) -> PreTrainedTokenizerFast:
     """
     Words and punctuation marks, in lower case: "river?" and "River ?" give the same tokens. For models that read text
-    but write none.
+    but write none. Without `lowercase`, names keep the capitals by which they are told from other words.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     apostrophe = normalizers.Replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), apostrophe])
+    case = [normalizers.Lowercase()] if lowercase else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *case, apostrophe])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(NATURAL_WORD), behavior="removed", invert=True)
     trainer = trainers.WordLevelTrainer(
         vocab_size=2**31 if vocab_size is None else vocab_size, special_tokens=["<unk>", "<pad>"], show_progress=False

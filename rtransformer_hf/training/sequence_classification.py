@@ -132,7 +132,7 @@ def load_splits(args: ClassificationArguments) -> dict[str, datasets.Dataset]:
     return {split: rows for split, rows in splits.items() if rows is not None}
 
 
-def hold_out(splits: dict[str, datasets.Dataset], args: ClassificationArguments) -> dict[str, datasets.Dataset]:
+def hold_out(splits: dict[str, datasets.Dataset], args: DataFileArguments) -> dict[str, datasets.Dataset]:
     """
     The splits with a part of the training rows, drawn at random, as "validation" where there is none.
 
@@ -281,9 +281,9 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
     return {name: index for index, name in enumerate(names)}
 
 
-def trained_label2id(config: PreTrainedConfig) -> dict[str, int] | None:
-    """The labels of a classifier, by name; None for a model of another task."""
-    if not (config.architectures or [""])[0].endswith(ARCHITECTURE):
+def trained_label2id(config: PreTrainedConfig, architecture: str = ARCHITECTURE) -> dict[str, int] | None:
+    """The labels of a classifier, by name; None for a model of another task than how `architecture` ends."""
+    if not (config.architectures or [""])[0].endswith(architecture):
         return None
     return {name: index for index, name in config.id2label.items()}
 
@@ -320,6 +320,20 @@ def listed(values: Sequence, most: int = 10) -> str:
 # From rows to what the model reads
 
 
+def open_config(checkpoint: str) -> PreTrainedConfig:
+    """
+    Raises:
+        UsageError: --model_name_or_path is no folder and no id of a model.
+    """
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--model_name_or_path {checkpoint!r} can't be opened; the folder of a model and an id on the Hub are "
+            f"accepted: {error}"
+        ) from error
+
+
 def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedConfig:
     """
     The configuration of a model to train further.
@@ -331,13 +345,7 @@ def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedCon
     Raises:
         UsageError: there is no such model, or it reads the other.
     """
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--model_name_or_path {checkpoint!r} can't be opened; the folder of a model and an id on the Hub are "
-            f"accepted: {error}"
-        ) from error
+    config = open_config(checkpoint)
     input_size = getattr(config, "input_size", None)
     if args.image_column is not None and input_size is None:
         raise UsageError(
