@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is installed, and which form of the LocalRNN would run here: `python -m rtransformer_hf`."""
+"""`python -m rtransformer_hf`: installed versions, and the LocalRNN implementation that runs on each device."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ import torch
 from . import __version__
 from .local_rnn import choose_implementation
 
-# What each optional extra of pyproject.toml adds, for who looks for a missing feature.
+# Optional packages and the feature that needs them.
 OPTIONAL_PACKAGES = {
     "triton": "the LocalRNN's kernels on a GPU",
     "accelerate": "training",
@@ -34,7 +34,7 @@ def main():
 
 
 def devices() -> list[tuple[str, str]]:
-    """The devices of PyTorch that matter here, each with the reason for what is chosen on it."""
+    """The available devices, each with the reason for the chosen implementation."""
     threads = torch.get_num_threads()
     cpu = f"blocks of positions that stay in cache, on {threads} thread{'s' * (threads > 1)}"
     if not torch.cuda.is_available():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements over time as input of R-Transformer: normalised per channel and padded."""
+"""Feature extractor for multivariate time series: normalisation per channel, and padding."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from transformers.utils import PaddingStrategy, TensorType
 
 class RTransformerFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Normalises sequences of measurements per channel, and pads them to one length. Sequences are not resampled.
+    Normalises sequences of measurements per channel and pads them to one length. It does not resample.
 
     Args:
         feature_size (`int`, defaults to 1):
             Number of channels, the model's `input_size`.
         sampling_rate (`float`, *optional*):
-            Steps a second, where it is known. Computes nothing.
+            Steps per second, for information only.
         padding_value (`float`, defaults to 0.0):
-            What padding holds, after normalisation.
+            Value of padding, after normalisation.
         padding_side (`str`, defaults to `"right"`):
-            Side of the padding: `"right"` or `"left"`. The model gives the same for both.
+            `"right"` or `"left"`. The model gives the same outputs for both.
         mean, std (`list[float]`, *optional*):
-            Mean and standard deviation of each channel, by which values are normalised: 0 and 1 when unset.
-            [`~RTransformerFeatureExtractor.fit`] finds them in training data.
+            Mean and standard deviation of each channel for the normalisation; 0 and 1 if unset.
+            [`~RTransformerFeatureExtractor.fit`] computes them from training data.
         channel_names (`list[str]`, *optional*):
-            What the channels are, in their order.
+            Names of the channels, in order.
         do_normalize (`bool`, defaults to `True`):
-            Whether values are normalised.
+            Whether to normalise.
         fill_missing (`bool`, defaults to `True`):
-            Whether NaN, a missing value, becomes the channel's mean. The time series model reads NaN as it is.
+            Whether missing values (NaN) are replaced by the channel's mean. The time series model accepts NaN.
 
     Raises:
-        `ValueError`: an argument is out of its range; the message names it, its value and what is accepted.
+        `ValueError`: an argument is out of range; the message gives its name, its value and what was expected.
 
     Example:
 
@@ -87,15 +87,15 @@ class RTransformerFeatureExtractor(SequenceFeatureExtractor):
         cls, sequences: Sequence[np.ndarray], channel_names: Sequence[str] | None = None, **kwargs
     ) -> "RTransformerFeatureExtractor":
         """
-        A feature extractor with the mean and the standard deviation of all steps of some sequences.
+        Makes a feature extractor with the mean and standard deviation over all steps of the given sequences.
 
         Args:
-            sequences: arrays (time, channels), or (time,) for one channel. NaN, a missing value, is left out.
+            sequences: arrays (time, channels), or (time,) for one channel. Missing values (NaN) are ignored.
             channel_names: names of the channels.
-            kwargs: further arguments of the class.
+            kwargs: other arguments of the class.
 
         Raises:
-            ValueError: there are no sequences, or a channel has no value or one value alone.
+            ValueError: there are no sequences, or a channel has fewer than two distinct values.
         """
         if len(sequences) == 0:
             raise ValueError("`sequences` must hold at least one sequence, got none.")
@@ -125,16 +125,16 @@ class RTransformerFeatureExtractor(SequenceFeatureExtractor):
     ) -> BatchFeature:
         """
         Args:
-            sequences: an array or tensor (time, channels), or a list of these; of one channel, (time,) too.
-            padding, max_length, truncation, return_attention_mask, return_tensors: as of
-                `SequenceFeatureExtractor.pad`. Sequences are cut at their end.
+            sequences: an array or tensor (time, channels), or a list of these; with one channel also (time,).
+            padding, max_length, truncation, return_attention_mask, return_tensors: as in
+                `SequenceFeatureExtractor.pad`. Truncation cuts the end.
 
         Returns:
             `BatchFeature` with `input_values` (batch, time, channels) and `attention_mask` (batch, time), 0 at
             padding.
 
         Raises:
-            ValueError: a sequence is empty, has another number of channels, or an infinite value.
+            ValueError: a sequence is empty, has the wrong number of channels or an infinite value.
         """
         if not isinstance(sequences, (list, tuple)):
             sequences = list(sequences) if np.ndim(sequences) == 3 else [sequences]
@@ -151,7 +151,7 @@ class RTransformerFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def normalise(self, sequence: np.ndarray, index: int = 0) -> np.ndarray:
-        """One sequence as an array (time, channels) of float32; `index` is its place in a list, for messages."""
+        """One sequence as a float32 array (time, channels). `index` is its position in the list, for messages."""
         steps = as_steps(sequence)
         if steps.shape[1] != self.feature_size or len(steps) == 0:
             raise ValueError(
@@ -168,7 +168,7 @@ class RTransformerFeatureExtractor(SequenceFeatureExtractor):
         return steps.astype(np.float32)
 
     def pad(self, processed_features, *args, **kwargs) -> BatchFeature:
-        """As `SequenceFeatureExtractor.pad`, which takes sequences of one channel as (time,); this class does not."""
+        """As `SequenceFeatureExtractor.pad`, but sequences of one channel are (time, 1) here, and (time,) there."""
         if isinstance(processed_features, (list, tuple)):
             keys = processed_features[0].keys()
             processed_features = {key: [features[key] for features in processed_features] for key in keys}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as sequences of pixels for R-Transformer: sequential MNIST (paper section 4.1) and its like."""
+"""Image processor for images as sequences of pixels, as in sequential MNIST (section 4.1 of the paper)."""
 
 import numpy as np
 from transformers.image_processing_backends import PilBackend
@@ -18,7 +18,7 @@ from transformers.utils import TensorType
 class RTransformerImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     permutation_seed (`int`, *optional*):
-        Where set, the pixels are put into a random order that this seed, of 0 to 2**32 - 1, fixes.
+        If set, pixels are permuted in a random order fixed by this seed, from 0 to 2**32 - 1.
     """
 
     permutation_seed: int | None
@@ -26,40 +26,40 @@ class RTransformerImageProcessorKwargs(ImagesKwargs, total=False):
 
 class RTransformerImageProcessor(PilBackend):
     r"""
-    Turns images into sequences of pixels, read row by row from the top left: one step a pixel, one value a channel.
+    Turns images into sequences of pixels, row by row from the top left. A step is a pixel with its channels.
 
-    Images are PIL images of the mode "L" or "RGB", arrays or tensors of the shape (height, width), (height, width,
-    channels) or (channels, height, width), a list of these, or an array of the shape (batch, height, width, channels)
-    or (batch, channels, height, width); all of one size. Their values are taken to go from 0 to 255: where they go
-    from 0 to 1 already, `do_rescale=False` is due.
+    Images are PIL images of mode "L" or "RGB", arrays or tensors (height, width), (height, width, channels) or
+    (channels, height, width), a list of these, or an array (batch, height, width, channels) or (batch, channels,
+    height, width). All must have the same size. Values are expected to be between 0 and 255; set `do_rescale=False`
+    if they are between 0 and 1.
 
-    Arguments can be given here or, for one call, with the images. Those not listed are `PilBackend`'s.
+    Arguments can be set here, or for a single call together with the images. Other arguments are `PilBackend`'s.
 
     Args:
         image_mean, image_std (`list[float]`, default to `[0.1307]` and `[0.3081]`, those of MNIST):
-            Mean and standard deviation by which values are normalised, one a channel: one for grey images, three for
-            RGB. They set the number of channels that images must have, the model's `input_size`.
+            Mean and standard deviation of each channel for the normalisation: one for grey images, three for RGB.
+            Images must have that many channels, and so must the model (`input_size`).
         size (`dict[str, int]`, *optional*):
-            The only size accepted, as `{"height": 28, "width": 28}`. Where unset, any that all images share.
+            The size that images must have, such as `{"height": 28, "width": 28}`. If unset, any common size.
         permutation_seed (`int`, *optional*):
-            Where set, the pixels are put into a random order that this seed, of 0 to 2**32 - 1, fixes: the same for
-            all images of a number of pixels, on every machine. It is drawn by `numpy.random.RandomState`, whose
-            streams NumPy has frozen (NEP 19), while those of its `Generator` and of PyTorch may change by release.
+            If set, pixels are permuted in a random order fixed by this seed, from 0 to 2**32 - 1: the same for all
+            images with that many pixels, on every machine. It comes from `numpy.random.RandomState`, whose streams are
+            frozen (NEP 19). Those of NumPy's `Generator` and of PyTorch may change between releases.
         do_rescale (`bool`, defaults to `True`):
-            Whether values are multiplied by `rescale_factor`, 1/255.
+            Whether to multiply values by `rescale_factor`, 1/255.
         do_normalize (`bool`, defaults to `True`):
-            Whether values are normalised.
+            Whether to normalise.
         do_convert_rgb (`bool`, *optional*):
-            Whether images are converted to RGB first, PIL images of every mode among them.
+            Whether to convert images to RGB first. Allows PIL images of any mode.
         do_resize (`bool`, *optional*):
-            Whether images are resized to `size` by the filter `resample`.
+            Whether to resize images to `size` with the filter `resample`.
 
     Returns:
         `BatchFeature` with `input_values` (batch, height * width, channels), float32.
 
     Raises:
-        `ValueError`: an argument is out of its range, there is no image, or one has another mode, size or number of
-        channels than is accepted; the message names the value and what is accepted.
+        `ValueError`: an argument is out of range, there is no image, or an image has the wrong mode, size or number of
+        channels; the message gives the value and what was expected.
 
     Example:
 
@@ -79,7 +79,7 @@ class RTransformerImageProcessor(PilBackend):
     do_normalize = True
 
     def _standardize_kwargs(self, **kwargs) -> dict:
-        """Check the arguments as well: run when a processor is made, and at each call."""
+        """Also checks the arguments. Called when a processor is made, and for each call."""
         kwargs = super()._standardize_kwargs(**kwargs)
         mean, std, size, seed = (kwargs[name] for name in ("image_mean", "image_std", "size", "permutation_seed"))
         if np.shape(mean) not in ((1,), (3,)) or np.shape(std) != np.shape(mean):
@@ -92,7 +92,7 @@ class RTransformerImageProcessor(PilBackend):
         if size is not None and dict(size).keys() != {"height", "width"}:
             raise ValueError(f"`size` must have the keys 'height' and 'width' or be None, got {dict(size)}.")
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
-            raise ValueError(f"`permutation_seed` must be an integer of 0 to 2**32 - 1 or None, got {seed!r}.")
+            raise ValueError(f"`permutation_seed` must be an integer from 0 to 2**32 - 1 or None, got {seed!r}.")
         return kwargs
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> ImageInput:
@@ -110,7 +110,7 @@ class RTransformerImageProcessor(PilBackend):
     ) -> np.ndarray:
         """One image as an array (channels, height, width)."""
         if is_pil_image(image):
-            # Read as they are, palette indices or bits would pass for grey values.
+            # Palette indices or bits would be read as grey values.
             if not do_convert_rgb and image.mode not in ("L", "RGB"):
                 raise ValueError(
                     f"A PIL image must have the mode 'L' or 'RGB', got {image.mode!r}: convert it, or set "

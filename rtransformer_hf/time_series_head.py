@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a time series model adds to the blocks: the scale of each series, the distribution of each next value, and
-forecasts drawn step by step.
+The output side of the time series model: normalisation of each series, the distribution of the next value, and
+forecasts sampled step by step.
 """
 
 import contextlib
@@ -25,11 +25,10 @@ DISTRIBUTIONS = {"student_t": StudentTOutput, "normal": NormalOutput}
 class RTransformerTimeSeriesOutput(BaseModelOutputWithPast):
     """
     Args:
-        loss: with `future_values`, the mean loss of their observed values, each divided by the scale of its series.
-        params: parameters of the distributions of the next values, after scaling: tensors (batch, time, channels), or
-            for quantiles one tensor (batch, time, channels, quantiles). Those at t are of the values at t + 1.
-        loc: (batch, 1, channels), subtracted from the values of each series before they are divided by `scale`.
-        scale: (batch, 1, channels).
+        loss: with `future_values`, the mean loss of their observed values, after normalisation.
+        params: parameters of the normalised next value's distribution: tensors (batch, time, channels), or for
+            quantiles one tensor (batch, time, channels, quantiles). Those at t are for the value at t + 1.
+        loc, scale: (batch, 1, channels). Values are normalised as (values - loc) / scale.
     """
 
     loss: torch.Tensor | None = None
@@ -40,12 +39,12 @@ class RTransformerTimeSeriesOutput(BaseModelOutputWithPast):
 
 class QuantileDistribution(Distribution):
     """
-    The distribution with given quantiles. Between them, and beyond the outermost two, values are linear in those of a
-    standard normal variable with the same levels, so that a normal distribution is met exactly.
+    A distribution with the given quantiles. Between them and beyond the outermost two, it is a linear function of a
+    standard normal variable, so a normal distribution is represented exactly.
 
     Args:
         quantiles: (..., quantiles), ascending.
-        levels: (quantiles,), ascending, more than 0 and less than 1.
+        levels: (quantiles,), ascending, between 0 and 1.
     """
 
     arg_constraints = {}
@@ -55,7 +54,7 @@ class QuantileDistribution(Distribution):
         self.quantiles, self.levels = quantiles, levels
 
     def icdf(self, value: torch.Tensor) -> torch.Tensor:
-        """(...) levels -> (...), the value that lies below with this probability."""
+        """Inverse of the cumulative distribution function: (...) probabilities -> (...) values."""
         normal, nodes = torch.special.ndtri(value), torch.special.ndtri(self.levels)
         normal = normal.expand(torch.broadcast_shapes(normal.shape, self.batch_shape)).contiguous()
         upper = torch.searchsorted(nodes, normal).clamp(1, len(nodes) - 1)
@@ -71,7 +70,7 @@ class QuantileDistribution(Distribution):
 
 
 class RTransformerTimeSeriesHead(nn.Module):
-    """Hidden states -> the distribution of each channel's next value, as `config.distribution_output` has it."""
+    """Hidden states -> parameters of each channel's next value, of the kind `config.distribution_output`."""
 
     def __init__(self, config: RTransformerConfig):
         super().__init__()
@@ -82,17 +81,17 @@ class RTransformerTimeSeriesHead(nn.Module):
         self.proj = nn.Linear(config.hidden_size, self.num_targets * num_params)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Parameters in float32, as of `RTransformerTimeSeriesOutput.params`."""
+        """(batch, time, hidden_size) -> `RTransformerTimeSeriesOutput.params`, in float32."""
         raw = self.proj(hidden_states).float().unflatten(-1, (self.num_targets, -1))
         if self.output is not None:
             return self.output.domain_map(*raw.split(1, dim=-1))
-        steps = F.softplus(raw[..., 1:])  # quantiles can't cross
+        steps = F.softplus(raw[..., 1:])  # positive, so quantiles cannot cross
         return (torch.cat([raw[..., :1], raw[..., :1] + steps.cumsum(dim=-1)], dim=-1),)
 
     def losses(self, params: tuple[torch.Tensor, ...], values: torch.Tensor) -> torch.Tensor:
         """
-        Negative log-likelihood in nats of (batch, time, channels) scaled values, or their quantile loss: the mean over
-        the levels of twice the pinball loss, which at level 0.5 is the absolute error.
+        Loss of (batch, time, channels) normalised values: negative log-likelihood in nats, or for quantiles twice the
+        pinball loss, averaged over levels. At level 0.5 that is the absolute error.
         """
         if self.output is not None:
             return -self.output().distribution(params).log_prob(values)
@@ -103,7 +102,7 @@ class RTransformerTimeSeriesHead(nn.Module):
     def distribution(
         self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
     ) -> AffineTransformed | QuantileDistribution:
-        """The distributions of (batch, time, channels) values in the units of the data."""
+        """The distribution of (batch, time, channels) values, in the units of the data."""
         if self.output is not None:
             return self.output().distribution(params, loc=loc, scale=scale)
         levels = torch.tensor(self.levels, device=params[0].device)
@@ -112,16 +111,15 @@ class RTransformerTimeSeriesHead(nn.Module):
 
 def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What each channel of each series is scaled by, from its observed values.
+    `loc` and `scale` of each channel of each series, computed from its observed values.
 
     Args:
-        values: (batch, time, channels); what is not observed may hold any number.
-        observed: (batch, time, channels), whether a value counts.
+        values: (batch, time, channels); values that are not observed are ignored.
+        observed: (batch, time, channels), True where a value is observed.
         scaling: "std": mean and standard deviation; "mean": 0 and the mean absolute value; "none": 0 and 1.
 
     Returns:
-        loc and scale, (batch, 1, channels). A series without spread, of one value for example, gets the size of its
-        values as scale, or 1 where that is 0.
+        loc and scale, (batch, 1, channels). The scale of a constant series is its absolute value, or 1 if that is 0.
     """
     if scaling == "none":
         return torch.zeros_like(values[:, :1]), torch.ones_like(values[:, :1])
@@ -134,7 +132,7 @@ def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -
         loc = values.sum(dim=1, keepdim=True) / count
         squares = torch.where(observed, (values - loc) ** 2, 0)
         scale = (squares.sum(dim=1, keepdim=True) / count).sqrt()
-    has_spread = scale > 1e-6 * size  # less is rounding
+    has_spread = scale > 1e-6 * size  # otherwise it is rounding error
     return loc, torch.where(has_spread, scale, torch.where(size > 0, size, 1))
 
 
@@ -142,7 +140,11 @@ def mean_squared_error(
     predictions: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
     """
-    The mean over the labels that are numbers and not masked; (batch, time, num_labels) each, or (batch, time) labels.
+    The mean over all labels that are neither NaN nor padded.
+
+    Args:
+        predictions: (batch, time, num_labels).
+        labels: the same shape, or (batch, time) for one label.
 
     Raises:
         ValueError: the labels have another shape.
@@ -162,19 +164,19 @@ def mean_squared_error(
 
 
 class ForecastMixin:
-    """`forecast` for a time series model, as `GenerationMixin` has `generate` for a language model."""
+    """Adds `forecast` to the time series model, as `GenerationMixin` adds `generate` to a language model."""
 
     def output_distribution(
         self, params: tuple[torch.Tensor, ...], loc: torch.Tensor, scale: torch.Tensor
     ) -> Distribution:
-        """The distributions that `params`, `loc` and `scale` of an output stand for, in the units of the data."""
+        """The distribution described by `params`, `loc` and `scale` of an output, in the units of the data."""
         return self.distribution_head.distribution(params, loc, scale)
 
     def check_channels(self, name: str, values: torch.Tensor):
         if values.ndim != 3 or values.shape[-1] != self.config.input_size or values.shape[1] < 1:
             raise ValueError(
-                f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step, its "
-                f"last size being `config.input_size`, got {tuple(values.shape)}."
+                f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step and "
+                f"`config.input_size` channels, got {tuple(values.shape)}."
             )
 
     @torch.no_grad()
@@ -189,23 +191,23 @@ class ForecastMixin:
         attention_mask: torch.Tensor | None = None,
     ) -> SampleTSPredictionOutput:
         """
-        Draws what may come next: each sample is one course of the whole horizon, drawn step by step with a cache.
+        Samples continuations. Each sample is a path over the whole horizon, drawn step by step with a cache.
 
         Args:
-            past_values: (batch, time, input_size), channels as of `forward`. NaN is a missing value.
-            horizon: number of steps; `config.prediction_length` when None.
-            num_samples: courses drawn of each series; `config.num_parallel_samples` when None.
-            generator: source of randomness: the same seed gives the same samples.
+            past_values: (batch, time, input_size), with the channels of `forward`. NaN is a missing value.
+            horizon: number of steps; None: `config.prediction_length`.
+            num_samples: number of paths per series; None: `config.num_parallel_samples`.
+            generator: source of randomness. The same seed gives the same samples.
             past_observed_mask: (batch, time, input_size), 0 at missing values.
-            future_covariates: (batch, horizon, num_dynamic_real_features), the covariates of the steps to come.
+            future_covariates: (batch, horizon, num_dynamic_real_features), the covariates of the forecast steps.
             attention_mask: (batch, time), 0 at padding, which must be on the left.
 
         Returns:
             `SampleTSPredictionOutput` with `sequences` (batch, num_samples, horizon, channels), in the units of
-            `past_values`. Quantiles over the samples are the bands of a forecast.
+            `past_values`. Prediction intervals are quantiles over the samples.
 
         Raises:
-            ValueError: an argument is out of its range, or a series has no value; the message says which.
+            ValueError: an argument is out of range, or a series has no observed value; the message says which.
         """
         config = self.config
         horizon = config.prediction_length if horizon is None else horizon
@@ -272,29 +274,29 @@ class ForecastMixin:
             if value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value}.")
         if attention_mask is not None and not attention_mask[:, -1].all():
-            raise ValueError("`attention_mask` must have its padding on the left: its last column has zeros here.")
+            raise ValueError("`attention_mask` must be padded on the left, but its last column has zeros.")
         expected = (len(past_values), horizon, config.num_dynamic_real_features)
         if (future_covariates is None and expected[-1] > 0) or (
             future_covariates is not None and tuple(future_covariates.shape) != expected
         ):
             got = None if future_covariates is None else tuple(future_covariates.shape)
             raise ValueError(
-                f"`future_covariates` must have the shape {expected}, the last size being "
-                f"`config.num_dynamic_real_features`, got {got}."
+                f"`future_covariates` must have the shape {expected} (batch, horizon, "
+                f"`config.num_dynamic_real_features`), got {got}."
             )
         observed = observed_values(past_values, past_observed_mask, attention_mask)
         is_empty = ~observed[..., : config.num_target_channels].any(dim=1).all(dim=-1)
         if is_empty.any():
             raise ValueError(
-                f"`past_values` has no observed value in a channel of the series {is_empty.nonzero()[:, 0].tolist()}; "
-                "at least one in each is needed to forecast from."
+                "`past_values` has no observed value in a channel to predict of series "
+                f"{is_empty.nonzero()[:, 0].tolist()}; expected at least one in each."
             )
 
 
 def observed_values(
     values: torch.Tensor, mask: torch.Tensor | None, attention_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(batch, time, channels), whether a value is there: no NaN, not masked, and no padding."""
+    """(batch, time, channels), True where a value is neither NaN nor masked nor padded."""
     observed = ~values.isnan()
     if mask is not None:
         observed = observed & (mask[..., None] if mask.ndim == 2 else mask).bool().to(values.device)
@@ -306,8 +308,8 @@ def observed_values(
 @contextlib.contextmanager
 def seeded(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
     """
-    PyTorch's distributions draw from its global random numbers alone: within this context, those follow from
-    `generator`, and afterwards they go on where they were. Without a generator, nothing changes.
+    PyTorch's distributions only draw from the global random state. In this context it is seeded from `generator`, and
+    restored afterwards. Without a generator, nothing changes.
     """
     if generator is None:
         yield
