@@ -38,11 +38,11 @@ takes_past_key_values = deprecate_kwarg(
 
 class LocalRNNStates(LinearAttentionLayer):
     """
-    The LocalRNN's part of a cache layer: the last `local_window_size` real inputs, and while the past is recorded for
-    a rollback all inputs since.
+    The LocalRNN's part of a cache layer: the last `local_window_size` real inputs, or all inputs since recording for a
+    rollback began.
     """
 
-    # (batch, columns), 1 at padding that was moved, for the last columns that can be rolled back; None: no such.
+    # (batch, columns), 1 at padding, for the columns that can be rolled back; None if there was no padding.
     recorded_padding: torch.Tensor | None = None
 
     def update_conv_state(
@@ -56,14 +56,14 @@ class LocalRNNStates(LinearAttentionLayer):
         """
         Args:
             conv_states: (batch, channels, time), the new inputs, zero at padding.
-            padding_order: that of the new inputs; None where no padding follows a real input.
+            padding_order: the order of the new inputs; None if padding may stay where it is.
 
         Returns:
-            (batch, channels, kept + time), the inputs that were kept and the new ones, padding first.
+            (batch, channels, cached + time), the cached inputs and the new ones, padding first.
         """
         kept = self.conv_states[state_idx]
         if kept is not None and not self.record_past and kept.shape[-1] != self.conv_kernel_size[state_idx]:
-            # Left by a rollback or a recording that has ended; a negative number of zeros takes columns away.
+            # A rollback or the end of a recording changed its size. Negative padding crops.
             self.conv_states[state_idx] = F.pad(kept, (self.conv_kernel_size[state_idx] - kept.shape[-1], 0))
         states = super().update_conv_state(conv_states, state_idx, conv_kernel_size=conv_kernel_size, **kwargs)
         if self.record_past and state_idx == 0:
@@ -72,12 +72,12 @@ class LocalRNNStates(LinearAttentionLayer):
             states = padding_order.apply_with_cached(states)
             if self.record_past:
                 self.conv_states[state_idx] = states
-            else:  # in place: a compiled graph knows the tensor by its address
+            else:  # in place: compiled graphs rely on the tensor's address
                 self.conv_states[state_idx].copy_(states[..., -self.conv_kernel_size[state_idx] :])
         return states
 
     def record_padding(self, conv_states: torch.Tensor, padding_order: PaddingOrder | None):
-        """Notes which of the new columns are padding, so that a rollback can tell how many inputs they added."""
+        """Records which new columns are padding, so that a rollback knows how many inputs to remove."""
         batch_size, _, length = conv_states.shape
         if padding_order is not None:
             is_padding = (padding_order.places < padding_order.num_padded).int()
@@ -90,9 +90,9 @@ class LocalRNNStates(LinearAttentionLayer):
         self.recorded_padding = torch.cat([self.recorded_padding, is_padding], dim=1)
 
     def crop_conv_states(self, tokens_to_remove: int):
-        """Rolls the inputs back. A column that is padding in a row added no input to it, and takes none away."""
+        """Rolls the inputs back. A column that was padding in a row added no input there, so it removes none."""
         if not self.record_past or tokens_to_remove > 0:
-            LinearAttentionLayer.crop(self, tokens_to_remove)  # raises, and says why
+            LinearAttentionLayer.crop(self, tokens_to_remove)  # raises the library's error
         num_columns = abs(tokens_to_remove)
         num_left = int(self.get_seq_length()) - num_columns
         for state_idx, states in self.conv_states.items():
@@ -102,7 +102,7 @@ class LocalRNNStates(LinearAttentionLayer):
             num_kept = states.shape[-1] - num_columns
             if num_kept < min(window_size - 1, num_left):
                 raise RuntimeError(
-                    f"`crop({tokens_to_remove})` goes back further than this cache has recorded: it can take back "
+                    f"`crop({tokens_to_remove})` goes back further than this cache has recorded: expected at most "
                     f"{states.shape[-1] - window_size + 1} tokens."
                 )
             states = F.pad(states, (window_size, 0))
@@ -117,7 +117,7 @@ class LocalRNNStates(LinearAttentionLayer):
             self.recorded_padding = self.recorded_padding[:, first:num_recorded]
 
     def select_rows(self, rows: torch.Tensor):
-        """Keeps the rows of the batch with these indices, of everything in the layer."""
+        """Selects rows of the batch by index in all tensors of the layer."""
 
         def select(tensor: torch.Tensor) -> torch.Tensor:
             return tensor[rows.to(tensor.device)]  # keys and values may be offloaded
@@ -156,7 +156,7 @@ class RTransformerDynamicLayer(LocalRNNStates, LinearAttentionAndFullAttentionLa
         self.__init__(number_of_states)
         self.record_past = record_past
 
-    # The inputs of a few positions are not worth moving: they stay where the model is.
+    # Only keys and values are offloaded. The LocalRNN's few inputs stay on the model's device.
     def offload(self):
         DynamicLayer.offload(self)
 
@@ -165,7 +165,7 @@ class RTransformerDynamicLayer(LocalRNNStates, LinearAttentionAndFullAttentionLa
 
 
 class RTransformerStaticLayer(LocalRNNStates, LinearAttentionAndStaticFullAttentionLayer):
-    """A layer of a `StaticCache`. What a rollback leaves of keys and values behind the end is masked."""
+    """A layer of a `StaticCache`. Keys and values beyond the end after a rollback are masked."""
 
     def crop(self, tokens_to_remove: int):
         self.crop_conv_states(tokens_to_remove)

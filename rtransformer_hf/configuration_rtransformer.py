@@ -51,27 +51,27 @@ class RTransformerConfig(PreTrainedConfig):
             Implementation of the LocalRNN operator: `"reference"`, `"shared_projection"`, `"blocked"` (CPU) or
             `"triton"` (GPU); chosen by device if unset. Second derivatives and `torch.func` need one of the first two.
         local_rnn_gate_activation (`str`, defaults to `"sigmoid"`):
-            Activation of the gates of GRU and LSTM: `"sigmoid"` or `"hard_sigmoid"`, clip(0.2 x + 0.5, 0, 1).
+            Activation of GRU and LSTM gates: `"sigmoid"` or `"hard_sigmoid"`, clip(0.2 x + 0.5, 0, 1).
         local_rnn_num_heads (`int`, defaults to 1):
-            Heads of the LocalRNN's state. With more than 1 its recurrent weight is block-diagonal: the units of a head
-            see the state of their own head alone (arXiv 2405.04517), which divides the recurrent products by as much.
+            Number of heads of the LocalRNN. With more than one, the recurrent weight is block-diagonal: each head sees
+            only its own state (arXiv 2405.04517), which divides the cost of the recurrent products by this number.
         projection_type (`str`, defaults to `"dense"`):
-            Structure of the weights of attention and feed-forward layers: `"dense"`, `"butterfly"` (arXiv 2012.14966)
-            or `"monarch"` (arXiv 2204.00595).
+            Structure of the attention and feed-forward weights: `"dense"`, `"butterfly"` (arXiv 2012.14966) or
+            `"monarch"` (arXiv 2204.00595).
         local_rnn_projection_type (`str`, *optional*):
-            That of the LocalRNN's gates; `projection_type` when unset. `"butterfly"` is one matrix over input and
-            state together, whose LSTM gates stand in the published order (input, forget, output, candidate).
+            Structure of the LocalRNN's weights; `projection_type` if unset. `"butterfly"` is a single matrix over
+            [input, state], with LSTM gates in the published order (input, forget, output, candidate).
         num_butterfly_blocks (`int`, defaults to 2):
-            Blocks of a butterfly, of increasing and decreasing stride in turn.
+            Number of blocks in a butterfly, alternating between increasing and decreasing stride.
         num_monarch_blocks (`int`, defaults to 4):
-            Blocks on the diagonal of each of a Monarch matrix's two factors. Each block of the matrix, of as many rows
-            and columns of blocks, has a rank of its smaller size / `num_monarch_blocks`.
+            Number of diagonal blocks in each of the two factors of a Monarch matrix. Each of the matrix's
+            `num_monarch_blocks`**2 blocks has the rank of its smaller side divided by `num_monarch_blocks`.
         projection_bias (`bool`, defaults to `True`):
-            Whether the projections of attention have biases.
+            Whether the attention projections have biases.
         mlp_bias (`bool`, defaults to `True`):
             Whether the feed-forward layers have biases.
         local_rnn_bias (`bool`, defaults to `True`):
-            Whether the LocalRNN's gates have biases.
+            Whether the LocalRNN's projections have biases.
         input_size (`int`, *optional*):
             If set, the model reads `input_values` (batch, time, `input_size`) instead of `input_ids`.
         position_embedding_type (`str`, defaults to `"none"`):
@@ -217,7 +217,7 @@ class RTransformerConfig(PreTrainedConfig):
         if self.quantile_levels is None:
             self.quantile_levels = [level / 10 for level in range(1, 10)]
         self.validate_architecture()
-        if self.mlp_type == "gated":  # Transformers warns of a rule that fits no layer
+        if self.mlp_type == "gated":  # added only here: Transformers warns about rules that match no layer
             self.base_model_tp_plan = {**self.base_model_tp_plan, "layers.*.mlp.gate_proj": "colwise"}
         super().__post_init__(**kwargs)
 
@@ -322,8 +322,8 @@ class RTransformerConfig(PreTrainedConfig):
             )
         if self.local_rnn_num_heads > 1 and self.local_rnn_projection_type == "butterfly":
             raise ValueError(
-                "`local_rnn_num_heads` must be 1 for `local_rnn_projection_type='butterfly'`, whose one matrix has "
-                f"the recurrent weight in it, got {self.local_rnn_num_heads}."
+                "`local_rnn_num_heads` must be 1 for `local_rnn_projection_type='butterfly'`, a single matrix that "
+                f"includes the recurrent weight, got {self.local_rnn_num_heads}."
             )
         if self.layer_norm_type == "unbiased" and self.hidden_size < 2:
             raise ValueError(f"`hidden_size` must be at least 2 for unbiased layer norms, got {self.hidden_size}.")
@@ -335,7 +335,7 @@ class RTransformerConfig(PreTrainedConfig):
         tp_size = getattr(getattr(self, "distributed_config", None), "tp_size", 1)  # set by `from_pretrained`
         if tp_size > 1 and self.projection_type != "dense":
             raise ValueError(
-                f"`tp_size` must be 1 for `config.projection_type={self.projection_type!r}`, whose factors can't be "
+                f"`tp_size` must be 1 for `config.projection_type={self.projection_type!r}`, whose factors cannot be "
                 f"split between ranks, got {tp_size}."
             )
         if self.num_attention_heads % tp_size != 0:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The blocked form of the LocalRNN operator, for CPUs, with a backward pass of its own.
+The blocked implementation of the LocalRNN operator, for CPUs, with its own backward pass.
 
 Windows are independent given the inputs, so each block of positions runs all K steps forward, or all backward, before
 the next. Backward needs the gates: those of the last steps are kept, those of the first are recomputed. A block is
 laid out as (positions, features), which makes small products up to three times as fast as the transposed layout.
-Positions are ordered by time, then by row of the batch, so that a step's inputs are consecutive rows of the projected
+Positions are ordered by time, then by row of the batch, so the inputs of a step are consecutive rows of the projected
 block.
 
-A step is a few calls that write to memory allocated before. Small models spend their time on calls, so the views of
-that memory are made for all steps at once.
+A step is a few calls that write to preallocated memory. Small models spend most of their time on call overhead, so the
+views into that memory are made for all steps at once.
 """
 
 import math
@@ -29,7 +29,7 @@ MINUS_ONE = torch.tensor(-1.0, device="cpu")
 
 def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
     """
-    inputs + state @ recurrent_weight.T. A weight of None means that the state is zero; one of (gates, heads, head
+    inputs + state @ recurrent_weight.T. A weight of None means that the state is zero; a weight (gates, heads, head
     size, head size) is block-diagonal.
     """
     if recurrent_weight is None:
@@ -47,8 +47,8 @@ def add_recurrent_gradients(
     grad_gates, recurrent_weight, state, grad_hidden, grad_recurrent_weight, keep_hidden: bool
 ):
     """
-    Adds the recurrent weight's gradient to `grad_recurrent_weight`. The state's replaces `grad_hidden`, or is added to
-    it where `keep_hidden` says so.
+    Adds the recurrent weight's gradient to `grad_recurrent_weight`. The gradient of the state replaces `grad_hidden`,
+    or is added to it if `keep_hidden` is set.
     """
     if recurrent_weight.ndim == 2:
         grad_hidden.addmm_(grad_gates, recurrent_weight, beta=int(keep_hidden))
@@ -111,7 +111,7 @@ class RNNSteps:
 
 
 class SigmoidGates:
-    """The activation of the gates that scale something, in place, and its backward in terms of its result."""
+    """The sigmoid of reset, update, input, forget and output gates, in place, and its backward from its result."""
 
     sigmoid_ = staticmethod(torch.Tensor.sigmoid_)
     sigmoid_backward = staticmethod(sigmoid_backward)
@@ -220,7 +220,7 @@ class HardLSTMSteps(HardSigmoidGates, LSTMSteps):
     pass
 
 
-# By cell and by the activation of its gates, of which the plain RNN has none.
+# By cell type and gate activation. The plain RNN has no sigmoid gates.
 STEPS = {
     ("rnn", "sigmoid"): RNNSteps,
     ("rnn", "hard_sigmoid"): RNNSteps,
@@ -351,7 +351,7 @@ class BlockWeights:
         ]
 
     def to_columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """The recurrent weight by columns of a block: (gates * hidden, hidden), or (gates, heads, head, head)."""
+        """The recurrent weight in a block's column order: (gates * hidden, hidden), or (gates, heads, head, head)."""
         if self.num_heads is not None:
             head_size = weight.shape[-1]
             weight = weight.view(self.num_heads, -1, head_size, head_size).transpose(0, 1)
@@ -453,7 +453,7 @@ def blocked_local_rnn(
 ) -> torch.Tensor:
     """
     Args:
-        inputs: (batch, window_size - 1 + time, input), behind zeros or the inputs before them.
+        inputs: (batch, window_size - 1 + time, input), starting with the previous inputs or zeros.
 
     The other arguments are those of `local_rnn`.
 
