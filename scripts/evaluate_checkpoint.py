@@ -5,6 +5,7 @@ Computes the metrics of a checkpoint from one of the training scripts, and print
     python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --split test
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --quantization int8_dynamic
+    python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt --context_length 1024
 
 The checkpoint's folder states the task and how to read the data: config.json, evaluation.json, and the tokenizer,
 image processor or feature extractor. Weights in half precision are converted to float32. `model_bytes` is the size of
@@ -15,6 +16,7 @@ import argparse
 import json
 import logging
 import tempfile
+from pathlib import Path
 
 from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
 
@@ -36,6 +38,7 @@ def main(argv: list[str] | None = None):
     from transformers import EvalPrediction, TrainingArguments
 
     from rtransformer_hf.training.evaluation import load_evaluation, num_bytes
+    from rtransformer_hf.training.files import atomic_write
 
     logging.basicConfig(format="%(message)s")
     for name in ("sequence_classification", "token_classification"):
@@ -56,7 +59,12 @@ def main(argv: list[str] | None = None):
         output = trainer.predict(evaluation.dataset)
     metrics = evaluation.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
     metrics["model_bytes"] = sum(map(num_bytes, evaluation.model.parameters()))
-    print(json.dumps(metrics, indent=2))
+    if args.context_length is not None:
+        metrics["context_length"] = args.context_length
+    text = json.dumps(metrics, indent=2)
+    if args.output is not None:
+        atomic_write(Path(args.output), f"{text}\n".encode())
+    print(text)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -75,6 +83,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="Leave out tunes that can't be used, and list them with the reason. For music only.",
     )
+    parser.add_argument(
+        "--context_length",
+        type=positive_integer,
+        help="Inputs of a language model in a window, whose stride stays the same share of it. (default: as in the "
+        "training)",
+    )
+    parser.add_argument("--output", help="Also write the metrics to this file, a .json file.")
     parser.add_argument("--batch_size", type=positive_integer, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
         "--quantization",
@@ -82,6 +97,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="Compute linear layers in 8-bit integers with torchao: the weights only, or the inputs, too.",
     )
     args = parser.parse_args(argv)
+    if args.output is not None and Path(args.output).suffix != ".json":
+        parser.error(f"--output: {args.output!r} (expected a name that ends with .json)")
     args.columns = {name: column for name in COLUMNS if (column := getattr(args, name)) is not None}
     return args
 

@@ -192,6 +192,26 @@ def test_columns_of_other_names(trained, capsys, tmp_path):
             evaluate_checkpoint.main([str(trained / task), "--data", str(trained / "test.txt"), flag, "x"])
 
 
+def test_another_context_length(trained, capsys, tmp_path):
+    data = ["--data", str(trained / "test.txt")]
+    whole = evaluate(capsys, str(trained / "language"), *data)
+    output = tmp_path / "long" / "context.json"
+    flags = ("--context_length", "48", "--output", str(output))
+    longer = evaluate(capsys, str(trained / "language"), *data, *flags)
+    assert json.loads(output.read_text()) == longer and longer["context_length"] == 48
+    assert longer["predicted_tokens"] == whole["predicted_tokens"] and longer["loss"] != whole["loss"]
+
+    # The folder with these settings in place of those of the training: 5 of 16 is 15 of 48.
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "language", copy)
+    settings = json.loads((copy / "evaluation.json").read_text())
+    (copy / "evaluation.json").write_text(json.dumps({**settings, "block_size": 48, "eval_stride": 15}))
+    assert evaluate(capsys, str(copy), *data)["loss"] == longer["loss"]
+
+    with pytest.raises(UsageError, match=r"--context_length 48: .*classifier holds RTransformerForSequenceClass"):
+        evaluate_checkpoint.main([str(trained / "classifier"), "--data", "x", "--context_length", "48"])
+
+
 def test_a_folder_to_share(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     make_hub_folder.main(["music", "cards/music", "--dtype", "float16"])

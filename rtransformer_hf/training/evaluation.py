@@ -29,6 +29,7 @@ from transformers.utils import cached_file, is_torchao_available
 
 from .. import RTransformerImageProcessor
 from . import causal_lm, polyphonic_music, sequence_classification, token_classification
+from .architectures import check_context
 from .checkpoints import usable
 from .errors import UsageError
 from .forecasting import (
@@ -155,11 +156,17 @@ def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
 
 def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
+    length = getattr(args, "context_length", None)
+    if length is not None:
+        stride = max(1, round(stride * length / settings["block_size"]))
+        settings["block_size"] = length
     settings = {"end_of_text": "none", **settings}  # older checkpoints, which do not state it, were trained without
     settings = place(args, override(settings, args, "text_column"))
     data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
     rows = causal_lm.load_rows(data_args, "train")
     model = load_model(args, AutoModelForCausalLM)
+    if length is not None:
+        check_context(model, length + 1, f"--context_length {length}, with the token to predict")
     tokenizer = load_tokenizer(args.checkpoint, [])
     windows = causal_lm.make_windows({"train": rows}, tokenizer, model.config.vocab_size, data_args)["train"]
     return Evaluation(
@@ -303,7 +310,8 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     Opens a checkpoint and the data for it.
 
     Args:
-        args: `checkpoint`, `data`, `split`, `quantization`, `skip_unreadable` and `columns` as of the command.
+        args: `checkpoint`, `data`, `split`, `quantization` and `skip_unreadable` as of the command, and where they
+            are given `columns` and `context_length`.
 
     Raises:
         UsageError, OSError, ValueError: there is no such checkpoint or data, or they don't go together.
@@ -312,6 +320,9 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     load = next(load for ending, load in TASKS.items() if architecture.endswith(ending))
     if settings.get("task") in SERIES_TASKS:
         load = forecaster if settings["task"] == "forecast" else series_labeler
+    if getattr(args, "context_length", None) is not None and load is not language_model:
+        given = f"--context_length {args.context_length}"
+        raise UsageError(f"{given}: {args.checkpoint} holds {architecture} (expected a language model)")
     if args.skip_unreadable and load is not music_model:
         raise UsageError(f"--skip_unreadable: {args.checkpoint} holds {architecture} (expected a music model)")
     return load(args, settings)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Puts finished trainings side by side: metric, parameters, FLOPs, time, speed and memory as a table in Markdown, and
+their learning curves in one picture.
+
+    python scripts/compare.py outputs/rtransformer outputs/llama --output comparison.md
+    python scripts/compare.py model_cards/ptb_char_small model_cards/ptb_char_small_transformer
+
+A run is the output folder of a training command, or a folder of make_hub_folder.py. FLOPs are those of matrix products
+in a forward pass, a position; a training step takes about three times as many. Memory is the most that a process of
+the training had at a time: tensors on an accelerator, or on a CPU all resident memory. `--evaluation` adds a column
+from files that `evaluate_checkpoint.py --output` has written into the folders.
+"""
+
+import argparse
+from pathlib import Path
+
+from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+
+from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.files import atomic_write, write_figure
+
+
+def main(argv: list[str] | None = None):
+    args = parse_arguments(argv)
+    from rtransformer_hf.training.comparison import choose_metric, draw_curves, load_runs, make_table
+
+    runs = load_runs(args.runs, args.evaluation, args.any_data)
+    metric = choose_metric(runs, args.metric)
+    figure = None if args.output is None else draw_curves(runs)
+    if figure is None and args.output is not None and Path(args.output).suffix == ".png":
+        raise UsageError(f"--output: {args.output!r}: no run has curves to draw (expected a name that ends with .md)")
+    table = make_table(runs, metric, args.decode_tokens)
+    print(table, end="")
+    if args.output is None:
+        return
+    if without := [run.name for run in runs if run.curves is None]:
+        print(f"\nNot in the picture, since their folders keep no points of curves: {', '.join(without)}")
+    output = Path(args.output)
+    if figure is not None:
+        write_figure(output.with_suffix(".png"), figure, dpi=150)
+    if output.suffix == ".md":
+        picture = "" if figure is None else f"\n![Learning curves]({output.with_suffix('.png').name})\n"
+        atomic_write(output, (table + picture).encode())
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="Folders of finished trainings, of one task and data.")
+    parser.add_argument("--metric", help="What to compare by. (default: the last in the cards of the task)")
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="NAME.json",
+        help="A file in the folders with metrics of evaluate_checkpoint.py, for a column; may be given several times.",
+    )
+    parser.add_argument(
+        "--decode_tokens",
+        type=positive_integer,
+        help="Measure how fast each language model writes so many tokens, one sequence at a time.",
+    )
+    parser.add_argument("--any_data", action="store_true", help="Also compare runs whose data have different names.")
+    parser.add_argument(
+        "--output",
+        help="A .png file for the curves; or a .md file for the table, with the curves in a .png beside it.",
+    )
+    args = parser.parse_args(argv)
+    if args.output is not None and Path(args.output).suffix not in (".png", ".md"):
+        parser.error(f"--output: {args.output!r} (expected a name that ends with .png or .md)")
+    return args
+
+
+if __name__ == "__main__":
+    run_command(main)

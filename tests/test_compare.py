@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished trainings side by side."""
+
+import json
+import shutil
+from pathlib import Path
+
+import compare
+import evaluate_checkpoint
+import pytest
+import train_causal_lm
+from conftest import write_texts
+from PIL import Image
+from transformers import AutoConfig
+
+from rtransformer_hf.training.comparison import flops_per_position, load_runs
+from rtransformer_hf.training.errors import UsageError
+
+CARDS = Path(__file__).parent.parent / "model_cards"
+ROTARY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=2,intermediate_size=32"
+MODELS = {
+    "rtransformer": f"{ROTARY.replace('num_key_value_heads=2,', '')},local_window_size=3",
+    "llama": f"{ROTARY},max_position_embeddings=40",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two trainings and texts."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_texts(train=30, validation=10, test=10)
+        for model_type, overrides in MODELS.items():
+            train_causal_lm.main(
+                [
+                    *("--train_file", "train.txt", "--validation_file", "validation.txt", "--test_file", "test.txt"),
+                    *("--model_type", model_type, "--config_overrides", overrides, "--output_dir", model_type),
+                    *("--block_size", "16", "--max_steps", "4", "--eval_steps", "2", "--eval_strategy", "steps"),
+                    *("--save_strategy", "no", "--logging_steps", "1", "--report_to", "none", "--use_cpu"),
+                    "--disable_tqdm=true",
+                ]
+            )
+    return folder
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_the_table_says_what_the_runs_did(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    evaluate_checkpoint.main(
+        ["llama", "--data", "test.txt", "--context_length", "32", "--output", "llama/longer.json"]
+    )
+    capsys.readouterr()
+    compare.main(
+        ["rtransformer", "llama", "--evaluation", "longer.json", "--decode_tokens", "4", "--output", "page/all.md"]
+    )
+    said = capsys.readouterr().out
+    first, second = rows(said)
+    for row, name in ((first, "rtransformer"), (second, "llama")):
+        results = json.loads(Path(name, "all_results.json").read_text())
+        facts = json.loads(Path(name, "model_card.json").read_text())
+        assert row["run"] == name and row["model"] == facts["architecture"]
+        assert row["parameters"] == f"{facts['num_parameters']:,}"
+        assert row["bits per character, validation"] == f"{results['eval_bits_per_character']:.4f}"
+        assert row["bits per character, test"] == f"{results['test_bits_per_character']:.4f}"
+        assert row["tokens a second, training"] == f"{results['train_tokens_per_second']:,.0f}"
+        assert row["memory"] == f"{results['train_peak_memory_bytes'] / 1e9:,.2f} GB"
+        assert int(row["tokens a second, decoding"].replace(",", "")) > 0
+    longer = json.loads(Path("llama/longer.json").read_text())["bits_per_character"]
+    assert second["bits per character, context 32"] == f"{longer:.4f}"
+    assert first["bits per character, context 32"] == "-"
+    page = Path("page/all.md").read_text()
+    assert page.startswith("| run |") and page.endswith("![Learning curves](all.png)\n")
+    assert rows(page) == rows(said)
+    width, height = Image.open("page/all.png").size
+    assert width > 2 * height  # against steps, and against time
+
+
+def test_flops_are_those_of_the_matrix_products(runs):
+    [run] = load_runs([str(runs / "llama")], [], any_data=False)
+    config, length = AutoConfig.from_pretrained(runs / "llama"), 16
+    block = 4 * 16 * 16 + 3 * 16 * 32  # attention's four projections, the gated layer's three
+    attention = 2 * length * 16  # every query with every key, every weight with every value
+    rotary = 8 / 2  # of the frequencies with the positions, as an outer product
+    expected = 2 * (2 * (block + attention) + 16 * config.vocab_size)
+    assert flops_per_position(run) == pytest.approx(expected, abs=2 * rotary)
+
+
+def test_folders_of_cards(capsys, tmp_path):
+    names = ("ptb_char_small", "ptb_char_small_transformer")
+    folders = [str(CARDS / name) for name in names]
+    output = tmp_path / "cards.md"
+    compare.main([*folders, "--metric", "perplexity", "--output", str(output)])
+    said = capsys.readouterr().out
+    assert [row["run"] for row in rows(said)] == list(names) and "perplexity, test" in said
+    assert (
+        "Not in the picture, since their folders keep no points of curves: ptb_char_small, ptb_char_small_tr" in said
+    )
+    assert output.exists() and not output.with_suffix(".png").exists()
+    with pytest.raises(UsageError, match="no run has curves to draw"):
+        compare.main([*folders, "--output", str(tmp_path / "cards.png")])
+
+
+def test_what_can_not_be_compared_is_named(runs, tmp_path, capsys):
+    trained = str(runs / "llama")
+    for folders, message in (
+        (["nowhere"], r"RUN: no such folder: 'nowhere' \(expected the --output_dir of a finished training"),
+        ([str(tmp_path)], r"has no model_card.json \(expected"),
+        ([str(CARDS / "ptb_char_small"), str(CARDS / "ptb_word")], "different data: 'Penn Treebank, characters' and"),
+        ([str(CARDS / "ptb_word"), str(CARDS / "nottingham")], "different tasks: 'language-modeling' and 'polyphonic"),
+        (
+            [trained, "--metric", "accuracy"],
+            "--metric: not in all runs: 'accuracy' .*llama: bits_per_character, perplex",
+        ),
+        ([trained, "--evaluation", "none.json"], "--evaluation: no run has a file 'none.json'"),
+        ([trained, "--decode_tokens", "33"], "llama has 40 positions .expected at most 32"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            compare.main(folders)
+    with pytest.raises(SystemExit):
+        compare.main([trained, "--output", "x.pdf"])
+    assert "--output: 'x.pdf' (expected a name that ends with .png or .md)" in capsys.readouterr().err
+
+    # Other text under the same name, and a training that is not over.
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    identity = json.loads((other / "training_run.json").read_text())
+    [key] = [key for key in identity if "sha256" in key]
+    (other / "training_run.json").write_text(json.dumps({**identity, key: "0"}))
+    with pytest.raises(UsageError, match=r"llama and other have different tokenized training text"):
+        compare.main([trained, str(other)])
+    compare.main([trained, str(other), "--any_data"])
+    facts = json.loads((other / "model_card.json").read_text())
+    (other / "model_card.json").write_text(json.dumps({**facts, "results": []}))
+    with pytest.raises(UsageError, match="other' has no results so far"):
+        compare.main([trained, str(other)])
+    (other / "model_card.json").write_text("{")
+    with pytest.raises(UsageError, match="no facts of a card"):
+        compare.main([str(other)])
