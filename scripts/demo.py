@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Shows three models at work in a browser: text and music as they are written, a digit as it is read.
+Shows four models at work in a browser: text and music as they are written, a digit as it is read, a series of
+measurements as it may go on.
 
     python scripts/demo.py
     python scripts/demo.py --text_model outputs/quickstart --port 8000
@@ -19,7 +20,7 @@ from rtransformer_hf.training.command_line import CommandParser, number, run_com
 import rtransformer_hf
 from rtransformer_hf.training.errors import UsageError
 
-TABS = ("text", "music", "digit")
+TABS = ("text", "music", "digit", "forecast")
 
 
 def main(argv: list[str] | None = None):
@@ -61,6 +62,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--digit_model",
         default="model_cards/smnist_small",
         help="Folder or Hub id of a classifier of digits that reads their pixels. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--forecast_model",
+        default="model_cards/air_passengers",
+        help="Folder or Hub id of a model that forecasts time series without other covariates than the season. "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--host", help="Address to serve at; 0.0.0.0 serves the whole network. (default: this computer)"
@@ -107,12 +114,12 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "{python}"
 app_file: app.py
-short_description: Text, music and digits, one step at a time
+short_description: Text, music, digits and series, step by step
 ---
 
 # R-Transformer
 
-Text and music as they are written, a digit as it is read: small models of
+Text and music as they are written, a digit as it is read, a series as it may go on: small models of
 [R-Transformer](https://arxiv.org/abs/1907.05572) at work. Elsewhere, `pip install -r requirements.txt gradio` and
 `python app.py` start it.
 """

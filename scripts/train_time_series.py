@@ -34,15 +34,14 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.forecast_trainer import ForecastTrainer, make_forecast_metrics
 from rtransformer_hf.training.forecasting import (
     FORECAST_METRICS,
     ForecastSetting,
-    ForecastTrainer,
     add_time_features,
     baseline_forecasts,
     fit_forecast_extractor,
     has_time_features,
-    make_forecast_metrics,
     make_windows,
     normalised_series,
 )

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from rtransformer_hf import RTransformerImageProcessor
-from rtransformer_hf.training import checkpoints, demo_inputs, demo_page, generation
+from rtransformer_hf.training import checkpoints, demo_drawing, demo_inputs, demo_page, generation
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.forecasting import forecast_ahead
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
@@ -25,6 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the page is test
 
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
 DIGIT_MODEL = str(MODEL_CARDS / "smnist_small")
+FORECAST_MODEL = str(MODEL_CARDS / "air_passengers")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_FLAGS = [
     "--headless",
@@ -206,6 +208,47 @@ def test_an_empty_drawing():
         demo_inputs.prepare_drawing([])
 
 
+def write_passengers(path: Path) -> Path:
+    """Four years of months, rising, with a season and a missing one."""
+    months = [f"{1949 + step // 12}-{step % 12 + 1:02}" for step in range(48)]
+    counts = [f"{100 + step + 20 * np.sin(step * np.pi / 6):.1f}" for step in range(48)]
+    counts[40] = ""
+    rows = "".join(f"{month},{count}\n" for month, count in zip(months, counts, strict=True))
+    path.write_text(f"Date,Passengers\n{rows}")
+    return path
+
+
+def test_a_table_is_forecast(tmp_path):
+    model, extractor, settings = checkpoints.load_forecaster(FORECAST_MODEL)
+    (series,) = demo_inputs.read_series(str(write_passengers(tmp_path / "new.csv")), settings, "Date", "Passengers")
+    quantiles = forecast_ahead(model, extractor, series, settings["season_length"], 14, generator(0))
+    assert quantiles.shape == (9, 14, 1) and (np.diff(quantiles, axis=0) >= 0).all()
+    # The covariates of the steps ahead are those that the training would give them.
+    phases = 2 * np.pi * ((np.arange(62) + 12 * 1949) % 12) / 12
+    season = (np.stack([np.sin(phases), np.cos(phases)], axis=1) - extractor.mean[1:]) / extractor.std[1:]
+    past = torch.from_numpy(np.column_stack([series.values, season[:48]])[-36:]).float()
+    samples = model.forecast(
+        past[None], 14, generator=generator(0), future_covariates=torch.from_numpy(season[48:]).float()[None]
+    )
+    np.testing.assert_allclose(quantiles[4], samples.sequences[0].quantile(0.5, dim=0).numpy(), rtol=1e-4)
+    drawn = demo_drawing.draw_forecasts([series], [quantiles])
+    assert drawn.count('class="band"') == 2 and drawn.count('class="line known"') == 2  # before the gap and after
+    demo_page.write_forecasts(str(tmp_path / "table.csv"), [series], [quantiles])
+    table = (tmp_path / "table.csv").read_text().splitlines()
+    assert len(table) == 15 and table[1].startswith('"new.csv","Passengers",1,')
+
+    for file, columns, message in [
+        (None, ("Date", "Passengers"), "Choose a CSV file"),
+        ("new.csv", ("Date", "Sales"), r"^--target_columns: new\.csv has no column 'Sales'"),
+        ("new.csv", ("", "Date"), r"^new\.csv: column 'Date' holds '1949-01' in row 0"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            demo_inputs.read_series(file and str(tmp_path / file), settings, *columns)
+    (series,) = demo_inputs.read_series(str(tmp_path / "new.csv"), settings, "", "Passengers")
+    with pytest.raises(UsageError, match="no time stamps"):
+        forecast_ahead(model, extractor, series, 12, 3)
+
+
 # The page without its server
 
 
@@ -217,7 +260,7 @@ def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
         assert f"`{tmp_path / name}` can't be opened" in shown and f"python {command}" in shown
         recipe = command.split()[1]
         assert (Path(__file__).parent.parent / recipe).exists()
-    assert capsys.readouterr().err.count("has no model") == 3
+    assert capsys.readouterr().err.count("has no model") == len(demo_page.TRAINED_BY)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
@@ -268,6 +311,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     space, journal = folder / "space", folder / "journal"
     models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint", "digit": DIGIT_MODEL}
+    models["forecast"] = FORECAST_MODEL
     flags = [flag for name, path in models.items() for flag in (f"--{name}_model", str(path))]
     demo.main([*flags, "--make_space", str(space)])
     assert "license" not in (space / "README.md").read_text()  # whose models they are, the script can't know
@@ -588,7 +632,7 @@ def test_a_digit_drawn_by_keyboard_alone(open_page):
     assert [len(stroke.split()) for stroke in drawn_strokes(page)] == [3]
 
 
-def test_phone(open_page):
+def test_phone(open_page, tmp_path):
     page = open_page(width=375)
 
     def assert_fits():
@@ -615,11 +659,21 @@ def test_phone(open_page):
     button(page, "Read").click()
     page.get_by_text("784 of 784 pixels read", exact=True).wait_for()
     assert_fits()
+    open_tab(page, "Forecast")
+    page.locator("input[type=file]").last.set_input_files(write_passengers(tmp_path / "new.csv"))
+    page.get_by_text("new.csv").first.wait_for()
+    button(page, "Forecast").click()
+    page.get_by_text("new.csv, Passengers: the last 48 known values").wait_for()
+    page.locator("a[download='forecast.csv']").wait_for()
+    assert_fits()
+    page.get_by_label("Columns to forecast").fill("Sales")
+    button(page, "Forecast").click()
+    page.get_by_text("new.csv has no column 'Sales'").first.wait_for()
 
 
 def test_every_control_has_a_name(open_page):
     page = open_page()
-    for tab in ("Text", "Music", "Digit"):
+    for tab in ("Text", "Music", "Digit", "Forecast"):
         open_tab(page, tab)
         nameless = page.locator("input, textarea, button, a").evaluate_all(
             """controls => controls.filter(control => control.checkVisibility() && !(

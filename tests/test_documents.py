@@ -72,6 +72,11 @@ def folder(tmp_path, monkeypatch):
         labels = [i % 10 for i in range(40)]
         rows = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
         rows.to_parquet(f"data/mnist/{split}-00000-of-00001.parquet")
+    months = [f"{2020 + step // 12}-{step % 12 + 1:02}" for step in range(40)]
+    rows = [f"{shop},{month},{100 + 7 * i % 23}" for shop in ("north", "south") for i, month in enumerate(months)]
+    Path("data/sales.csv").write_text("\n".join(["shop,month,sold", *rows]))
+    rows = [f"{i},{i % 2},{(i % 2) * step + i},{step * i % 5}" for i in range(20) for step in range(6)]
+    Path("data/motions.csv").write_text("\n".join(["id,label,x,y", *rows]))
     Path("model.pt").write_bytes(FILES[next(name for name in CHECKPOINTS if "module" in name)])
     return tmp_path
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every folder of model_cards is what its Hub repository would be, and what any card says holds, its code included."""
 
+import ast
 import json
 import os
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 import train_causal_lm
 import train_polyphonic_music
 import train_sequence_classification
+import train_time_series
 import transformers
 from card_code import code_of, run_code
 from huggingface_hub import ModelCard
@@ -33,6 +35,7 @@ from rtransformer_hf.training.run import EVALUATION_FILE
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
 AUTO_CLASS_OF = {model_class.__name__: auto_class for auto_class, model_class in AUTO_CLASSES.items()}
+TRAINED = ("letters", "moods", "pixels", "tunes", "series", "steps", "numbers", "ahead", "shared/moods")
 RECIPE = """
 per_device_train_batch_size: 8
 hidden_size: 8
@@ -111,6 +114,17 @@ def trained(tmp_path_factory):
         further = ["--model_name_or_path", "tunes", "--muon", "--average_decay", "0.9", "--output_dir", "further"]
         train_polyphonic_music.main([*music, *further])
 
+        rows = [f"{i},{'ab'[i % 2]},{i + step % 3},{step}" for i in range(20) for step in range(12 + i % 3)]
+        Path("sensors.csv").write_text("\n".join(["id,kind,x,y", *rows]))
+        sensors = ["recipe.yaml", "--train_file", "sensors.csv", "--id_column", "id"]
+        labelled = [*sensors, "--label_column", "kind"]
+        train_time_series.main([*labelled, "--task", "classify", "--output_dir", "series"])
+        train_time_series.main([*labelled, "--task", "label_each_step", "--output_dir", "steps"])
+        numbers = ["--target_columns", "x", "--label_column", "y", "--regression"]
+        train_time_series.main([*sensors, "--task", "label_each_step", *numbers, "--output_dir", "numbers"])
+        ahead = ["--target_columns", "x", "--covariate_columns", "y", "--horizon", "3"]
+        train_time_series.main([*sensors, *ahead, "--test_length", "0", "--output_dir", "ahead"])
+
         make_hub_folder.main(["moods", "shared/moods", "--example", "a day"])
     return folder
 
@@ -121,11 +135,11 @@ def read_card(path: Path) -> ModelCard:
 
 def test_the_code_of_every_card_runs_as_printed(trained, tmp_path):
     code = {folder.name: (code_of(read_card(folder).content), ROOT) for folder in CARDS}
-    for name in ("letters", "moods", "pixels", "tunes", "shared/moods"):
+    for name in TRAINED:
         code[name] = code_of(read_card(trained / name).content), trained
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_MODULES_CACHE": str(tmp_path)}
     printed = run_code(code, environment)
-    for folder in [*CARDS, *(trained / name for name in ("letters", "moods", "pixels", "tunes", "shared/moods"))]:
+    for folder in [*CARDS, *(trained / name for name in TRAINED)]:
         output = printed[folder.name if folder.parent == ROOT / "model_cards" else str(folder.relative_to(trained))]
         facts = read_facts(folder)
         labels = list(AutoConfig.from_pretrained(folder).label2id)
@@ -140,6 +154,14 @@ def test_the_code_of_every_card_runs_as_printed(trained, tmp_path):
             assert all(f"'word': '{word}'" in output for word in facts.example.split(" "))
         elif facts.task == "image-classification":
             assert output.strip() in labels
+        elif facts.task == "time-series-forecasting":
+            assert output.strip() == f"(1, {facts.example[3]}, {facts.example[0] - facts.example[1]}) True"
+        elif facts.task == "time-series-classification":
+            assert output.strip() in labels
+        elif facts.task == "time-series-labelling":
+            assert len(ast.literal_eval(output)) == 50 and set(ast.literal_eval(output)) <= set(labels)
+        elif facts.task == "time-series-regression":
+            assert len(ast.literal_eval(output)) == 50
         else:
             assert output.startswith("torch.Size([1, 101, 88]) with ")
 

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens the checkpoint of a task. One of another task is refused: the Auto classes would give it an untrained head."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+
+from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
-from .model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture, default_device
+from .model_arguments import CAUSAL_LM_ARCHITECTURES, EVALUATION_FILE, check_architecture, default_device
 from .piano_rolls import NUM_KEYS
 
 NUM_DIGITS = 10
@@ -88,3 +95,20 @@ def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImagePr
         if found != (1, NUM_DIGITS, None):
             raise ValueError(f"its input_size, num_labels and permutation_seed are {found}")
         return model, processor
+
+
+def load_forecaster(checkpoint: str) -> tuple[PreTrainedModel, RTransformerFeatureExtractor, dict]:
+    """
+    A model that forecasts time series without other covariates than the season, on the accelerator if there is one,
+    its feature extractor, and how its training data was read.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    with usable(checkpoint, "a model that forecasts time series, with its feature extractor"):
+        check_architecture(checkpoint, "RTransformerForTimeSeriesPrediction")
+        model = AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
+        settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
+        if settings["covariate_columns"]:
+            raise ValueError(f"it reads the covariates {settings['covariate_columns']}")
+        return model, AutoFeatureExtractor.from_pretrained(checkpoint), settings

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import NUM_DIGITS
 from .demo_inputs import CANVAS, IMAGE_SIZE, PEN
+from .forecasting import LEVELS
 from .piano_rolls import NUM_KEYS
+from .time_series import Series
 
 NUM_BARS = 10  # likeliest next tokens shown
 
@@ -103,6 +105,51 @@ def draw_reading(image: np.ndarray, probabilities: torch.Tensor, num_read: int) 
     return picture, plot, draw_bars(names, now.tolist(), colours, f"Read as {best}")
 
 
+def draw_forecasts(series: list[Series], quantiles: list[np.ndarray]) -> str:
+    """
+    The last known values of each channel of each series, and what may come next: the median in two bands.
+
+    Args:
+        series: as they were read.
+        quantiles: (levels, horizon, channels) of each, of the levels `LEVELS`.
+    """
+    return "".join(
+        draw_forecast(f"{part.name}, {part.channels[channel]}", part.values[:, channel], found[:, :, channel])
+        for part, found in zip(series, quantiles, strict=True)
+        for channel in range(found.shape[2])
+    )
+
+
+def draw_forecast(name: str, values: np.ndarray, quantiles: np.ndarray) -> str:
+    horizon, height = quantiles.shape[1], 100
+    known = values[-max(4 * horizon, 24) :]
+    low, high = np.nanmin([*known, *quantiles.flatten()]), np.nanmax([*known, *quantiles.flatten()])
+    scale = height / (high - low if high > low else 1)
+
+    def points(steps: np.ndarray, line: np.ndarray) -> str:
+        return " ".join(
+            f"{step} {height - scale * (value - low):.2f}" for step, value in zip(steps, line, strict=True)
+        )
+
+    ahead = np.arange(len(known), len(known) + horizon)
+    pieces = np.split(np.arange(len(known)), np.flatnonzero(np.isnan(known)))
+    pieces = [piece[~np.isnan(known[piece])] for piece in pieces]
+    lines = "".join(f'<polyline class="line known" points="{points(p, known[p])}"/>' for p in pieces if len(p) > 0)
+    bands = "".join(
+        f'<polygon class="band" points="{points(ahead, quantiles[lower])} '
+        f'{points(ahead[::-1], quantiles[-1 - lower][::-1])}"/>'
+        for lower in (0, 2)
+    )
+    median = f'<polyline class="line median" points="{points(ahead, quantiles[len(LEVELS) // 2])}"/>'
+    inner, outer = (f"{LEVELS[-1 - lower] - LEVELS[lower]:.0%}" for lower in (2, 0))
+    caption = (
+        f"{html.escape(name)}: the last {len(known)} known values, and the median of the next {horizon} within bands "
+        f"that hold {inner} and {outer} of the samples"
+    )
+    labels = {f"{low:.4g}": 0, f"{(low + high) / 2:.4g}": 0.5, f"{high:.4g}": 1}
+    return draw_chart(bands + lines + median, len(known) + horizon - 1, height, labels, caption)
+
+
 CSS = """
 .bars { width: 100%; table-layout: fixed; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .bars caption, figcaption { text-align: left; padding: 6px 0; }
@@ -117,6 +164,9 @@ CSS = """
 .chart .notes { stroke: var(--body-text-color); stroke-width: 1; }
 .chart .grid { stroke: var(--border-color-primary); stroke-width: 1px; vector-effect: non-scaling-stroke; }
 .chart .line { fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke; }
+.chart .known { stroke: var(--body-text-color); }
+.chart .median { stroke: var(--color-accent); }
+.chart .band { fill: var(--color-accent); fill-opacity: .2; }
 .digit { margin: 0; }
 .digit svg { width: 168px; height: 168px; display: block; }
 .digit .unread { fill: #808080; fill-opacity: .6; }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo's models read: a visitor's text, tune or drawing. Nothing here knows of a page."""
+"""What the demo's models read: a visitor's text, tune, drawing or table. Nothing here knows of a page."""
 
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from .errors import UsageError
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
+from .time_series import Series, TimeSeriesArguments, load_series
 
 MAX_PROMPT = 2000  # characters
+MAX_SERIES = 8
 FRAMES_PER_BEAT = 2  # of the example tune
 IMAGE_SIZE = 28  # of MNIST; a digit fills 20 x 20 of it
 CANVAS, PEN = 280, 22  # side of the drawing area and width of the pen, in its own units
@@ -138,3 +140,27 @@ def read_digit(model: PreTrainedModel, processor: BaseImageProcessor, image: np.
     """
     input_values = processor(Image.fromarray(image), return_tensors="pt")["input_values"].to(model.device)
     return model.score(model.model(input_values=input_values).last_hidden_state)[0].float().softmax(dim=-1).cpu()
+
+
+def read_series(csv_file: str | None, settings: dict, time_column: str, target_columns: str) -> list[Series]:
+    """
+    The first series of a CSV file, at most `MAX_SERIES`.
+
+    Args:
+        csv_file: its path.
+        settings: how the training data was read.
+        time_column: name of the column with time stamps; empty for none.
+        target_columns: names of the columns to forecast, with commas between them.
+
+    Raises:
+        UsageError: there is no file, or it can't be read so.
+    """
+    if csv_file is None:
+        raise UsageError("Choose a CSV file.")
+    names = [name.strip() for name in target_columns.split(",") if name.strip()]
+    columns = {"time_column": time_column.strip() or None, "target_columns": names or None}
+    kept = {name: settings[name] for name in ("layout", "id_column")}
+    try:
+        return load_series(TimeSeriesArguments(train_file=[csv_file], **kept, **columns))[:MAX_SERIES]
+    except UsageError as error:
+        raise UsageError(str(error).replace(f"--train_file {csv_file}", Path(csv_file).name)) from error

@@ -1,22 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's page: a tab each for text, music and digits. Gradio runs the generators below for each visitor."""
+"""
+The demo's page: a tab each for text, music, digits and forecasts. Gradio runs the generators below for each visitor.
+"""
 
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoints import load_causal_lm, load_digit_classifier, load_music_model
-from .demo_drawing import DRAWING_AREA, DRAWING_SCRIPT, draw_next_token, draw_reading, draw_tune
-from .demo_inputs import CANVAS, EXAMPLE_DRAWING, IMAGE_SIZE, prepare_drawing, read_digit, read_prompt, read_tune
+from .checkpoints import load_causal_lm, load_digit_classifier, load_forecaster, load_music_model
+from .demo_drawing import DRAWING_AREA, DRAWING_SCRIPT, draw_forecasts, draw_next_token, draw_reading, draw_tune
+from .demo_inputs import (
+    CANVAS,
+    EXAMPLE_DRAWING,
+    IMAGE_SIZE,
+    prepare_drawing,
+    read_digit,
+    read_prompt,
+    read_series,
+    read_tune,
+)
 from .errors import UsageError
+from .forecasting import LEVELS, forecast_ahead
 from .generation import generate_frames, generate_tokens
 from .model_arguments import trained_frames_per_beat
 from .piano_rolls import DEFAULT_FRAMES_PER_BEAT, MIDI_SUFFIXES, write_audio, write_midi, write_piano_roll_picture
+from .time_series import Series
 
 TEMPO = 120
 SECONDS_PER_ROW = 0.05  # the model reads a digit faster than the eye
@@ -29,20 +43,22 @@ TRAINED_BY = {
     "--output_dir outputs/nottingham",
     "digit": "scripts/train_sequence_classification.py scripts/recipes/smnist_small.yaml --dataset_name ylecun/mnist "
     "--test_split test --output_dir outputs/smnist",
+    "forecast": "scripts/train_time_series.py scripts/recipes/air_passengers.yaml --train_file AirPassengers.csv "
+    "--output_dir outputs/air_passengers",
 }
 
 
 def make_page(models: dict[str, str]) -> gr.Blocks:
     """
     Args:
-        models: the checkpoints for "text", "music" and "digit", each a folder or an id on the Hub. A tab whose
-            checkpoint can't be opened says how to train one.
+        models: the checkpoints for "text", "music", "digit" and "forecast", each a folder or an id on the Hub. A tab
+            whose checkpoint can't be opened says how to train one.
     """
-    tabs = {"Text": text_tab, "Music": music_tab, "Digit": digit_tab}
+    tabs = {"Text": text_tab, "Music": music_tab, "Digit": digit_tab, "Forecast": forecast_tab}
     with gr.Blocks(title="R-Transformer", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
             "# R-Transformer\nA small RNN over a sliding window ahead of causal attention "
-            "([arXiv 1907.05572](https://arxiv.org/abs/1907.05572)): three small models at work."
+            "([arXiv 1907.05572](https://arxiv.org/abs/1907.05572)): four small models at work."
         )
         for name, make_tab in tabs.items():
             checkpoint = models[name.lower()]
@@ -184,3 +200,50 @@ def digit_tab(checkpoint: str):
     start.click(read, drawing, [picture, plot, bars], show_progress="hidden")
     clear.click(list, None, drawing, show_progress="hidden")
     example.click(lambda: EXAMPLE_DRAWING, None, drawing, show_progress="hidden")
+
+
+def forecast_tab(checkpoint: str):
+    model, extractor, settings = load_forecaster(checkpoint)
+    targets = settings["target_columns"] or extractor.channel_names[: model.config.num_target_channels]
+
+    def forecast(csv_file: str | None, time_column: str, target_columns: str, horizon: int):
+        try:
+            series = read_series(csv_file, settings, time_column, target_columns)
+            quantiles = [
+                forecast_ahead(model, extractor, part, settings["season_length"], horizon, new_generator(model))
+                for part in series
+            ]
+        except UsageError as error:
+            gr.Warning(str(error))
+            yield gr.skip(), None
+            return
+        with tempfile.TemporaryDirectory() as folder:  # Gradio has a copy when it asks for what comes next
+            table = f"{folder}/forecast.csv"
+            write_forecasts(table, series, quantiles)
+            yield draw_forecasts(series, quantiles), table
+
+    with gr.Row():
+        with gr.Column(scale=1):
+            csv_file = gr.File(label="CSV file, a row a step", file_types=[".csv", ".tsv"], height=120)
+            time_column = gr.Textbox(settings["time_column"] or "", label="Column of the time stamps")
+            target_columns = gr.Textbox(", ".join(targets), label="Columns to forecast, with commas between them")
+            longest = 4 * model.config.prediction_length
+            horizon = gr.Slider(
+                1, longest, model.config.prediction_length, step=1, precision=0, label="Steps to forecast"
+            )
+            start = gr.Button("Forecast", variant="primary")
+        with gr.Column(scale=2):
+            picture = gr.HTML(apply_default_css=False)
+            table = gr.File(label="To keep: the quantiles", interactive=False)
+    start.click(forecast, [csv_file, time_column, target_columns, horizon], [picture, table], show_progress="hidden")
+
+
+def write_forecasts(path: str, series: list[Series], quantiles: list[np.ndarray]):
+    """A CSV file with a row for each step that is forecast, counted from 1 after the last known one."""
+    rows = ["series,channel,step," + ",".join(f"quantile {level:g}" for level in LEVELS)]
+    for part, found in zip(series, quantiles, strict=True):
+        for channel in range(found.shape[2]):
+            for step in range(found.shape[1]):
+                values = ",".join(f"{value:.6g}" for value in found[:, step, channel])
+                rows.append(f'"{part.name}","{part.channels[channel]}",{step + 1},{values}')
+    Path(path).write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -32,12 +32,11 @@ from . import causal_lm, polyphonic_music, sequence_classification, token_classi
 from .architectures import check_context
 from .checkpoints import usable
 from .errors import UsageError
+from .forecast_trainer import ForecastingTrainer, make_forecast_metrics
 from .forecasting import (
-    ForecastingTrainer,
     ForecastSetting,
     add_time_features,
     has_time_features,
-    make_forecast_metrics,
     make_windows,
     normalised_series,
 )

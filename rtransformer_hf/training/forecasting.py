@@ -5,7 +5,7 @@ Forecasts of time series: windows that are split by time, metrics, baselines, an
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,19 +16,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer
+from transformers import PreTrainedModel
 
 from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
 from .files import write_figure
-from .model_card import FORECASTS_FILE
-from .run import ReportingTrainer
 from .time_series import Series, TimeSeriesArguments, place
 
 logger = logging.getLogger(__name__)
 
-FORECAST_SEED = 0  # no flag: evaluations draw the same samples
 LEVELS = tuple(level / 10 for level in range(1, 10))  # of the quantiles that forecasts are judged by
 
 
@@ -91,11 +88,16 @@ class ForecastSetting:
         return len(series.values) - self.validation_length - self.test_length
 
 
+def season_features(steps: np.ndarray, season_length: int) -> np.ndarray:
+    """(time,) numbers of steps -> (time, 2), where in its season each of them is."""
+    phases = 2 * np.pi * (steps % season_length) / season_length
+    return np.stack([np.sin(phases), np.cos(phases)], axis=1)
+
+
 def add_time_features(series: Sequence[Series], setting: ForecastSetting):
     """Two covariates that say where in its season a step is."""
     for part in series:
-        phases = 2 * np.pi * (part.steps % setting.season_length) / setting.season_length
-        part.values = np.column_stack([part.values, np.sin(phases), np.cos(phases)])
+        part.values = np.column_stack([part.values, season_features(part.steps, setting.season_length)])
         part.channels = [*part.channels, "sine of the season", "cosine of the season"]
 
 
@@ -320,72 +322,57 @@ def baseline_forecasts(windows: ForecastWindows) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def make_forecast_metrics(windows: ForecastWindows) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics`, over predictions of `ForecastTrainer`."""
+@torch.no_grad()
+def forecast_ahead(
+    model: PreTrainedModel,
+    extractor: RTransformerFeatureExtractor,
+    series: Series,
+    season_length: int,
+    horizon: int,
+    generator: torch.Generator | None = None,
+) -> np.ndarray:
+    """
+    What comes after the end of a series.
 
-    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        quantiles, losses = prediction.predictions
-        total, count = losses.astype(np.float64).sum(axis=0)
-        return {"loss": total / count, **forecast_metrics(quantiles, windows), "windows": len(windows)}
+    Args:
+        model: reads no covariates, or the two of the season.
+        extractor: that of the model.
+        series: its targets alone, as of `load_series`; with time stamps, where the model reads the season.
+        season_length: steps of a season.
+        horizon: steps to forecast.
+        generator: source of randomness, on the model's device.
 
-    return compute_metrics
+    Returns:
+        (levels, horizon, channels), the quantiles of the levels `LEVELS`.
 
-
-def window_losses(model, outputs, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(windows, 2): the loss summed over the values to forecast in each window, and their number."""
-    start, num_targets = inputs["past_values"].shape[1], model.config.num_target_channels
-    future = inputs["future_values"][..., :num_targets].float()
-    counts = ~future.isnan()
-    scaled = torch.where(counts, (future - outputs.loc) / outputs.scale, 0)
-    params = tuple(param[:, start - 1 : start - 1 + future.shape[1]] for param in outputs.params)
-    losses = torch.where(counts, model.distribution_head.losses(params, scaled), 0)
-    return torch.stack([losses.flatten(1).sum(dim=1), counts.flatten(1).sum(dim=1).float()], dim=1)
-
-
-class ForecastingTrainer(Trainer):
-    """Trainer whose evaluations draw forecasts: predictions are their quantiles, and the losses of their windows."""
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
-        bare_model, num_covariates = self.accelerator.unwrap_model(model), self.model.config.num_dynamic_real_features
-        future = inputs["future_values"]
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**inputs, use_cache=False)
-            losses = window_losses(bare_model, outputs, inputs)
-            samples = bare_model.forecast(
-                inputs["past_values"],
-                horizon=future.shape[1],
-                attention_mask=inputs["attention_mask"],
-                future_covariates=future[..., future.shape[-1] - num_covariates :],
-                generator=torch.Generator(self.args.device).manual_seed(FORECAST_SEED),
-            ).sequences
-        levels = torch.tensor(LEVELS, device=samples.device, dtype=samples.dtype)
-        quantiles = samples.quantile(levels, dim=1).transpose(0, 1).contiguous()
-        return outputs.loss, (quantiles, losses), future
-
-
-class ForecastTrainer(ForecastingTrainer, ReportingTrainer):
-    """The trainer of a training script, whose card shows some of the last forecasts."""
-
-    forecasts: tuple[ForecastWindows, np.ndarray] | None = None
-
-    def evaluate(self, eval_dataset=None, **kwargs) -> dict[str, float]:
-        windows, compute_metrics = eval_dataset or self.eval_dataset, self.compute_metrics
-
-        def keep_forecasts(prediction: EvalPrediction) -> dict[str, float]:
-            self.forecasts = windows, prediction.predictions[0]
-            return compute_metrics(prediction)
-
-        self.compute_metrics = keep_forecasts
-        try:
-            return super().evaluate(eval_dataset, **kwargs)
-        finally:
-            self.compute_metrics = compute_metrics
-
-    def create_model_card(self, **kwargs):
-        if self.outcome.metrics and self.is_world_process_zero():
-            self.outcome.has_forecasts = plot_forecasts(Path(self.args.output_dir, FORECASTS_FILE), *self.forecasts)
-        super().create_model_card(**kwargs)
+    Raises:
+        UsageError: the series has other channels than the model, or no time stamps where they are needed.
+    """
+    config = model.config
+    num_covariates, num_targets = config.num_dynamic_real_features, config.num_target_channels
+    if series.values.shape[1] != num_targets or num_covariates not in (0, 2):
+        raise UsageError(
+            f"{place(series)}: {series.values.shape[1]} channels (expected {num_targets}, as the model forecasts, "
+            f"which also reads {num_covariates} covariates)"
+        )
+    values, future = series.values, np.zeros((horizon, 0))
+    if num_covariates:
+        if series.steps is None:
+            raise UsageError(f"{place(series)}: no time stamps (expected some: the model reads the season)")
+        steps = np.concatenate([series.steps, series.steps[-1] + 1 + np.arange(horizon)])
+        season = (season_features(steps, season_length) - extractor.mean[num_targets:]) / extractor.std[num_targets:]
+        values, future = np.column_stack([values, season[:-horizon]]), season[-horizon:]
+    past = torch.from_numpy(values[-(config.context_length or len(values)) :]).float().to(model.device)
+    if past[:, :num_targets].isnan().all(dim=0).any():
+        raise UsageError(f"{place(series)}: no value in the last {len(past)} steps (expected some to go on from)")
+    samples = model.forecast(
+        past[None],
+        horizon=horizon,
+        future_covariates=torch.from_numpy(future).float()[None].to(model.device),
+        generator=generator,
+    ).sequences
+    levels = torch.tensor(LEVELS, device=samples.device, dtype=samples.dtype)
+    return samples[0].quantile(levels, dim=0).cpu().numpy()
 
 
 def plot_forecasts(path: Path, windows: ForecastWindows, quantiles: np.ndarray, most: int = 4) -> bool:
