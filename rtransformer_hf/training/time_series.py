@@ -202,7 +202,8 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
             raise UsageError(f"{args.source(split)} mixes .npz with other files; one format is accepted.")
         series = [part for file in files for part in read_npz(args, args.source(split, [file]), file)]
     else:
-        parts = load_files(args, split) if files else load_data_set(args, split)
+        load = load_files if files else load_data_set
+        parts = load(args, split, streaming=False)
         if parts is None:
             return None
         series = [part for where, rows in parts for part in read_rows(args, where, rows)]
