@@ -47,7 +47,7 @@ from .cache_rtransformer import (
     update_inputs,
 )
 from .configuration_rtransformer import RTransformerConfig
-from .cpu_linear import attend_in_float32, is_faster_in_float32, is_unmodified, linear_for_decoding
+from .cpu_linear import attend_in_float32, is_faster_in_float32, linear_for_decoding
 from .generation_rtransformer import RTransformerGenerationMixin
 from .key_head import (
     FrameSamplingMixin,
@@ -56,7 +56,7 @@ from .key_head import (
     check_frames,
     next_frame_loss,
 )
-from .local_rnn import State, advance_windows, local_rnn, num_gates, shared_projection_local_rnn
+from .local_rnn import State, advance_windows, local_rnn, shared_projection_local_rnn
 from .masking_rtransformer import (
     PaddingOrder,
     create_token_mask,
@@ -64,12 +64,7 @@ from .masking_rtransformer import (
     positions_in_packed_sequences,
     positions_of_inputs,
 )
-from .structured_linear import (
-    STRUCTURED_LINEARS,
-    RTransformerBlockDiagonalLinear,
-    RTransformerButterflyLinear,
-    RTransformerMonarchLinear,
-)
+from .structured_linear import STRUCTURED_LINEARS, LocalRNNProjections, RTransformerButterflyLinear, make_linear
 from .time_series_head import (
     ForecastMixin,
     RTransformerTimeSeriesHead,
@@ -80,42 +75,14 @@ from .time_series_head import (
 )
 
 
-def make_linear(
-    config: RTransformerConfig, in_features: int, out_features: int, bias: bool, projection_type: str | None = None
-) -> nn.Module:
-    """A linear layer of `config.projection_type`, or of the given one."""
-    match config.projection_type if projection_type is None else projection_type:
-        case "butterfly":
-            return RTransformerButterflyLinear(in_features, out_features, bias, config.num_butterfly_blocks)
-        case "monarch":
-            return RTransformerMonarchLinear(in_features, out_features, bias, config.num_monarch_blocks)
-    return nn.Linear(in_features, out_features, bias)
-
-
-class RTransformerLocalRNN(nn.Module):
+class RTransformerLocalRNN(LocalRNNProjections):
     """The LocalRNN (section 3.1): at each position, an RNN runs over the window of inputs that ends there."""
 
     def __init__(self, config: RTransformerConfig):
-        super().__init__()
-        self.cell_type = config.local_rnn_type
+        super().__init__(config)
         self.window_size = config.local_window_size
         self.implementation = config.local_rnn_implementation
         self.gate_activation = config.local_rnn_gate_activation
-        self.hidden_size, bias = config.hidden_size, config.local_rnn_bias
-        gates_size = num_gates(self.cell_type) * self.hidden_size
-        make = partial(make_linear, config, bias=bias, projection_type=config.local_rnn_projection_type)
-        self.is_joint = config.local_rnn_projection_type == "butterfly"
-        if self.is_joint:
-            self.gates_proj = make(2 * self.hidden_size, gates_size)
-            return
-        self.input_proj = make(self.hidden_size, gates_size)
-        if config.local_rnn_num_heads > 1:
-            num_heads = config.local_rnn_num_heads
-            self.recurrent_proj = RTransformerBlockDiagonalLinear(
-                self.hidden_size, num_gates(self.cell_type), num_heads, bias
-            )
-        else:
-            self.recurrent_proj = make(self.hidden_size, gates_size)
 
     def forward(
         self,
@@ -134,46 +101,6 @@ class RTransformerLocalRNN(nn.Module):
         if weights is not None:
             return local_rnn(hidden_states, **weights, implementation=self.implementation, **arguments)
         return shared_projection_local_rnn(hidden_states, **self.projections(), **arguments)
-
-    def weights(self) -> dict[str, torch.Tensor | None] | None:
-        """Plain weights for the operator. None if a module computes something else, see `is_plain_linear`."""
-        modules = [self.gates_proj] if self.is_joint else [self.input_proj, self.recurrent_proj]
-        has_weights = all(type(module) in (nn.Linear, *STRUCTURED_LINEARS) for module in modules)
-        if not has_weights or not all(is_unmodified(module) for module in modules):
-            return None
-        weights = [module.dense_weight() if hasattr(module, "dense_weight") else module.weight for module in modules]
-        biases = [module.bias for module in modules]
-        if self.is_joint:
-            # B [x; h] = B[:, :d] x + B[:, d:] h
-            weights = self.in_order_of_cell(weights[0]).split(self.hidden_size, dim=1)
-            biases = [None if biases[0] is None else self.in_order_of_cell(biases[0]), None]
-        names = ("input_weight", "recurrent_weight", "input_bias", "recurrent_bias")
-        return dict(zip(names, (*weights, *biases), strict=True))
-
-    def in_order_of_cell(self, gates: torch.Tensor, dim: int = 0) -> torch.Tensor:
-        """A joint projection's LSTM has the published order of gates: input, forget, output, candidate."""
-        if self.cell_type != "lstm":
-            return gates
-        input_gate, forget_gate, output_gate, candidate = gates.chunk(4, dim)
-        return torch.cat([input_gate, forget_gate, candidate, output_gate], dim)
-
-    def projections(self) -> dict[str, Callable]:
-        """`input_proj` and `recurrent_proj` of the operator, which run the modules."""
-        if not self.is_joint:
-            return {
-                "input_proj": partial(linear_for_decoding, self.input_proj),
-                "recurrent_proj": partial(linear_for_decoding, self.recurrent_proj),
-            }
-
-        def project(hidden_states: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-            return self.in_order_of_cell(self.gates_proj(F.pad(hidden_states, padding)), dim=-1)
-
-        def project_state(state: torch.Tensor) -> torch.Tensor:
-            gates = project(state, (self.hidden_size, 0))
-            bias = self.gates_proj.bias  # once, with the input
-            return gates if bias is None else gates - self.in_order_of_cell(bias)
-
-        return {"input_proj": partial(project, padding=(0, self.hidden_size)), "recurrent_proj": project_state}
 
     def advance(self, hidden_states: torch.Tensor, states: State | None) -> tuple[torch.Tensor, State]:
         """One step of every unfinished window, for one position. Arguments as in `advance_windows`."""

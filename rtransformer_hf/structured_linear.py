@@ -12,6 +12,7 @@ matrix (arXiv 2204.00595) with more factors. All computations use that chain.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.utils.import_utils import is_tracing
 
-from .local_rnn import recurrent_linear
+from .configuration_rtransformer import RTransformerConfig
+from .cpu_linear import is_unmodified, linear_for_decoding
+from .local_rnn import num_gates, recurrent_linear
 
 # ---- Butterfly ----
 
@@ -359,3 +362,83 @@ class RTransformerBlockDiagonalLinear(nn.Module):
 
 
 STRUCTURED_LINEARS = (RTransformerButterflyLinear, RTransformerMonarchLinear, RTransformerBlockDiagonalLinear)
+
+
+# ---- The choice of a kind ----
+
+
+def make_linear(
+    config: RTransformerConfig, in_features: int, out_features: int, bias: bool, projection_type: str | None = None
+) -> nn.Module:
+    """A linear layer of the given kind; None: `config.projection_type`."""
+    match config.projection_type if projection_type is None else projection_type:
+        case "butterfly":
+            return RTransformerButterflyLinear(in_features, out_features, bias, config.num_butterfly_blocks)
+        case "monarch":
+            return RTransformerMonarchLinear(in_features, out_features, bias, config.num_monarch_blocks)
+    return nn.Linear(in_features, out_features, bias)
+
+
+class LocalRNNProjections(nn.Module):
+    """
+    The weights of a LocalRNN: `input_proj` and `recurrent_proj`, or for butterflies `gates_proj`, a joint projection
+    of [input, state].
+    """
+
+    def __init__(self, config: RTransformerConfig):
+        super().__init__()
+        self.cell_type = config.local_rnn_type
+        self.hidden_size, bias = config.hidden_size, config.local_rnn_bias
+        gates_size = num_gates(self.cell_type) * self.hidden_size
+        make = partial(make_linear, config, bias=bias, projection_type=config.local_rnn_projection_type)
+        self.is_joint = config.local_rnn_projection_type == "butterfly"
+        if self.is_joint:
+            self.gates_proj = make(2 * self.hidden_size, gates_size)
+            return
+        self.input_proj = make(self.hidden_size, gates_size)
+        if config.local_rnn_num_heads > 1:
+            self.recurrent_proj = RTransformerBlockDiagonalLinear(
+                self.hidden_size, num_gates(self.cell_type), config.local_rnn_num_heads, bias
+            )
+        else:
+            self.recurrent_proj = make(self.hidden_size, gates_size)
+
+    def weights(self) -> dict[str, torch.Tensor | None] | None:
+        """The operator's weights and biases; None if a module computes something else, see `is_unmodified`."""
+        modules = [self.gates_proj] if self.is_joint else [self.input_proj, self.recurrent_proj]
+        has_weights = all(type(module) in (nn.Linear, *STRUCTURED_LINEARS) for module in modules)
+        if not has_weights or not all(is_unmodified(module) for module in modules):
+            return None
+        weights = [module.dense_weight() if hasattr(module, "dense_weight") else module.weight for module in modules]
+        biases = [module.bias for module in modules]
+        if self.is_joint:
+            # W [x; h] = W[:, :d] x + W[:, d:] h
+            weights = self.in_order_of_cell(weights[0]).split(self.hidden_size, dim=1)
+            biases = [None if biases[0] is None else self.in_order_of_cell(biases[0]), None]
+        names = ("input_weight", "recurrent_weight", "input_bias", "recurrent_bias")
+        return dict(zip(names, (*weights, *biases), strict=True))
+
+    def in_order_of_cell(self, gates: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """Reorders a joint LSTM projection, which has the published order: input, forget, output, candidate."""
+        if self.cell_type != "lstm":
+            return gates
+        input_gate, forget_gate, output_gate, candidate = gates.chunk(4, dim)
+        return torch.cat([input_gate, forget_gate, candidate, output_gate], dim)
+
+    def projections(self) -> dict[str, Callable]:
+        """The operator's `input_proj` and `recurrent_proj` as callables, which call the modules."""
+        if not self.is_joint:
+            return {
+                "input_proj": partial(linear_for_decoding, self.input_proj),
+                "recurrent_proj": partial(linear_for_decoding, self.recurrent_proj),
+            }
+
+        def project(hidden_states: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+            return self.in_order_of_cell(self.gates_proj(F.pad(hidden_states, padding)), dim=-1)
+
+        def project_state(state: torch.Tensor) -> torch.Tensor:
+            gates = project(state, (self.hidden_size, 0))
+            bias = self.gates_proj.bias  # only added once, with the input
+            return gates if bias is None else gates - self.in_order_of_cell(bias)
+
+        return {"input_proj": partial(project, padding=(0, self.hidden_size)), "recurrent_proj": project_state}
