@@ -5,6 +5,7 @@ import ast
 import json
 import os
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -29,7 +30,7 @@ from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
 from rtransformer_hf.training.new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
-from rtransformer_hf.training.report import command_line, hyperparameters, prompt_for
+from rtransformer_hf.training.report import command_line, hyperparameters, prompt_for, sample_outputs
 from rtransformer_hf.training.run import EVALUATION_FILE
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,14 @@ def test_the_checkpoint_opens(folder):
     facts = read_facts(folder)
     assert facts.architecture == architecture and facts.num_parameters == model.num_parameters()
     assert facts.sizes == {name: getattr(model.config, name) for name in facts.sizes}
+    # The weights are those of the figures: of two exchanged folders, neither has these outputs.
+    assert facts.sample_outputs == pytest.approx(sample_outputs(model), abs=1e-3)
+
+
+def test_outputs_tell_checkpoints_apart():
+    outputs = {folder.name: torch.tensor(read_facts(folder).sample_outputs) for folder in CARDS}
+    for (one, its_outputs), (other, other_outputs) in combinations(outputs.items(), 2):
+        assert (its_outputs - other_outputs).abs().max() > 0.1, (one, other)
 
 
 @pytest.mark.parametrize("folder", CARDS, ids=lambda path: path.name)
@@ -169,6 +178,9 @@ def test_the_code_of_every_card_runs_as_printed(trained, tmp_path):
 def test_a_card_says_what_holds_of_this_model_alone(trained):
     cards = {name: read_card(trained / name) for name in ("letters", "moods", "pixels", "tunes", "further")}
     for name, card in cards.items():
+        auto_class = getattr(transformers, AUTO_CLASS_OF[AutoConfig.from_pretrained(trained / name).architectures[0]])
+        outputs = sample_outputs(auto_class.from_pretrained(trained / name))
+        assert read_facts(trained / name).sample_outputs == pytest.approx(outputs, abs=1e-5)
         assert str(trained) not in card.content and "multi-GPU" not in card.text and "OptimizerNames" not in card.text
         assert card.data.license == ("cc-by-nc-4.0" if name == "moods" else None)
         assert " parameters, trained on " in card.text and "0.00 million" not in card.text

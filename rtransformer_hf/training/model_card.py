@@ -314,6 +314,8 @@ class CardFacts:
         training_loss_has_dropout: whether dropout was on for the training curve.
         has_curves: whether there is a picture of the learning curves.
         has_forecasts: whether there is a picture of forecasts.
+        sample_outputs: those of the model for a fixed input, as of `report.sample_outputs`; None where it is not
+            finished, or was before they were kept.
     """
 
     task: str
@@ -338,6 +340,7 @@ class CardFacts:
     has_curves: bool = False
     has_forecasts: bool = False
     baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
+    sample_outputs: list[float] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"

@@ -31,7 +31,7 @@ from .model_arguments import EVALUATION_FILE
 from .model_card import FACTS_FILE, render_card
 from .optimization import MuonWithAdamW, WeightAverage, block_matrices
 from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps
-from .report import Outcome, TaskReport, card_facts, plot_learning_curves
+from .report import Outcome, TaskReport, card_facts, plot_learning_curves, sample_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -325,6 +325,9 @@ def train_and_evaluate(
         trainer.outcome.has_curves = plot_learning_curves(trainer, trainer.report.loss_unit)
     trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
     trainer.save_state()  # after the model, of which it says that it is finished
+    if is_main and not trainer.is_fsdp_enabled:  # which puts a class of its own in place of the model's
+        saved = type(trainer.model).from_pretrained(args.output_dir, dtype=torch.float32)
+        trainer.outcome.sample_outputs = sample_outputs(saved)
     trainer.create_model_card()
     if args.push_to_hub:
         push(trainer)
