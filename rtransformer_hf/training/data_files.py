@@ -184,7 +184,7 @@ def first_row(where: str, rows: datasets.IterableDataset) -> dict:
 
 
 def load_data_set(
-    args: DataFileArguments, split: str, streaming: bool
+    args: DataFileArguments, split: str, streaming: bool = False
 ) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]] | None:
     split_name = getattr(args, f"{split}_split")
     if args.dataset_name is None or (split == "test" and split_name is None):
@@ -218,7 +218,7 @@ def load_data_set(
 
 
 def load_files(
-    args: DataFileArguments, split: str, streaming: bool
+    args: DataFileArguments, split: str, streaming: bool = False
 ) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]]:
     files = getattr(args, f"{split}_file")
     formats = {format_of(file) for file in files}
@@ -232,7 +232,7 @@ def load_files(
 
 
 def load_file(
-    args: DataFileArguments, split: str, file: str, file_format: str, streaming: bool
+    args: DataFileArguments, split: str, file: str, file_format: str, streaming: bool = False
 ) -> datasets.Dataset | datasets.IterableDataset:
     where = args.source(split, [file])
     options = {"data_files": {"train": [glob.escape(file)]}}
