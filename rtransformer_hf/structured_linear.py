@@ -123,24 +123,25 @@ def orthogonal_twiddle(shape: tuple[int, ...], **kwargs) -> torch.Tensor:
 
 
 class StructuredLinear(nn.Module):
-    """What the structured layers share: sizes, bias, and forms of the weight that are kept in evaluation."""
+    """What the structured layers share: sizes, and forms of the weight that are kept in evaluation."""
 
-    def __init__(self, in_features: int, out_features: int, bias: bool):
+    def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def kept(self, name: str, compute: Callable, *weights: nn.Parameter):
         """
         `compute(*weights)`. Without gradients and outside of training the result is kept until a weight changes. A
         change through `weight.data` in place is noticed from the next call in training mode on.
         """
+        if is_tracing(weights[0]):
+            return compute(*weights)
         is_counted = all(
             type(weight) in (nn.Parameter, torch.Tensor) and not weight.is_inference() for weight in weights
         )
         # FSDP gathers weights anew without counting that as a change.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.training or torch.is_grad_enabled() or is_distributed or not is_counted or is_tracing(weights[0]):
+        if self.training or torch.is_grad_enabled() or is_distributed or not is_counted:
             vars(self).pop("_kept", None)
             return compute(*weights)
         kept = vars(self).setdefault("_kept", {})
@@ -182,12 +183,13 @@ class RTransformerButterflyLinear(StructuredLinear):
                 "`in_features` must be at least 2, `out_features` and `num_blocks` at least 1, got "
                 f"`in_features={in_features}`, `out_features={out_features}` and `num_blocks={num_blocks}`."
             )
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features)
         self.num_blocks = num_blocks
         num_levels = (in_features - 1).bit_length()
         self.size = 2**num_levels
         stacks = math.ceil(out_features / self.size)
         self.twiddle = nn.Parameter(torch.empty(stacks, num_blocks, num_levels, self.size // 2, 2, 2))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -251,12 +253,13 @@ class RTransformerMonarchLinear(StructuredLinear):
                 "`in_features`, `out_features` and `num_blocks` must be at least 1, got "
                 f"`in_features={in_features}`, `out_features={out_features}` and `num_blocks={num_blocks}`."
             )
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features)
         self.num_blocks = num_blocks
         in_size, out_size = math.ceil(in_features / num_blocks), math.ceil(out_features / num_blocks)
         self.rank = math.ceil(min(in_size, out_size) / num_blocks)
         self.right = nn.Parameter(torch.empty(num_blocks, num_blocks * self.rank, in_size))
         self.left = nn.Parameter(torch.empty(num_blocks, out_size, num_blocks * self.rank))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -300,7 +303,7 @@ class RTransformerMonarchLinear(StructuredLinear):
         is the closed form of the paper (section 3.2).
         """
         weight = linear.weight
-        monarch = cls(linear.in_features, linear.out_features, linear.bias is not None, num_blocks)
+        monarch = cls(linear.in_features, linear.out_features, linear.bias is not None, num_blocks).to(weight.device)
         in_size, out_size, rank = monarch.right.shape[2], monarch.left.shape[1], monarch.rank
         padding = (0, num_blocks * in_size - linear.in_features, 0, num_blocks * out_size - linear.out_features)
         float_dtype = torch.promote_types(weight.dtype, torch.float32)

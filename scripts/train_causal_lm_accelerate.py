@@ -201,10 +201,11 @@ def train(
         period = {"no": num_steps, "epoch": steps_per_epoch, "steps": as_steps(every)}[strategy]
         return step == num_steps or step % period == 0
 
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]  # biases and norms
+    decayed, others = [], []  # biases, norms, and the twiddles of butterflies, which are products of many factors
+    for name, weight in model.named_parameters():
+        (decayed if weight.ndim > 1 and not name.endswith(".twiddle") else others).append(weight)
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": args.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,

@@ -4,10 +4,11 @@
 import pytest
 import torch
 
-from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForSequenceClassification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.optimization import MuonWithAdamW, WeightAverage, block_matrices
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
+from rtransformer_hf.training.run import ReportingTrainer
 
 
 def make_optimizer(model: torch.nn.Module, **flags) -> MuonWithAdamW:
@@ -107,3 +108,13 @@ def test_the_average_is_that_of_all_weights_up_to_now():
 def test_bad_flags(tmp_path, flags, named):
     with pytest.raises(UsageError, match=named):
         ResumableTrainingArguments(str(tmp_path), **flags)
+
+
+def test_butterflies_do_not_decay(tmp_path):
+    config = RTransformerConfig(
+        vocab_size=8, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, projection_type="butterfly"
+    )
+    trainer = ReportingTrainer.__new__(ReportingTrainer)  # the method reads nothing of it
+    decayed = trainer.get_decay_parameter_names(RTransformerForCausalLM(config))
+    assert "model.embed_tokens.weight" in decayed
+    assert not any(name.endswith(("twiddle", "bias")) for name in decayed)

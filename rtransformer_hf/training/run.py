@@ -87,6 +87,11 @@ class ReportingTrainer(Trainer):
             )
         return super().create_optimizer(model)
 
+    def get_decay_parameter_names(self, model: PreTrainedModel) -> list[str]:
+        # A butterfly is a product of many factors, which decay would shrink together (the published code has none).
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(".twiddle")]
+
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         if "input_ids" in inputs:
             return super().floating_point_ops(inputs)
