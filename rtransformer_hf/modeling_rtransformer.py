@@ -65,7 +65,13 @@ from .masking_rtransformer import (
     positions_in_packed_sequences,
     positions_of_inputs,
 )
-from .structured_linear import STRUCTURED_LINEARS, LocalRNNProjections, RTransformerButterflyLinear, make_linear
+from .structured_linear import (
+    STRUCTURED_LINEARS,
+    LocalRNNProjections,
+    RTransformerButterflyLinear,
+    RTransformerMonarchLinear,
+    make_linear,
+)
 from .time_series_head import (
     ForecastMixin,
     RTransformerTimeSeriesHead,
