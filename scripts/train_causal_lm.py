@@ -8,12 +8,11 @@ A recipe holds flags, one a line (`hidden_size: 256`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_causal_lm.py ...`.
 """
 
-import logging
 import sys
 
 from rtransformer_hf.training.command_line import run_command
 
-from transformers import default_data_collator, set_seed
+from transformers import default_data_collator
 
 from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.causal_lm import (
@@ -31,31 +30,25 @@ from rtransformer_hf.training.causal_lm import (
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import ArchitectureArguments
 from rtransformer_hf.training.model_card import CardArguments
-from rtransformer_hf.training.output_folder import (
-    ResumableTrainingArguments,
-    check_metric,
-    check_output_dir,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.report import TaskReport, prompt_for
 from rtransformer_hf.training.run import (
     EpochCallback,
     ReportingTrainer,
     command,
     evaluation_command,
+    start_training,
     train_and_evaluate,
 )
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (ArchitectureArguments, DataArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
     if data_args.shift_windows and training_args.dataloader_persistent_workers:
-        raise UsageError("--dataloader_persistent_workers does not go with --shift_windows: they keep the windows.")
+        raise UsageError("--dataloader_persistent_workers does not go with --shift_windows: workers keep old windows.")
     if data_args.streaming and training_args.max_steps < 1:
         raise UsageError("--max_steps: missing (--streaming: a stream does not say how long an epoch is)")
     if data_args.streaming and training_args.dataloader_num_workers > 0:
@@ -63,9 +56,7 @@ def main(argv: list[str] | None = None):
             f"--dataloader_num_workers: {training_args.dataloader_num_workers} (expected 0 with --streaming: each "
             "would read the whole stream)"
         )
-    check_metric(training_args, METRIC_NAMES)
-    check_output_dir(training_args)
-    set_seed(training_args.seed)
+    start_training(training_args, METRIC_NAMES)
 
     data_seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     with training_args.main_process_first(desc="data"):

@@ -1,42 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Trains a causal language model as scripts/train_causal_lm.py does, with a loop of its own in place of Trainer: for who
-wants to change the loop. Data, model and recipes are the same. Of Trainer's flags, those in `LOOP_FLAGS` are honoured;
-any other is refused.
+Trains a causal language model as scripts/train_causal_lm.py does, with a plain loop on Accelerate in place of Trainer:
+change it where Trainer can't be changed. Data, model and recipes are the same. Of Trainer's flags, the loop honours
+those that --help lists and refuses the others.
 
     python scripts/train_causal_lm_accelerate.py [RECIPE.yaml] --train_file book.txt --output_dir outputs/book
 
-The same command again goes on from the last checkpoint, with the same losses as if it had not been stopped. Several
-processes: `accelerate launch scripts/train_causal_lm_accelerate.py ...`.
+The same command again resumes from the last checkpoint, with the losses of an uninterrupted run. On several devices:
+`accelerate launch scripts/train_causal_lm_accelerate.py ...`.
 """
 
 import json
 import logging
 import math
-import shutil
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, make_dataclass
-from itertools import count, islice
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import ClassVar
 
 from rtransformer_hf.training.command_line import run_command
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, PartialState
+from accelerate import Accelerator, DataLoaderConfiguration
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    EvalPrediction,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    SchedulerType,
-    get_scheduler,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import rotate_checkpoints
 
 from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.causal_lm import (
@@ -51,77 +43,31 @@ from rtransformer_hf.training.causal_lm import (
     window_losses,
 )
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.model_arguments import ArchitectureArguments
-from rtransformer_hf.training.output_folder import (
-    TRAINER_STATE_FILE,
-    ResumableTrainingArguments,
-    atomic_write,
-    check_json,
-    check_numbers,
-    check_optimizer,
-    check_output_dir,
-    checkpoints,
-    planned_steps,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.files import atomic_write
+from rtransformer_hf.training.loop_arguments import LoopArguments
+from rtransformer_hf.training.model_arguments import EVALUATION_FILE, ArchitectureArguments
+from rtransformer_hf.training.output_folder import planned_steps, prepare_output_dir
 from rtransformer_hf.training.report import prompt_for
 from rtransformer_hf.training.run import (
-    EVALUATION_FILE,
     command,
     evaluation_command,
     print_end,
     print_finished,
     print_start,
     raise_if_diverged,
+    start_training,
 )
-
-LOOP_FLAGS = (
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "seed", "use_cpu", "bf16", "fp16"),
-    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
-    *("gradient_accumulation_steps", "dataloader_pin_memory", "disable_tqdm", "logging_steps"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
-    *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),  # of AdamW
-    *("eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
-    *("load_best_model_at_end", "metric_for_best_model"),
-)
-ACCEPTED = {
-    "lr_scheduler_type": [kind.value for kind in SchedulerType if kind not in ("reduce_lr_on_plateau", "greedy")],
-    "metric_for_best_model": [None, "loss", "eval_loss"],
-    "save_strategy": ["no", "steps", "epoch"],
-}
-FIELDS = [(flag.name, flag.type, flag) for flag in fields(ResumableTrainingArguments) if flag.name in LOOP_FLAGS]
 
 
 @dataclass
-class LoopArguments(make_dataclass("TrainerFlags", FIELDS)):
-    """The flags of `LOOP_FLAGS`, with Trainer's defaults and meaning."""
+class LoopState:
+    """Where a run is. Model, optimizer, schedule and random numbers are in the files that Accelerate saves with it."""
 
-    unsupported_flags: ClassVar[set[str]] = {flag.name for flag in fields(ResumableTrainingArguments)}.difference(
-        LOOP_FLAGS
-    )
-    should_save = should_log = property(lambda self: PartialState().is_main_process)
-
-    def __post_init__(self):
-        if self.output_dir is None:
-            raise UsageError("--output_dir: missing (expected the folder to write to)")
-        for name, accepted in ACCEPTED.items():
-            if getattr(self, name) not in accepted:
-                raise UsageError(f"--{name} {getattr(self, name)} is not accepted; {accepted} are.")
-        check_numbers(self)
-        check_json(self)
-        check_optimizer(self)
-        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise UsageError("--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)")
-        if self.fp16 and self.bf16:
-            raise UsageError("--fp16 and --bf16 exclude each other (expected one of them)")
-        if isinstance(self.lr_scheduler_kwargs, str):
-            self.lr_scheduler_kwargs = json.loads(self.lr_scheduler_kwargs)
+    step: int = 0
+    best_loss: float = math.inf  # of all evaluations so far
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
-    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns that tied weights are saved once
     model_args, data_args, args = parse_arguments(
         (ArchitectureArguments, DataArguments, LoopArguments),
         sys.argv[1:] if argv is None else argv,
@@ -130,16 +76,18 @@ def main(argv: list[str] | None = None):
     )
     if data_args.streaming:
         raise UsageError("--streaming: not in this loop (expected scripts/train_causal_lm.py)")
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # it warns that tied weights are saved once
     accelerator = Accelerator(
         cpu=args.use_cpu,
         mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else None,  # None: as `accelerate launch` says
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),  # seed and epoch alone give the order
-        step_scheduler_with_optimizer=False,  # one step of the schedule a step, however many processes there are
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True
+        ),  # the order depends on seed and epoch only
+        step_scheduler_with_optimizer=False,  # else it would take as many steps as there are processes
         log_with="tensorboard" if is_tensorboard_available() else None,
         project_dir=args.output_dir,
     )
-    check_output_dir(args)
-    set_seed(args.seed)
+    start_training(args, metrics=["loss"])
     with accelerator.main_process_first():
         model, tokenizer, windows = model_and_windows(model_args, data_args)
     identity = {"loop": "accelerate", **run_identity(model_args, data_args, tokenizer, windows["train"])}
@@ -159,12 +107,10 @@ def main(argv: list[str] | None = None):
                 f"{split}: perplexity {metrics['perplexity']:.4f}, bits per character "
                 f"{metrics['bits_per_character']:.4f}"
             )
-    if accelerator.is_main_process:
-        atomic_write(Path(args.output_dir, "all_results.json"), json.dumps(results, indent=2).encode())
-        settings = json.dumps(evaluation_settings(data_args), indent=2)
-        atomic_write(Path(args.output_dir, EVALUATION_FILE), settings.encode())
     accelerator.end_training()
     if accelerator.is_main_process:
+        for name, content in (("all_results.json", results), (EVALUATION_FILE, evaluation_settings(data_args))):
+            atomic_write(Path(args.output_dir, name), json.dumps(content, indent=2).encode())
         commands = [
             command("generate.py", args.output_dir, prompt_for(tokenizer)),
             evaluation_command(args, data_args.evaluation_data),
@@ -180,26 +126,21 @@ def train(
     args: LoopArguments,
     checkpoint: str | None,
 ):
-    """Leaves the model in the output folder: the last, or with --load_best_model_at_end the best."""
+    """Trains from the checkpoint on, and saves the model: the last, or with --load_best_model_at_end the best."""
     loader = DataLoader(
         windows["train"],
         args.per_device_train_batch_size,
         shuffle=True,
-        generator=torch.Generator(),  # of its own: a loader that starts takes nothing from dropout's random numbers
+        generator=torch.Generator(),  # its own, so that starting an epoch takes no random numbers from dropout
         pin_memory=args.dataloader_pin_memory,
     )
     loader = accelerator.prepare(loader)
-    steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
     num_steps = planned_steps(args, len(loader))
-
-    def as_steps(number: float) -> int:
-        """Trainer's flags hold steps, or below 1 a share of all steps."""
-        return int(number) if number >= 1 else math.ceil(number * num_steps)
-
-    def is_due(strategy: str, every: float) -> bool:
-        """Whether something is done after this step. All is done after the last one."""
-        period = {"no": num_steps, "epoch": steps_per_epoch, "steps": as_steps(every)}[strategy]
-        return step == num_steps or step % period == 0
+    steps_per_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+    periods = {"no": num_steps, "epoch": steps_per_epoch}
+    log_every = in_steps(args.logging_steps, num_steps)
+    eval_every = (periods | {"steps": in_steps(args.eval_steps or args.logging_steps, num_steps)})[args.eval_strategy]
+    save_every = (periods | {"steps": in_steps(args.save_steps, num_steps)})[args.save_strategy]
 
     decayed, others = [], []  # biases, norms, and the twiddles of butterflies, which are products of many factors
     for name, weight in model.named_parameters():
@@ -210,18 +151,16 @@ def train(
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
     )
-    scheduler = get_scheduler(
-        args.lr_scheduler_type, optimizer, as_steps(args.warmup_steps), num_steps, args.lr_scheduler_kwargs
-    )
+    warmup_steps = in_steps(args.warmup_steps, num_steps)
+    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup_steps, num_steps, args.lr_scheduler_kwargs)
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
 
-    step, best_loss = 0, math.inf
+    state = LoopState()
     if checkpoint is not None:
         accelerator.load_state(checkpoint)
-        step, best_loss = json.loads(Path(checkpoint, TRAINER_STATE_FILE).read_text()).values()
-
-    if accelerator.is_main_process and step >= num_steps:
-        print_finished(args, step, num_steps)
+        state = LoopState(**json.loads(Path(checkpoint, args.state_file).read_text()))
+    if accelerator.is_main_process and state.step >= num_steps:
+        print_finished(args, state.step, num_steps)
     elif accelerator.is_main_process:
         print_start(
             accelerator.unwrap_model(model),
@@ -232,64 +171,76 @@ def train(
             num_processes=accelerator.num_processes,
             loggers=[f"{tracker.name} ({args.output_dir}/{tracker.name})" for tracker in accelerator.trackers],
             checkpoint=checkpoint,
-            step=step,
+            step=state.step,
         )
-    progress_bar = tqdm(total=num_steps, initial=step, disable=args.disable_tqdm or not accelerator.is_main_process)
-    for epoch in count(step // steps_per_epoch):
+
+    is_silent = args.disable_tqdm or not accelerator.is_main_process
+    progress_bar = tqdm(total=num_steps, initial=state.step, disable=is_silent)
+    while state.step < num_steps:
+        epoch, step_of_epoch = divmod(state.step, steps_per_epoch)
         loader.set_epoch(epoch)
         windows["train"].set_epoch(epoch)
-        num_done = step % steps_per_epoch * args.gradient_accumulation_steps
-        batches = iter(accelerator.skip_first_batches(loader, num_done))
-        while step < num_steps and (micro_batches := list(islice(batches, args.gradient_accumulation_steps))):
-            loss = accumulate_gradients(accelerator, model, micro_batches)
+        rest = accelerator.skip_first_batches(loader, step_of_epoch * args.gradient_accumulation_steps)
+        for batches in islice(batched(rest, args.gradient_accumulation_steps), num_steps - state.step):
+            loss = accumulate_gradients(accelerator, model, batches)
             if args.max_grad_norm > 0:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
             learning_rate = scheduler.get_last_lr()[0]
             scheduler.step()
             optimizer.zero_grad()
-            step += 1
+            state.step += 1
             progress_bar.update()
 
-            if is_due("steps", args.logging_steps):
-                accelerator.log({"loss": loss, "learning_rate": learning_rate}, step)
+            is_last = state.step == num_steps  # everything is done after the last step
+            if is_last or state.step % log_every == 0:
+                accelerator.log({"loss": loss, "learning_rate": learning_rate}, state.step)
                 if accelerator.is_main_process:
-                    progress_bar.write(f"step {step}: loss {loss:.4f}, learning rate {learning_rate:.2e}")
-            if is_due(args.eval_strategy, args.eval_steps or args.logging_steps):
+                    progress_bar.write(f"step {state.step}: loss {loss:.4f}, learning rate {learning_rate:.2e}")
+            if is_last or state.step % eval_every == 0:
                 eval_loss = evaluate(accelerator, model, windows["validation"], args)["loss"]
-                accelerator.log({"eval_loss": eval_loss}, step)
+                accelerator.log({"eval_loss": eval_loss}, state.step)
                 if accelerator.is_main_process:
-                    progress_bar.write(f"step {step}: validation loss {eval_loss:.4f}")
-                    if eval_loss < best_loss or not args.load_best_model_at_end:
+                    progress_bar.write(f"step {state.step}: validation loss {eval_loss:.4f}")
+                    if eval_loss < state.best_loss or not args.load_best_model_at_end:
                         accelerator.unwrap_model(model).save_pretrained(args.output_dir)
                         tokenizer.save_pretrained(args.output_dir)
-                best_loss = min(best_loss, eval_loss)
-            if is_due(args.save_strategy, args.save_steps):
-                save_checkpoint(accelerator, args, step, best_loss)
-        if step >= num_steps:
-            break
+                state.best_loss = min(state.best_loss, eval_loss)
+            if is_last or state.step % save_every == 0:
+                save_checkpoint(accelerator, args, state)
     progress_bar.close()
     accelerator.wait_for_everyone()
 
 
-def accumulate_gradients(accelerator: Accelerator, model: torch.nn.Module, micro_batches: list[dict]) -> float:
-    """The gradients of a step's loss, a mean over the tokens of all its batches on all processes; and that loss."""
+def in_steps(number: float, num_steps: int) -> int:
+    """A number of steps, which Trainer's flags may state as a share of all steps, below 1."""
+    return int(number) if number >= 1 else math.ceil(number * num_steps)
+
+
+def batched(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Lists of `size` batches; the last may be shorter. (`itertools.batched`, from Python 3.12 on, gives tuples.)"""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def accumulate_gradients(accelerator: Accelerator, model: torch.nn.Module, batches: list[dict]) -> float:
+    """Adds up the gradients of a step, and returns its loss: the mean over the tokens of all batches and processes."""
     model.train()
-    num_tokens = sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
-    num_tokens = accelerator.reduce(num_tokens)
+    num_tokens = accelerator.reduce(sum((batch["labels"][:, 1:] != -100).sum() for batch in batches))
     nats = torch.zeros((), device=accelerator.device)
-    for batch in micro_batches:
-        is_last = batch is micro_batches[-1]
-        with nullcontext() if is_last else accelerator.no_sync(model):  # processes share gradients once a step
+    for batch in batches:
+        is_last = batch is batches[-1]
+        with nullcontext() if is_last else accelerator.no_sync(model):  # processes exchange gradients once a step
             loss = model(**batch, num_items_in_batch=num_tokens, use_cache=False).loss
-            accelerator.backward(loss * accelerator.num_processes)  # sharing divides by that number
+            accelerator.backward(loss * accelerator.num_processes)  # the exchange takes the mean, not the sum
         nats += loss.detach()
     return accelerator.reduce(nats).item()
 
 
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: torch.nn.Module, windows: TokenWindows, args: LoopArguments) -> dict:
-    """Metrics over all tokens of a split, each of which counts once on however many processes."""
+    """The metrics over all tokens of a split. Each token counts once, on any number of processes."""
     loader = DataLoader(windows, args.per_device_eval_batch_size, generator=torch.Generator())
     model.eval()
     losses = []
@@ -301,17 +252,14 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, windows: TokenWin
     return metrics
 
 
-def save_checkpoint(accelerator: Accelerator, args: LoopArguments, step: int, best_loss: float):
-    """All that a run needs to go on from here. The state comes last: a checkpoint without it was cut short."""
-    folder = Path(args.output_dir, f"checkpoint-{step}")
+def save_checkpoint(accelerator: Accelerator, args: LoopArguments, state: LoopState):
+    """Saves all that the run needs to go on. The state comes last: a checkpoint without it was cut short."""
+    folder = Path(args.output_dir, f"checkpoint-{state.step}")
     accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state = {"step": step, "best_loss": best_loss}
-        atomic_write(folder / TRAINER_STATE_FILE, json.dumps(state).encode())
-        if args.save_total_limit:
-            for outdated in checkpoints(args.output_dir)[: -args.save_total_limit]:
-                shutil.rmtree(outdated)
+        atomic_write(folder / args.state_file, json.dumps(asdict(state)).encode())
+        rotate_checkpoints(args.output_dir, args.save_total_limit)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import run_command
+from rtransformer_hf.training.command_line import number, run_command
 
-from transformers import AutoModelForAudioFrameClassification, set_seed
+from transformers import AutoModelForAudioFrameClassification
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
@@ -30,14 +30,10 @@ from rtransformer_hf.training.model_arguments import (
     unset_sizes,
 )
 from rtransformer_hf.training.model_card import CardArguments
-from rtransformer_hf.training.output_folder import (
-    ResumableTrainingArguments,
-    check_metric,
-    check_output_dir,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.piano_rolls import (
     DEFAULT_FRAMES_PER_BEAT,
+    NUM_KEYS,
     PianoRollArguments,
     ReadTune,
     load_piano_rolls,
@@ -52,7 +48,7 @@ from rtransformer_hf.training.polyphonic_music import (
     tune_losses,
 )
 from rtransformer_hf.training.report import TaskReport
-from rtransformer_hf.training.run import command, evaluation_command, train_and_evaluate
+from rtransformer_hf.training.run import command, evaluation_command, start_training, train_and_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +67,11 @@ class MusicModelArguments(ModelArguments):
 @dataclass
 class MusicArguments(PianoRollArguments):
     transpose: int = field(
-        default=0, metadata={"help": "Largest shift of a training tune, in semitones up or down, drawn every epoch."}
+        default=0,
+        metadata={
+            "help": "Largest shift of a training tune, in semitones up or down, drawn anew every epoch.",
+            "type": number(int, at_least=0, less_than=NUM_KEYS),
+        },
     )
     sum_loss: bool = field(
         default=False,
@@ -79,11 +79,6 @@ class MusicArguments(PianoRollArguments):
             "help": "Sum the loss over the frames of a batch, as the published code does, in place of the mean."
         },
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.transpose < 88:
-            raise UsageError(f"--transpose {self.transpose} must be at least 0 and less than 88 semitones.")
 
 
 TRAINING = {"per_device_train_batch_size": 4, "num_train_epochs": 20, "adam_beta2": 0.99}
@@ -95,20 +90,16 @@ DEFAULTS = Defaults(
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (MusicModelArguments, MusicArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
-    check_metric(training_args, METRIC_NAMES)
     if training_args.label_smoothing_factor != 0:
         raise UsageError(
             f"--label_smoothing_factor: {training_args.label_smoothing_factor} (expected 0: smoothing is for one "
             "class of many, and each key of a frame sounds or not on its own)"
         )
-    check_output_dir(training_args)
-    set_seed(training_args.seed)
+    start_training(training_args, METRIC_NAMES)
 
     set_frames_per_beat(data_args, model_args.model_name_or_path, warns=training_args.should_log)
     tunes: list[ReadTune] = []

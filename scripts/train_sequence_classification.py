@@ -10,15 +10,15 @@ A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_sequence_classification.py ...`.
 """
 
-import logging
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rtransformer_hf.training.command_line import run_command
 
 import datasets
 from PIL import Image
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rtransformer_hf import RTransformerConfig, RTransformerForSequenceClassification, RTransformerImageProcessor
 from rtransformer_hf.training.architectures import check_context
@@ -30,20 +30,22 @@ from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ArchitectureArguments,
     fit_vocabulary,
+    label_head,
     make_model,
     unset_sizes,
     vocabulary_settings,
 )
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.new_tokenizers import sha256_of_vocabulary
-from rtransformer_hf.training.output_folder import (
-    ResumableTrainingArguments,
-    check_metric,
-    check_output_dir,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.report import TEXT, TaskReport
-from rtransformer_hf.training.run import EpochCallback, ReportingTrainer, evaluation_command, train_and_evaluate
+from rtransformer_hf.training.run import (
+    EpochCallback,
+    ReportingTrainer,
+    evaluation_command,
+    start_training,
+    train_and_evaluate,
+)
 from rtransformer_hf.training.sequence_classification import (
     ARCHITECTURE,
     METRIC_NAMES,
@@ -67,10 +69,6 @@ from rtransformer_hf.training.sequence_classification import (
 @dataclass
 class ClassifierArguments(ArchitectureArguments):
     classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
-    # No flags: they follow from the data, for a new model and for the new head of an old one alike.
-    id2label: dict[str, str] | None = field(default=None, init=False)
-    label2id: dict[str, int] | None = field(default=None, init=False)
-    problem_type: str = field(default="single_label_classification", init=False)
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_for_best_model": "accuracy"}
@@ -83,9 +81,6 @@ DEFAULTS = Defaults(
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    for name in ("output_folder", "sequence_classification"):
-        logging.getLogger(f"rtransformer_hf.training.{name}").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (ClassifierArguments, ClassificationArguments, CardArguments, ResumableTrainingArguments),
@@ -94,34 +89,32 @@ def main(argv: list[str] | None = None):
         DEFAULTS,
     )
     if data_args.augments and training_args.dataloader_persistent_workers:
-        raise UsageError("--dataloader_persistent_workers does not go with --augment_...: they keep the images.")
+        raise UsageError("--dataloader_persistent_workers does not go with --augment_...: workers keep old images.")
     if data_args.image_column is not None and model_args.model_type not in (None, RTransformerConfig.model_type):
         raise UsageError(
             f"--model_type {model_args.model_type} reads tokens, --image_column {data_args.image_column!r} are pixels "
             f"(expected --model_type {RTransformerConfig.model_type}, or none)"
         )
-    check_metric(training_args, METRIC_NAMES)
-    check_output_dir(training_args)
-    set_seed(training_args.seed)
+    start_training(training_args, METRIC_NAMES)
 
     with training_args.main_process_first(desc="data"):
         splits = load_splits(data_args)
-        set_labels(model_args, data_args, splits["train"])  # before some are held out: each class counts
+        # Before rows are held out, so that no class is missed.
+        label2id = labels_of(splits["train"], data_args, model_args.model_name_or_path)
         splits = hold_out(splits, data_args)
         make_processing_class = make_tokenizer if data_args.image_column is None else make_image_processor
         processing_class = make_processing_class(data_args, splits["train"], model_args.model_name_or_path)
-        model = make_classifier(model_args, data_args, processing_class)
-        encoded = {
-            split: encode(rows, processing_class, data_args, split, model_args.label2id)
-            for split, rows in splits.items()
-        }
+        head = label_head(label2id, "single_label_classification")
+        model = make_classifier(model_args, data_args, processing_class, head)
+        encoded = {split: encode(rows, processing_class, data_args, split, label2id) for split, rows in splits.items()}
     if data_args.image_column is None:
         longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
         check_context(model, longest, f"--max_length {data_args.max_length}")
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))
-    checkpoint = prepare_output_dir(training_args, run_identity(model_args, processing_class, encoded["train"]))
+    identity = run_identity({**asdict(model_args), **head}, processing_class, encoded["train"])
+    checkpoint = prepare_output_dir(training_args, identity)
 
     train_dataset = encoded["train"]
     if data_args.augments:
@@ -166,35 +159,34 @@ def main(argv: list[str] | None = None):
         make_compute_metrics,
         checkpoint,
         evaluation,
-        data=f"{sizes} {kind} with {len(model_args.label2id):,} labels",
+        data=f"{sizes} {kind} with {len(label2id):,} labels",
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
     )
 
 
-def set_labels(model_args: ClassifierArguments, data_args: ClassificationArguments, rows: datasets.Dataset):
+def labels_of(rows: datasets.Dataset, args: ClassificationArguments, checkpoint: str | None) -> dict[str, int]:
     """
-    Puts the labels of the training rows into the model's fields, in the order of the classifier to train further, if
-    it is one.
+    The labels of the training rows with their indices: those of the checkpoint, if it is a classifier.
 
     Raises:
-        UsageError: the labels are no classes, or not those of the classifier, or there is no such model.
+        UsageError: there are too few labels, the classifier doesn't know them, or there is no such checkpoint.
     """
-    label2id = make_label2id(rows, data_args)
-    if model_args.model_name_or_path is not None:
-        trained = trained_label2id(load_config(model_args.model_name_or_path, data_args))
-        if trained is not None:
-            label2id = fit_label2id(label2id, trained, f"--label_column {data_args.label_column!r}")
-    model_args.label2id = label2id
-    model_args.id2label = {str(index): name for name, index in label2id.items()}
+    label2id = make_label2id(rows, args)
+    trained = None if checkpoint is None else trained_label2id(load_config(checkpoint, args))
+    return label2id if trained is None else fit_label2id(label2id, trained, f"--label_column {args.label_column!r}")
 
 
 def make_classifier(
     model_args: ClassifierArguments,
     data_args: ClassificationArguments,
     processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
+    head: dict[str, Any],
 ) -> PreTrainedModel:
     """
-    A new classifier, or that of --model_name_or_path, or one with a new head on the layers of that.
+    A new classifier, or that of --model_name_or_path, or one with a new head on its layers.
+
+    Args:
+        head: the labels, as of `label_head`.
 
     Raises:
         UsageError: there is no such model, or it can't read what the tokenizer or image processor gives.
@@ -206,6 +198,7 @@ def make_classifier(
         RTransformerForSequenceClassification,
         AutoModelForSequenceClassification,
         architectures=(ARCHITECTURE, *CAUSAL_LM_ARCHITECTURES, "Model"),
+        head=head,
         **settings,
     )
     path = model_args.model_name_or_path
@@ -229,12 +222,12 @@ def blank_image(processor: RTransformerImageProcessor, image: Image.Image) -> li
 
 
 def run_identity(
-    model_args: ClassifierArguments,
+    model_fields: dict[str, Any],
     processing_class: PreTrainedTokenizerBase | RTransformerImageProcessor,
     rows: datasets.Dataset,
 ) -> dict:
     """What a run can't change on its way: the model and its training rows. The rest may change."""
-    identity = {**asdict(model_args), "encoded training rows (sha256)": sha256_of(rows)}
+    identity = {**model_fields, "encoded training rows (sha256)": sha256_of(rows)}
     if isinstance(processing_class, PreTrainedTokenizerBase):
         identity["vocabulary (sha256)"] = sha256_of_vocabulary(processing_class)
     return identity

@@ -12,7 +12,6 @@ flags on the command line win over it. The same command again goes on from the l
 `accelerate launch scripts/train_time_series.py ...`.
 """
 
-import logging
 import sys
 from dataclasses import asdict, dataclass, field
 
@@ -24,7 +23,6 @@ from transformers import (
     AutoModelForTokenClassification,
     PreTrainedModel,
     default_data_collator,
-    set_seed,
 )
 
 from rtransformer_hf import (
@@ -45,16 +43,11 @@ from rtransformer_hf.training.forecasting import (
     make_windows,
     normalised_series,
 )
-from rtransformer_hf.training.model_arguments import NEW_MODEL, ModelArguments, make_model, unset_sizes
+from rtransformer_hf.training.model_arguments import NEW_MODEL, ModelArguments, label_head, make_model, unset_sizes
 from rtransformer_hf.training.model_card import CardArguments
-from rtransformer_hf.training.output_folder import (
-    ResumableTrainingArguments,
-    check_metric,
-    check_output_dir,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.report import TaskReport
-from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, train_and_evaluate
+from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, start_training, train_and_evaluate
 from rtransformer_hf.training.series_labels import (
     CLASS_METRICS,
     NUMBER_METRICS,
@@ -86,10 +79,6 @@ class TimeSeriesModelArguments(ModelArguments):
     )
     num_parallel_samples: int | None = field(default=None, metadata={"help": "Samples that a forecast draws."})
     classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
-    # No flags: they follow from the data, for a new model and for the new head of an old one alike.
-    id2label: dict[str, str] | None = field(default=None, init=False)
-    label2id: dict[str, int] | None = field(default=None, init=False)
-    problem_type: str | None = field(default=None, init=False)
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 20}
@@ -102,8 +91,6 @@ DEFAULTS = Defaults(
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("rtransformer_hf.training.output_folder").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (TimeSeriesModelArguments, TimeSeriesArguments, CardArguments, ResumableTrainingArguments),
@@ -113,10 +100,8 @@ def main(argv: list[str] | None = None):
     )
     is_forecast = data_args.task == "forecast"
     metrics = FORECAST_METRICS if is_forecast else NUMBER_METRICS if data_args.regression else CLASS_METRICS
-    check_metric(training_args, metrics)
     check_flags(model_args, data_args, training_args)
-    check_output_dir(training_args)
-    set_seed(training_args.seed)
+    start_training(training_args, metrics)
     train = train_to_forecast if is_forecast else train_to_label
     train(model_args, data_args, card_args, training_args, argv)
 
@@ -216,29 +201,27 @@ def train_to_label(
     with training_args.main_process_first(desc="data"):
         found = {split: load_series(data_args, split) for split in ("train", "validation", "test")}
     series = {split: parts for split, parts in found.items() if parts is not None}
+    is_whole = data_args.task == "classify"
     if data_args.regression:
-        model_args.problem_type, label2id = "regression", None
-        model_args.id2label, model_args.label2id = {"0": data_args.label_column}, {data_args.label_column: 0}
+        label2id, head = None, label_head({data_args.label_column: 0}, "regression")
     else:
         label2id = make_label2id(series["train"], data_args.source("train"))
-        model_args.id2label = {str(index): name for name, index in label2id.items()}
-        model_args.label2id = label2id
-        if data_args.task == "classify":
-            model_args.problem_type = "single_label_classification"
+        head = label_head(label2id, "single_label_classification" if is_whole else None)
     series = hold_out(data_args, series)
     extractor = fit_extractor(data_args, series["train"])
     splits = {split: LabeledSeries(parts, extractor, label2id) for split, parts in series.items()}
-    is_whole = data_args.task == "classify"
     model_class = RTransformerForSequenceClassification if is_whole else RTransformerForTokenClassification
     model = make_model(
         model_args,
         model_class,
         AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification,
         architectures=(model_class.__name__,),
+        head=head,
         input_size=extractor.feature_size,
     )
     check_channels(model, model_args, extractor.feature_size)
-    identity = {**asdict(model_args), "task": data_args.task, "training series (sha256)": splits["train"].sha256()}
+    digest = splits["train"].sha256()
+    identity = {**asdict(model_args), **head, "task": data_args.task, "training series (sha256)": digest}
     checkpoint = prepare_output_dir(training_args, identity)
     num_classes = None if label2id is None else len(label2id)
 

@@ -88,10 +88,12 @@ def text_model(tmp_path_factory):
     return train
 
 
-def recipes(word: str) -> list:
-    """Parameters of a test: the recipes that hold a word which those of one script have in common."""
+def recipes(word: str, without: str = "no such word") -> list:
+    """Parameters of a test: the recipes of one script, which hold a word and lack another."""
     folder = Path(__file__).parent.parent / "scripts" / "recipes"
-    return [pytest.param(path, id=path.name) for path in sorted(folder.glob("*.yaml")) if word in path.read_text()]
+    texts = {path: path.read_text() for path in sorted(folder.glob("*.yaml"))}
+    chosen = [path for path, text in texts.items() if word in text and without not in text]
+    return [pytest.param(path, id=path.name) for path in chosen]
 
 
 def write_texts(**num_lines: int):

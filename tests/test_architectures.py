@@ -83,7 +83,7 @@ def test_any_causal_model_is_trained_evaluated_and_used(folder, model_type, caps
     text = Path("validation.txt").read_text()
     tokens = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
     assert tokenizer.decode(tokens, skip_special_tokens=True) == text
-    nats = plain_loop_nats(model, tokens, block_size=16, stride=9)
+    nats = plain_loop_nats(model, tokens, context_length=16, stride=9)
     assert results["eval_predicted_tokens"] == len(tokens) - 1
     assert results["eval_loss"] == pytest.approx(nats / (len(tokens) - 1), rel=1e-4)
 
@@ -170,7 +170,7 @@ def test_derived_fields_follow_what_is_overridden():
 def test_models_that_see_the_future_or_have_too_few_positions_are_refused(folder):
     with pytest.raises(UsageError, match=r"--model_type bert: BertLMHeadModel sees later tokens .*is_decoder=true"):
         train("bert", f"{SIZES},intermediate_size=32")
-    with pytest.raises(UsageError, match=r"--block_size 16, .*: sequences of 17 tokens .expected at most 16, the max"):
+    with pytest.raises(UsageError, match=r"--context_length 16, .*: sequences of 17 tokens .expected at most 16"):
         train("gpt2", f"{SIZES},n_positions=16")
     with pytest.raises(
         UsageError, match=r"--muon: GPT2LMHeadModel has no nn.Linear"

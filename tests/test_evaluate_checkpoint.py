@@ -205,7 +205,7 @@ def test_another_context_length(trained, capsys, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(trained / "language", copy)
     settings = json.loads((copy / "evaluation.json").read_text())
-    (copy / "evaluation.json").write_text(json.dumps({**settings, "block_size": 48, "eval_stride": 15}))
+    (copy / "evaluation.json").write_text(json.dumps({**settings, "context_length": 48, "eval_stride": 15}))
     assert evaluate(capsys, str(copy), *data)["loss"] == longer["loss"]
 
     with pytest.raises(UsageError, match=r"--context_length 48: .*classifier holds RTransformerForSequenceClass"):
@@ -292,7 +292,7 @@ def test_what_each_sublayer_adds(trained, monkeypatch, capsys):
     assert all(rise != 0 for rise in numbers["rise_without"].values())
     for arguments, named in (
         (["layers", "music", "--data", "test.txt"], "it holds RTransformerForPolyphonicMusic"),
-        (["context", "language", "--data", "test.txt", "--factor", "1000"], "more than 16000 are accepted"),
+        (["context", "language", "--data", "test.txt", "--factor", "1000"], "expected more than 16000"),
     ):
         with pytest.raises(UsageError) as stop:
             plot_checkpoint.main([*arguments, "--output", "other.png"])

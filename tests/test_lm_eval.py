@@ -93,7 +93,7 @@ def test_rolling_log_likelihood_is_what_evaluate_checkpoint_sums(text_model, tmp
     folder = tmp_path / "model"
     shutil.copytree(text_model("char"), folder)
     settings = json.loads((folder / EVALUATION_FILE).read_text())
-    settings |= {"block_size": 20, "eval_stride": 20, "end_of_text": "none", "line_ending": ""}
+    settings |= {"context_length": 20, "eval_stride": 20, "end_of_text": "none", "line_ending": ""}
     (folder / EVALUATION_FILE).write_text(json.dumps(settings))
     text = " ".join(SENTENCES)
     (tmp_path / "text.txt").write_text("<|endoftext|>" + text)

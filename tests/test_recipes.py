@@ -30,7 +30,7 @@ TASKS = {
         train_token_classification.TaggingArguments,
         ResumableTrainingArguments,
     ),
-    "block_size": (train_causal_lm, *LANGUAGE, ResumableTrainingArguments),
+    "context_length": (train_causal_lm, *LANGUAGE, ResumableTrainingArguments),
     "nll_per_frame": (
         train_polyphonic_music,
         train_polyphonic_music.MusicModelArguments,

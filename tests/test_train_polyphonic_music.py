@@ -276,8 +276,11 @@ def test_arrays_that_are_no_tunes(roll):
     [
         (["--data", "missing.mat"], "missing.mat"),
         (["--validation_split", "valid"], "'valid' of 'tunes.mat' does not exist; accepted: train, validation, test"),
-        (["--transpose", "-1"], "--transpose -1 must be at least 0"),
-        (["--validation_fraction", "1"], "--validation_fraction 1.0 must be more than 0 and less than 1"),
+        (["--transpose", "-1"], r"--transpose: -1 \(expected an integer of at least 0 and less than 88\)"),
+        (
+            ["--validation_fraction", "1"],
+            r"--validation_fraction: 1 \(expected a number of more than 0",
+        ),
         (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM; accepted: .*PolyphonicMusic"),
         (["--key_head_type", "joint"], "`key_head_type` must be one of"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor: 0.1 .*each key of a frame"),

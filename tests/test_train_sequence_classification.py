@@ -33,6 +33,7 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.training import sequence_classification
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.model_arguments import label_head
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 
 SCRIPTS = Path(script.__file__).parent
@@ -334,13 +335,13 @@ def test_max_length(folder, tokenizer):
         (["--train_file", "none.csv"], "--train_file: no such file: 'none.csv' (expected CSV, TSV, JSON or Parquet)"),
         (["--validation_file", "empty.csv"], "--validation_file: 'empty.csv' is empty (expected CSV"),
         (["--dataset_name", "images"], "Give either --dataset_name or --train_file"),
-        (["--validation_fraction", "1"], "--validation_fraction 1.0 must be"),
-        (["--max_length", "0"], "--max_length 0 must be at least 1"),
-        (["--vocab_size", "1"], "--vocab_size 1 must be at least 2"),
-        (["--image_size", "0"], "--image_size 0 must be at least 1"),
-        (["--augment_scale", "1"], "--augment_scale 1.0 must be at least 0 and less than 1"),
-        (["--augment_rotation", "-1"], "--augment_rotation -1.0 must be at least 0"),
-        (["--augment_shift", "2"], "go with --image_column alone"),
+        (["--validation_fraction", "1"], "--validation_fraction: 1 (expected a number of more than 0"),
+        (["--max_length", "0"], "--max_length: 0 (expected an integer of at least 1)"),
+        (["--vocab_size", "1"], "--vocab_size: 1 (expected an integer of at least 2)"),
+        (["--image_size", "0"], "--image_size: 0 (expected an integer of at least 1)"),
+        (["--augment_scale", "1"], "--augment_scale: 1 (expected a number of at least 0 and less than 1)"),
+        (["--augment_rotation", "-1"], "--augment_rotation: -1 (expected a number of at least 0 and less than 360)"),
+        (["--augment_shift", "2"], "are for images (expected with --image_column)"),
     ],
 )
 def test_bad_flags(folder, capsys, flags, named):
@@ -535,11 +536,10 @@ def test_recipes_are_valid(folder, name, flags):
     argv = [str(SCRIPTS / "recipes" / f"{name}.yaml"), "--train_file", "train.csv", "--output_dir", "out", *flags]
     model_args, data_args, training_args = script.parse_arguments(ARGUMENT_TYPES, argv, "")
     assert training_args.metric_for_best_model == "accuracy" and training_args.greater_is_better
-    model_args.id2label, model_args.label2id = {"0": "a", "1": "b"}, {"a": 0, "b": 1}
     is_image = data_args.image_column is not None
     processing_class = RTransformerImageProcessor() if is_image else load_tokenizer("word", ["a b"])
     with torch.device("meta"):
-        model = script.make_classifier(model_args, data_args, processing_class)
+        model = script.make_classifier(model_args, data_args, processing_class, label_head({"a": 0, "b": 1}))
     assert model.config.num_local_rnn_layers == (0 if flags else 2 if is_image else 1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .command_line import suggestion
+from .command_line import CommandParser, suggestion
 from .errors import UsageError
 
 # Of these Trainer's own defaults hold as soon as one is given: they go together.
@@ -86,6 +86,21 @@ class Defaults:
         action.default = None  # what was said here is not said again
 
 
+class TrainingParser(HfArgumentParser, CommandParser):
+    """
+    A parser of dataclasses. The annotation of a field gives a flag's type, unless its metadata names a narrower one as
+    "type", or `flag_types` of the dataclass does: {name: type}, for fields that it inherits.
+    """
+
+    def __init__(self, argument_types: Sequence[type], **kwargs):
+        super().__init__(argument_types, **kwargs)
+        for arguments in argument_types:
+            types = {flag.name: flag.metadata["type"] for flag in fields(arguments) if "type" in flag.metadata}
+            types |= getattr(arguments, "flag_types", {})
+            for action in self._actions:
+                action.type = types.get(action.dest, action.type)
+
+
 def parse_arguments(
     argument_types: Sequence[type], argv: list[str], description: str, defaults: Defaults | None = None
 ) -> tuple:
@@ -93,16 +108,16 @@ def parse_arguments(
     One dataclass of each type from `[RECIPE.yaml] [--flag value ...]`. What is wrong ends the program with a message.
     """
     unsupported = {name for arguments in argument_types for name in getattr(arguments, "unsupported_flags", ())}
-    parser = HfArgumentParser(
+    parser = TrainingParser(
         argument_types,
         description=description,
         usage="%(prog)s [RECIPE.yaml] [--flag value ...]; --help lists the flags",
         formatter_class=HelpFormatter,
-        allow_abbrev=False,
     )
     try:
         if argv and not argv[0].startswith("-"):
-            known = {flag.name for arguments in argument_types for flag in fields(arguments) if flag.init}
+            options = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+            known = {name for name in options if "-" not in name}
             # Of two values for one flag the later one counts.
             argv = [*recipe_flags(argv[0], known, unsupported), *argv[1:]]
         if defaults is not None:

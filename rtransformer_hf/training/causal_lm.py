@@ -31,6 +31,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .. import RTransformerForCausalLM
 from .architectures import check_causal_lm, check_context
 from .arguments import Defaults
+from .command_line import number, positive_integer
 from .data_files import DataFileArguments, as_text, joined, load_split, texts_of
 from .errors import UsageError
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
@@ -84,7 +85,19 @@ class DataArguments(DataFileArguments):
         },
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
+        default=None,
+        metadata={
+            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
+            "type": number(int, at_least=2),
+        },
+    )
+    context_length: int = field(
+        default=256,
+        metadata={
+            "help": "Tokens that the model reads at once in training.",
+            "type": positive_integer,
+            "aliases": "--block_size",
+        },
     )
     streaming: bool = field(
         default=False,
@@ -95,23 +108,30 @@ class DataArguments(DataFileArguments):
         },
     )
     shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Windows of a stream from which the next one is drawn. 1: in their order."}
+        default=10_000,
+        metadata={
+            "help": "Windows of a stream from which the next one is drawn. 1: in their order.",
+            "type": positive_integer,
+        },
     )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that tokenize the text. Unset: one."}
+        default=None,
+        metadata={"help": "Processes that tokenize the text. Unset: one.", "type": positive_integer},
     )
-    block_size: int = field(default=256, metadata={"help": "Inputs in a window."})
     stride: int | None = field(
         default=None,
         metadata={
-            "help": "Inputs from a window's start to the next one's. What two windows share is context in the second, "
-            "without loss. Unset: block_size, so that windows share nothing."
+            "help": "Distance between the starts of consecutive windows, at most --context_length. Shared tokens are "
+            "context and carry no loss. Unset: --context_length, so nothing is shared.",
+            "type": positive_integer,
         },
     )
     eval_stride: int | None = field(
         default=None,
         metadata={
-            "help": "The stride of validation and test windows: smaller, predictions have more context. Unset: stride."
+            "help": "Stride of the validation and test windows. A smaller one gives predictions more context, and "
+            "takes longer. Unset: --stride.",
+            "type": positive_integer,
         },
     )
     shift_windows: bool = field(
@@ -124,26 +144,16 @@ class DataArguments(DataFileArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.vocab_size is not None and self.vocab_size < 2:
-            raise UsageError(f"--vocab_size {self.vocab_size} must be at least 2.")
-        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
-            raise UsageError(
-                f"--preprocessing_num_workers: {self.preprocessing_num_workers} (expected at least 1, or unset: one)"
-            )
-        if self.shuffle_buffer_size < 1:
-            raise UsageError(f"--shuffle_buffer_size: {self.shuffle_buffer_size} (expected at least 1)")
         if self.streaming and self.preprocessing_num_workers is not None:
             raise UsageError("--preprocessing_num_workers: not with --streaming, which tokenizes while it trains")
         if self.streaming and self.train_file and not self.validation_file:
             raise UsageError("--validation_file: missing (--streaming: nothing can be held out of a stream)")
-        if self.block_size < 1:
-            raise UsageError(f"--block_size {self.block_size} must be at least 1.")
-        self.stride = self.block_size if self.stride is None else self.stride
+        self.stride = self.context_length if self.stride is None else self.stride
         self.eval_stride = self.stride if self.eval_stride is None else self.eval_stride
         for name in ("stride", "eval_stride"):
-            if not 1 <= getattr(self, name) <= self.block_size:
+            if getattr(self, name) > self.context_length:
                 raise UsageError(
-                    f"--{name} {getattr(self, name)} must be at least 1 and at most --block_size {self.block_size}."
+                    f"--{name}: {getattr(self, name)} (expected at most --context_length {self.context_length})"
                 )
 
 
@@ -173,7 +183,9 @@ def model_and_windows(
         is_new = model_args.model_name_or_path is None
         name = f"type {model_args.model_type}" if is_new else f"name_or_path {model_args.model_name_or_path!r}"
         check_context(
-            model, data_args.block_size + 1, f"--block_size {data_args.block_size}, with the token to predict"
+            model,
+            data_args.context_length + 1,
+            f"--context_length {data_args.context_length}, with the token to predict",
         )
         check_causal_lm(model, f"--model_{name}", is_new)
     return model, tokenizer, make_windows(texts, tokenizer, model.config.vocab_size, data_args, seed)
@@ -200,7 +212,7 @@ def run_identity(
         text = {"tokenized training text (sha256)": digest.hexdigest()}
     return {
         **asdict(model_args),
-        "block_size": data_args.block_size,
+        "context_length": data_args.context_length,
         "stride": data_args.stride,
         "shift_windows": data_args.shift_windows,
         **text,
@@ -209,7 +221,7 @@ def run_identity(
 
 def evaluation_settings(args: DataArguments) -> dict:
     """What scripts/evaluate_checkpoint.py needs to know to read a text as these arguments do."""
-    names = ("text_column", "line_ending", "end_of_text", "block_size", "eval_stride")
+    names = ("text_column", "line_ending", "end_of_text", "context_length", "eval_stride")
     return {name: getattr(args, name) for name in names}
 
 
@@ -399,7 +411,7 @@ def make_windows(
         if isinstance(rows, TextStream):
             read = partial(stream_tokens, rows, tokenizer, vocab_size, args, split)
             windows[split] = StreamedWindows(
-                read, args.source(split), args.block_size, stride, shifts, args.shuffle_buffer_size, seed
+                read, args.source(split), args.context_length, stride, shifts, args.shuffle_buffer_size, seed
             )
             continue
         tokenized = tokenize(rows, tokenizer, args.line_ending, args.preprocessing_num_workers)
@@ -413,7 +425,7 @@ def make_windows(
             logger.warning(f"{args.source(split)}: {share}.")
         num_characters = int(counts["num_characters"].sum())
         num_characters -= characters_of_first_token(tokens, rows, tokenizer, args.line_ending)
-        windows[split] = TokenWindows(tokens, num_characters, args.block_size, stride, shifts)
+        windows[split] = TokenWindows(tokens, num_characters, args.context_length, stride, shifts)
     return windows
 
 

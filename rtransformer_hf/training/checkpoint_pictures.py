@@ -33,18 +33,18 @@ PUBLISHED = {  # R-Transformer and Transformer: arXiv 1907.05572; TCN: arXiv 180
 
 def draw_context(args: argparse.Namespace) -> tuple[Figure, dict]:
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes, numbers, block_sizes = figure.subplots(), {}, set()
+    axes, numbers, context_lengths = figure.subplots(), {}, set()
     for checkpoint in args.checkpoints:
-        model, windows, block_size = load_windows(args, checkpoint, args.factor)
+        model, windows, context_length = load_windows(args, checkpoint, args.factor)
         nats = nats_by_position(model, windows, args)
-        bin_size = max(1, block_size // BINS_PER_TRAINING_LENGTH)
+        bin_size = max(1, context_length // BINS_PER_TRAINING_LENGTH)
         bins = nats[: len(nats) // bin_size * bin_size].view(-1, bin_size).mean(dim=-1)
         positions = (torch.arange(len(bins)) + 0.5) * bin_size
         axes.plot(positions, bins, marker=".", label=Path(checkpoint).name)
         numbers[Path(checkpoint).name] = {"positions": positions.tolist(), "nats_per_token": bins.tolist()}
-        block_sizes.add(block_size)
-    for block_size in block_sizes:
-        axes.axvline(block_size, color="grey", linestyle="--", label=f"trained on {block_size}")
+        context_lengths.add(context_length)
+    for context_length in context_lengths:
+        axes.axvline(context_length, color="grey", linestyle="--", label=f"trained on {context_length}")
     axes.set(xlabel="position in the context", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -54,18 +54,18 @@ def draw_context(args: argparse.Namespace) -> tuple[Figure, dict]:
 def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tuple[PreTrainedModel, Subset, int]:
     """The model, disjoint windows of `factor` times its training length, and that length."""
     _, settings = load_settings(checkpoint, args.architecture)
-    block_size = settings["block_size"]
-    settings |= {"block_size": factor * block_size, "eval_stride": factor * block_size}
+    context_length = settings["context_length"]
+    settings |= {"context_length": factor * context_length, "eval_stride": factor * context_length}
     source = argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split, quantization=None)
     evaluation = language_model(source, settings)
     windows: TokenWindows = evaluation.dataset
-    if len(windows.tokens) <= factor * block_size:
+    if len(windows.tokens) <= factor * context_length:
         raise UsageError(
-            f"--data {args.data} holds {len(windows.tokens)} tokens; more than {factor * block_size} are accepted, "
-            f"{factor} times the length on which {checkpoint} was trained."
+            f"the data holds {len(windows.tokens)} tokens (expected more than {factor * context_length}, "
+            f"{factor} times the context length in the training of {checkpoint})"
         )
-    kept = min(len(windows), max(1, args.max_tokens // (factor * block_size)))
-    return evaluation.model, Subset(windows, range(kept)), block_size
+    kept = min(len(windows), max(1, args.max_tokens // (factor * context_length)))
+    return evaluation.model, Subset(windows, range(kept)), context_length
 
 
 @torch.no_grad()

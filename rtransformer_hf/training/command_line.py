@@ -6,6 +6,7 @@ import difflib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -32,7 +33,8 @@ class CommandParser(argparse.ArgumentParser):
         subject, _, unknown = message.partition("unrecognized arguments: ")
         if not subject:
             message += suggestion(unknown.split(), list(self.flags()))
-        super().error(message.removeprefix("argument "))
+        # Of a flag's spellings, "--batch_size/--batch-size", the first is enough.
+        super().error(re.sub(r"^argument (-[\w-]+)(/-[\w-]+)*", r"\1", message).removeprefix("argument "))
 
 
 def number(
@@ -41,6 +43,7 @@ def number(
     at_least: float | None = None,
     more_than: float | None = None,
     at_most: float | None = None,
+    less_than: float | None = None,
 ) -> Callable[[str], int | float]:
     """
     The `type` of an argparse argument: a finite number within bounds.
@@ -48,7 +51,7 @@ def number(
     Raises:
         argparse.ArgumentTypeError: (by what is returned) the text is no such number.
     """
-    bounds = {"at least": at_least, "more than": more_than, "at most": at_most}
+    bounds = {"at least": at_least, "more than": more_than, "at most": at_most, "less than": less_than}
     stated = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
     expected = f"{'an integer' if kind is int else 'a number'}{' of ' * bool(stated)}{stated}"
 
@@ -63,6 +66,7 @@ def number(
             or (at_least is not None and value < at_least)
             or (more_than is not None and value <= more_than)
             or (at_most is not None and value > at_most)
+            or (less_than is not None and value >= less_than)
         ):
             raise argparse.ArgumentTypeError(f"{text} (expected {expected})")
         return value
@@ -71,6 +75,7 @@ def number(
 
 
 positive_integer = number(int, at_least=1)
+fraction = number(float, more_than=0, less_than=1)
 seed = number(int, at_least=0, at_most=2**32 - 1)
 
 

@@ -19,7 +19,7 @@ from .checkpoints import load_causal_lm
 from .errors import UsageError
 from .model_arguments import EVALUATION_FILE
 from .model_card import CURVE_POINTS_FILE, FACTS_FILE, TASKS, CardFacts, duration, read_facts
-from .output_folder import RUN_FILE, TRAINER_STATE_FILE
+from .output_folder import RENAMED, RUN_FILE, TRAINER_STATE_FILE
 from .report import learning_curves
 
 if TYPE_CHECKING:
@@ -112,7 +112,9 @@ def load_run(name: str, folder: Path, evaluations: list[str]) -> Run:
         curves = learning_curves(state["log_history"])
     identity = {key: value for key, value in (read_json(folder / RUN_FILE) or {}).items() if "sha256" in key}
     found = {file: metrics for file in evaluations if (metrics := read_json(folder / file)) is not None}
-    return Run(name, folder, facts, read_json(folder / EVALUATION_FILE) or {}, curves, identity, found)
+    settings = read_json(folder / EVALUATION_FILE) or {}
+    settings = {RENAMED.get(key, key): value for key, value in settings.items()}
+    return Run(name, folder, facts, settings, curves, identity, found)
 
 
 def read_json(path: Path) -> Any:
@@ -238,7 +240,7 @@ def flops_per_position(run: Run) -> float:
     Attention counts in full, as if no later position were masked. A training step takes about three times as many.
     """
     config = AutoConfig.from_pretrained(run.folder)
-    length = run.settings.get("block_size") or LENGTH
+    length = run.settings.get("context_length") or LENGTH
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = model_class(run)._from_config(config, attn_implementation="eager")
         if getattr(config, "input_size", None):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
 
+from .command_line import fraction
 from .errors import UsageError
 
 FORMATS = {
@@ -73,7 +74,8 @@ class DataFileArguments:
         default=0.1,
         metadata={
             "help": "Share of the training data held out where nothing else validates: the end of a text; of rows "
-            "with labels some drawn at random, the same whatever --seed is."
+            "with labels some drawn at random, the same whatever --seed is.",
+            "type": fraction,
         },
     )
 
@@ -94,8 +96,6 @@ class DataFileArguments:
                     raise UsageError(f"--{name}: no such file: {file!r} (expected {self.file_kinds})")
                 if Path(file).stat().st_size == 0:
                     raise UsageError(f"--{name}: {file!r} is empty (expected {self.file_kinds}, with rows in it)")
-        if not 0 < self.validation_fraction < 1:
-            raise UsageError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
     def source(self, split: str, files: list[str] | None = None) -> str:
         """The flag that names a split's data, and its value, for messages; of all its files, or of some."""

@@ -42,6 +42,7 @@ from .forecasting import (
 )
 from .model_arguments import check_architecture, trained_frames_per_beat
 from .new_tokenizers import load_tokenizer
+from .output_folder import RENAMED
 from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
 from .run import EVALUATION_FILE
 from .series_labels import (
@@ -157,8 +158,8 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
     length = getattr(args, "context_length", None)
     if length is not None:
-        stride = max(1, round(stride * length / settings["block_size"]))
-        settings["block_size"] = length
+        stride = max(1, round(stride * length / settings["context_length"]))
+        settings["context_length"] = length
     settings = {"end_of_text": "none", **settings}  # older checkpoints, which do not state it, were trained without
     settings = place(args, override(settings, args, "text_column"))
     data_args = TextData(stride=stride, tokenizer=args.checkpoint, **settings)
@@ -341,4 +342,4 @@ def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
     with usable(checkpoint, f"a trained model with {EVALUATION_FILE}"):
         architecture = check_architecture(checkpoint, *accepted)
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
-    return architecture, settings
+    return architecture, {RENAMED.get(name, name): value for name, value in settings.items()}

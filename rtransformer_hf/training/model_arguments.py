@@ -114,6 +114,7 @@ def make_model(
     new_model_class: type[PreTrainedModel],
     auto_class: type,
     architectures: tuple[str, ...],
+    head: dict[str, Any] | None = None,
     **settings,
 ) -> PreTrainedModel:
     """
@@ -122,12 +123,14 @@ def make_model(
         new_model_class: class of a new model without --model_type.
         auto_class: what opens --model_name_or_path, and makes a new model with --model_type.
         architectures: the accepted classes of --model_name_or_path, as of `check_architecture`.
+        head: fields of the configuration for a new head, whether the model below it is new or not.
         settings: fields of a new model's configuration that follow from the data.
 
     Raises:
         UsageError: there is no such model.
     """
-    chosen = {name: value for name, value in asdict(args).items() if value is not None}
+    fields_of_model = {**asdict(args), **(head or {})}
+    chosen = {name: value for name, value in fields_of_model.items() if value is not None}
     path = chosen.pop("model_name_or_path", None)
     model_type, overrides = chosen.pop("model_type", None), chosen.pop("config_overrides", None)
     if model_type is not None:
@@ -175,6 +178,12 @@ def fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     if vocab_size > known:
         model.resize_token_embeddings(vocab_size)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def label_head(label2id: dict[str, int], problem_type: str | None = None) -> dict[str, Any]:
+    """The configuration's fields for a head that gives a logit to each label."""
+    id2label = {str(index): name for name, index in label2id.items()}
+    return {"id2label": id2label, "label2id": label2id, "problem_type": problem_type}
 
 
 def check_architecture(checkpoint: str, *accepted: str) -> str:

@@ -6,10 +6,12 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -20,11 +22,11 @@ from transformers.integrations import (
     is_tensorboard_available,
 )
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import is_liger_kernel_available
 
 from .. import RTransformerConfig
-from .command_line import on_stop, suggestion
+from .command_line import fraction, number, on_stop, positive_integer, seed, suggestion
 from .errors import UsageError
 from .files import atomic_write
 
@@ -32,35 +34,56 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE = "training_run.json"  # says what the folder's model is
 TRAINER_STATE_FILE = "trainer_state.json"
+RENAMED = {"block_size": "context_length"}  # arguments in the files of earlier versions
 GREATER_IS_BETTER = ("accuracy", "macro_f1", "r2", "span_f1", "span_precision", "span_recall")
 REPORTER_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # where names differ
 LOG_EXTRA = ("tensorboard", "wandb")  # what the extra [log] of pyproject.toml installs
-LIMITS = (
-    (lambda value: value >= 0, "at least 0", ("weight_decay", "warmup_steps", "max_grad_norm", "save_total_limit")),
-    (lambda value: value >= 0, "at least 0", ("eval_steps", "eval_delay", "dataloader_num_workers")),
-    (lambda value: value >= 1, "at least 1", ("per_device_train_batch_size", "per_device_eval_batch_size")),
-    (lambda value: value >= 1, "at least 1", ("gradient_accumulation_steps", "early_stopping_patience")),
-    (lambda value: 0 <= value < math.inf, "at least 0", ("learning_rate",)),
-    (lambda value: 0 < value < math.inf, "more than 0", ("muon_learning_rate", "num_train_epochs", "adam_epsilon")),
-    (lambda value: value > 0, "more than 0", ("logging_steps", "save_steps")),
-    (
-        lambda value: value < 1 or value == int(value),
-        "an integer, or less than 1: a share of all steps",
-        ("logging_steps", "eval_steps", "save_steps", "warmup_steps"),
-    ),
-    (lambda value: value == -1 or value >= 1, "at least 1, or -1: by --num_train_epochs", ("max_steps",)),
-    (
-        lambda value: 0 <= value < 1,
-        "at least 0 and less than 1",
-        ("adam_beta1", "adam_beta2", "label_smoothing_factor"),
-    ),
-    (lambda value: 0 < value < 1, "more than 0 and less than 1", ("average_decay",)),
-    (lambda value: 0 <= value < 2**32, "0 or more and less than 2**32", ("seed", "data_seed")),
-)
+
+
+def number_of_steps(**bounds: float) -> Callable[[str], float]:
+    """The `type` of a flag that holds a number of steps or, below 1, a share of all steps; bounds as of `number`."""
+    parse_number = number(float, **bounds)
+
+    def parse(text: str) -> float:
+        value = parse_number(text)
+        if value > 1 and not value.is_integer():
+            raise ArgumentTypeError(f"{text} (expected an integer, or less than 1: a share of all steps)")
+        return value
+
+    return parse
+
+
+def max_steps(text: str) -> int:
+    if text == "-1":
+        return -1
+    try:
+        return positive_integer(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"{text} (expected at least 1, or -1: by --num_train_epochs)") from None
+
+
+not_negative = number(float, at_least=0)
+beta = number(float, at_least=0, less_than=1)
+# Trainer takes any number for these. Narrower types of the flags below stand with them.
+TRAINER_TYPES = {
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "eval_delay"), not_negative),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), beta),
+    **dict.fromkeys(("num_train_epochs", "adam_epsilon"), number(float, more_than=0)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), positive_integer),
+    "gradient_accumulation_steps": positive_integer,
+    **dict.fromkeys(("save_total_limit", "dataloader_num_workers"), number(int, at_least=0)),
+    **dict.fromkeys(("warmup_steps", "eval_steps"), number_of_steps(at_least=0)),
+    **dict.fromkeys(("logging_steps", "save_steps"), number_of_steps(more_than=0)),
+    "max_steps": max_steps,
+    **dict.fromkeys(("seed", "data_seed"), seed),
+}
 
 
 @dataclass
 class ResumableTrainingArguments(TrainingArguments):
+    flag_types: ClassVar = TRAINER_TYPES
+    state_file: ClassVar = TRAINER_STATE_FILE
+
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
     )
@@ -77,25 +100,30 @@ class ResumableTrainingArguments(TrainingArguments):
         metadata={"help": "Train the matrices of the blocks with Muon, everything else with AdamW."},
     )
     muon_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of Muon, on AdamW's scale. Unset: --learning_rate."}
+        default=None,
+        metadata={
+            "help": "Learning rate of Muon, on AdamW's scale. Unset: --learning_rate.",
+            "type": number(float, more_than=0),
+        },
     )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
             "help": "Stop after so many evaluations in a row without a better --metric_for_best_model. With "
-            "--load_best_model_at_end."
+            "--load_best_model_at_end.",
+            "type": positive_integer,
         },
     )
     average_decay: float | None = field(
         default=None,
         metadata={
             "help": "Evaluate and save an exponential moving average of the weights, of which a step keeps this part: "
-            "0.999, for example."
+            "0.999, for example.",
+            "type": fraction,
         },
     )
 
     def __post_init__(self):
-        check_numbers(self)
         check_json(self)
         if self.muon_learning_rate is not None and not self.muon:
             raise UsageError(f"--muon_learning_rate {self.muon_learning_rate} goes with --muon alone.")
@@ -146,18 +174,6 @@ class ResumableTrainingArguments(TrainingArguments):
     def __getstate__(self) -> dict:
         """What training_args.bin holds, which Trainer pushes to the Hub: without the token."""
         return {**self.__dict__, "hub_token": None}
-
-
-def check_numbers(args: ResumableTrainingArguments):
-    """
-    Raises:
-        UsageError: a number is out of its range.
-    """
-    for is_accepted, accepted, names in LIMITS:
-        for name in names:
-            value = getattr(args, name, None)
-            if value is not None and not is_accepted(value):
-                raise UsageError(f"--{name}: {value} (expected {accepted})")
 
 
 def check_json(args: ResumableTrainingArguments):
@@ -254,10 +270,10 @@ def check_output_dir(args: ResumableTrainingArguments):
     nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"--output_dir {args.output_dir}: {nearest} can't be written to (expected a folder)")
-    if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint, TRAINER_STATE_FILE).exists():
+    if args.resume_from_checkpoint and not Path(args.resume_from_checkpoint, args.state_file).exists():
         raise UsageError(
-            f"--resume_from_checkpoint {args.resume_from_checkpoint} is no checkpoint of Trainer; a folder with "
-            f"{TRAINER_STATE_FILE} in it is accepted."
+            f"--resume_from_checkpoint: no checkpoint: {args.resume_from_checkpoint!r} (expected a folder with "
+            f"{args.state_file})"
         )
     is_free = not output_dir.exists() or (output_dir / RUN_FILE).exists() or args.overwrite_output_dir
     if args.should_save and not is_free and (found := sorted(path.name for path in output_dir.iterdir())):
@@ -272,6 +288,7 @@ def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str 
     run_file = Path(args.output_dir, RUN_FILE)
     if run_file.exists() and not args.overwrite_output_dir:
         found = json.loads(run_file.read_text(encoding="utf-8"))
+        found = {RENAMED.get(key, key): value for key, value in found.items()}
         found, here = with_config_defaults(found), with_config_defaults(identity)
         differences = [
             f"{key} is {found.get(key)!r} there and {here.get(key)!r} here"
@@ -285,13 +302,13 @@ def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str 
             )
     if args.should_save:
         if args.overwrite_output_dir:
-            for checkpoint in checkpoints(args.output_dir):
+            for checkpoint in sort_checkpoints(args.output_dir):
                 shutil.rmtree(checkpoint)
-            Path(args.output_dir, TRAINER_STATE_FILE).unlink(missing_ok=True)
+            Path(args.output_dir, args.state_file).unlink(missing_ok=True)
         atomic_write(run_file, json.dumps(identity, indent=2).encode())
     if args.resume_from_checkpoint or args.overwrite_output_dir:
         return args.resume_from_checkpoint
-    checkpoint = last_checkpoint(args.output_dir)
+    checkpoint = last_checkpoint(args.output_dir, args.state_file)
     if checkpoint is not None and args.should_log:
         logger.info(f"Going on from {checkpoint}; --overwrite_output_dir starts anew.")
     return checkpoint
@@ -304,23 +321,19 @@ def with_config_defaults(identity: dict) -> dict:
     return {key: getattr(RTransformerConfig, key, None) if value is None else value for key, value in identity.items()}
 
 
-def last_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint. A checkpoint gets its state last: one without it was cut short."""
-    whole = [path for path in checkpoints(output_dir) if (path / TRAINER_STATE_FILE).exists()]
-    return str(whole[-1]) if whole else None
+def last_checkpoint(output_dir: str, state_file: str) -> str | None:
+    """The newest whole checkpoint. The state is saved last: a checkpoint without it was cut short."""
+    whole = [path for path in sort_checkpoints(output_dir) if Path(path, state_file).exists()]
+    return whole[-1] if whole else None
 
 
 def how_to_go_on(args: ResumableTrainingArguments) -> str:
-    checkpoint = last_checkpoint(args.output_dir)
+    checkpoint = last_checkpoint(args.output_dir, args.state_file)
     if checkpoint is None:
         return "There is no checkpoint yet: the same command starts from the beginning."
     flags = [flag for flag in ("overwrite_output_dir", "resume_from_checkpoint") if getattr(args, flag)]
     without = f" without --{' and --'.join(flags)}" if flags else ""
     return f"The same command{without} goes on from {checkpoint}."
-
-
-def checkpoints(output_dir: str) -> list[Path]:
-    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
 def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int | None) -> int:

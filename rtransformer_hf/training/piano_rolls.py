@@ -22,6 +22,7 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
+from .command_line import fraction, number
 from .errors import UsageError
 from .files import atomic_write, write_figure
 
@@ -77,14 +78,16 @@ class PianoRollArguments:
         default=None,
         metadata={
             "help": "Frames for each quarter note, by which MIDI files are read. Unset: those of "
-            f"--model_name_or_path, or else {DEFAULT_FRAMES_PER_BEAT}."
+            f"--model_name_or_path, or else {DEFAULT_FRAMES_PER_BEAT}.",
+            "type": number(int, at_least=1, at_most=MAX_FRAMES_PER_BEAT),
         },
     )
     validation_fraction: float = field(
         default=0.1,
         metadata={
             "help": "Share of the files of a MIDI folder held out where it has no sub-folder to validate on: some by "
-            "their names, the same whatever --seed is."
+            "their names, the same whatever --seed is.",
+            "type": fraction,
         },
     )
     skip_unreadable: bool = field(
@@ -102,12 +105,6 @@ class PianoRollArguments:
             if not getattr(self, name):
                 raise UsageError(f"--{name} {getattr(self, name)!r} is no name; the name of a split is accepted.")
         self.test_split = self.test_split or None
-        if self.frames_per_beat is not None and not 1 <= self.frames_per_beat <= MAX_FRAMES_PER_BEAT:
-            raise UsageError(
-                f"--frames_per_beat {self.frames_per_beat} must be at least 1 and at most {MAX_FRAMES_PER_BEAT}."
-            )
-        if not 0 < self.validation_fraction < 1:
-            raise UsageError(f"--validation_fraction {self.validation_fraction} must be more than 0 and less than 1.")
 
 
 # Reading

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +20,15 @@ from accelerate.utils import load_fsdp_model
 from huggingface_hub import HfApi
 from torch import distributed
 from torch.utils.data import Dataset, IterableDataset
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    set_seed,
+)
 from transformers.trainer_utils import HubStrategy
 
 from .cost import SECONDS, TrainingClock, num_positions
@@ -30,7 +38,14 @@ from .hub import reason
 from .model_arguments import EVALUATION_FILE
 from .model_card import FACTS_FILE, render_card
 from .optimization import MuonWithAdamW, WeightAverage, block_matrices
-from .output_folder import TRAINER_STATE_FILE, ResumableTrainingArguments, one_line, planned_steps
+from .output_folder import (
+    TRAINER_STATE_FILE,
+    ResumableTrainingArguments,
+    check_metric,
+    check_output_dir,
+    one_line,
+    planned_steps,
+)
 from .report import Outcome, TaskReport, card_facts, plot_learning_curves, sample_outputs
 
 logger = logging.getLogger(__name__)
@@ -256,6 +271,25 @@ def raise_if_diverged(loss: float, learning_rate: float):
 def warn_of_failure(push: Future):
     if error := push.exception():
         logger.warning(f"A push to the Hub failed, and the training goes on: {reason(error)}.")
+
+
+def start_training(args: ResumableTrainingArguments, metrics: Sequence[str]):
+    """
+    What every training script does once its arguments are there: it checks them against each other, lets the package
+    log to the terminal, and seeds all random numbers.
+
+    Args:
+        args: those of the training.
+        metrics: names of what an evaluation gives, for --metric_for_best_model.
+
+    Raises:
+        UsageError: the metric is unknown, or the output folder can't be used.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
+    check_metric(args, metrics)
+    check_output_dir(args)
+    set_seed(args.seed)
 
 
 def train_and_evaluate(

@@ -6,7 +6,6 @@ to token ids or pixel sequences with class indices; and the metrics over them.
 
 import hashlib
 import logging
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
 from .causal_lm import METRICS
+from .command_line import number, positive_integer
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .errors import UsageError
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
@@ -65,10 +65,18 @@ class ClassificationArguments(DataFileArguments):
         },
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
+        default=None,
+        metadata={
+            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
+            "type": number(int, at_least=2),
+        },
     )
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of a text that are read; the rest is cut off. Unset: all."}
+        default=None,
+        metadata={
+            "help": "Longest text, in tokens; the rest is cut off. Unset: nothing is cut.",
+            "type": positive_integer,
+        },
     )
     image_mean: list[float] | None = field(
         default=None,
@@ -88,31 +96,38 @@ class ClassificationArguments(DataFileArguments):
         default=None,
         metadata={
             "help": "Height and width in pixels to which images are resized. Unset: that of --model_name_or_path, or "
-            "else no resizing."
+            "else no resizing.",
+            "type": positive_integer,
         },
     )
     augment_shift: float = field(
-        default=0.0, metadata={"help": "Shift training images by up to so many pixels, anew every epoch."}
+        default=0.0,
+        metadata={
+            "help": "Shift training images by up to so many pixels, anew every epoch.",
+            "type": number(float, at_least=0),
+        },
     )
     augment_rotation: float = field(
-        default=0.0, metadata={"help": "Rotate training images by up to so many degrees, anew every epoch."}
+        default=0.0,
+        metadata={
+            "help": "Rotate training images by up to so many degrees, anew every epoch.",
+            "type": number(float, at_least=0, less_than=360),
+        },
     )
     augment_scale: float = field(
         default=0.0,
-        metadata={"help": "Scale training images by up to this fraction, anew every epoch; 0.1: 0.9 to 1.1 times."},
+        metadata={
+            "help": "Scale training images by up to this fraction, anew every epoch; 0.1: 0.9 to 1.1 times.",
+            "type": number(float, at_least=0, less_than=1),
+        },
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, below in (("augment_shift", math.inf), ("augment_rotation", 360), ("augment_scale", 1)):
-            if not 0 <= getattr(self, name) < below:
-                raise UsageError(f"--{name} {getattr(self, name)} must be at least 0 and less than {below}.")
         if self.augments and self.image_column is None:
-            raise UsageError("--augment_shift, --augment_rotation and --augment_scale go with --image_column alone.")
-        for name, minimum in (("vocab_size", 2), ("max_length", 1), ("image_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UsageError(f"--{name} {value} must be at least {minimum}.")
+            raise UsageError(
+                "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
+            )
 
     @property
     def augments(self) -> bool:

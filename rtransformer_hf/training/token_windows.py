@@ -21,15 +21,15 @@ def shift(epoch: int, stride: int) -> int:
 
 class TokenWindows(torch.utils.data.Dataset):
     """
-    A stream of tokens as windows of `block_size` inputs, one every `stride` tokens. Every token but the very first
+    A stream of tokens as windows of `context_length` inputs, one every `stride` tokens. Every token but the very first
     is a label exactly once: what a window shares with the one before it is context, without loss. The last window ends
     with the stream.
 
     Args:
         tokens: (time,) the stream's token ids, of which slices are taken; at least two.
         num_characters: number of characters that the predicted tokens stand for; end-of-text tokens stand for none.
-        block_size: inputs in a window. A window has one token more: the label of its last input.
-        stride: inputs from a window's start to the next one's, 1 to `block_size`.
+        context_length: inputs in a window. A window has one token more: the label of its last input.
+        stride: inputs from a window's start to the next one's, 1 to `context_length`.
         shifts: whether the stream begins elsewhere every epoch, less than `stride` tokens on, with what lies before
             behind its end: all windows are cut at other places then.
     """
@@ -38,11 +38,11 @@ class TokenWindows(torch.utils.data.Dataset):
         self,
         tokens: TokenStream | torch.Tensor,
         num_characters: int,
-        block_size: int,
+        context_length: int,
         stride: int,
         shifts: bool = False,
     ):
-        self.tokens, self.num_characters, self.window_size = tokens, num_characters, block_size + 1
+        self.tokens, self.num_characters, self.window_size = tokens, num_characters, context_length + 1
         self.last_start = max(0, len(tokens) - self.window_size)
         self.stride, self.shifts, self.offset = stride, shifts, 0
 
@@ -75,7 +75,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
     Args:
         read: starts the stream anew and gives its token ids in parts of any length.
         source: what is read, for messages.
-        block_size, stride, shifts: as of [`TokenWindows`].
+        context_length, stride, shifts: as of [`TokenWindows`].
         buffer_size: windows in the buffer; with 1, they come in their order.
         seed: of the order.
     """
@@ -84,13 +84,13 @@ class StreamedWindows(torch.utils.data.IterableDataset):
         self,
         read: Callable[[], Iterable[np.ndarray]],
         source: str,
-        block_size: int,
+        context_length: int,
         stride: int,
         shifts: bool = False,
         buffer_size: int = 1,
         seed: int = 0,
     ):
-        self.tokens, self.source, self.window_size, self.stride = read, source, block_size + 1, stride
+        self.tokens, self.source, self.window_size, self.stride = read, source, context_length + 1, stride
         self.shifts, self.buffer_size, self.seed = shifts, buffer_size, seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
