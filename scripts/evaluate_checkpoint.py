@@ -18,7 +18,12 @@ import logging
 import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import (
+    CommandParser,
+    add_data_arguments,
+    positive_integer,
+    run_command,
+)
 
 from rtransformer_hf.training.errors import UsageError
 
@@ -70,12 +75,7 @@ def main(argv: list[str] | None = None):
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a model of one of the training scripts.")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="What to evaluate on: a file, a folder, or a data set on the Hub, as for training.",
-    )
-    parser.add_argument("--split", help="Split of a folder or data set. (default: test)")
+    add_data_arguments(parser)
     for name, what in COLUMNS.items():
         parser.add_argument(f"--{name}", help=f"Column with {what}. (default: as in the training)")
     parser.add_argument(

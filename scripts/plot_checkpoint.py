@@ -18,7 +18,12 @@ import argparse
 import json
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import (
+    CommandParser,
+    add_data_arguments,
+    positive_integer,
+    run_command,
+)
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
@@ -56,8 +61,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     results = commands.add_parser("results", help="Test figures of cards, beside published ones.")
     results.add_argument("cards", nargs="+", help="Files README.md in folders of make_hub_folder.py.")
     for command in (context, layers):
-        command.add_argument("--data", required=True, help="Text: a file, a folder, or a data set on the Hub.")
-        command.add_argument("--split", help="Split of a data set. (default: test)")
+        add_data_arguments(command)
         command.add_argument(
             "--max_tokens", type=positive_integer, default=100_000, help="How much of it. (default: 100000)"
         )

@@ -153,7 +153,7 @@ def push(upload: Path, args: argparse.Namespace):
     """
     from huggingface_hub import HfApi, ModelCard
 
-    from rtransformer_hf.training.hub import reason
+    from rtransformer_hf.training.hub import explain_hub_error
 
     files = sorted(upload.iterdir())
     for file in files:
@@ -184,7 +184,7 @@ def push(upload: Path, args: argparse.Namespace):
     except UsageError:
         raise
     except Exception as error:  # network and Hub raise in every layer
-        raise UsageError(f"pushing to {args.repository} failed: {reason(error)}.") from error
+        raise UsageError(f"pushing to {args.repository} failed: {explain_hub_error(error)}.") from error
     print(f"{api.endpoint}/{args.repository}" + (f"/tree/{args.revision}" if args.revision else ""))
 
 

@@ -150,14 +150,39 @@ def test_the_split_that_is_read_is_said(trained, capsys):
         (["music", "--data", "tunes.mat"], "Data: split 'test' of {}."),
         (["music", "--data", "tunes.mat", "--split", "validation"], "Data: split 'validation' of {}."),
         (["pixels", "--data", "pictures", "--split", "train"], "Data: split 'train' of {}."),
-        (["language", "--data", "test.txt"], "Data: all of the file {}."),
+        (["language", "--data", "test.txt"], "Data: all of {}."),
     ):
         checkpoint, _, data, *rest = arguments
         evaluate_checkpoint.main([str(trained / checkpoint), "--data", str(trained / data), *rest])
         assert said.format(trained / data) in capsys.readouterr().err
     for checkpoint, data in (("language", "test.txt"), ("classifier", "test.csv")):
-        with pytest.raises(UsageError, match=f"--split train: --data .*{data} is a file"):
+        with pytest.raises(UsageError, match=f"--split: 'train' goes with a data set, and --data .*{data} is "):
             evaluate_checkpoint.main([str(trained / checkpoint), "--data", str(trained / data), "--split", "train"])
+
+
+def test_the_data_flags_of_the_training(trained, capsys, tmp_path):
+    """--test_file and --dataset_name with a configuration read what --data reads."""
+    expected = evaluate(capsys, str(trained / "classifier"), "--data", str(trained / "test.csv"))
+    lines = (trained / "test.csv").read_text().splitlines()
+    parts = [tmp_path / "first.csv", tmp_path / "second.csv"]
+    for part, rows in zip(parts, (lines[1:6], lines[6:]), strict=True):
+        part.write_text("\n".join([lines[0], *rows]))
+    assert evaluate(capsys, str(trained / "classifier"), "--test_file", *map(str, parts)) == expected
+
+    folder = tmp_path / "configured"
+    folder.mkdir()
+    for part in parts:
+        part.rename(folder / part.name)
+    configurations = [
+        {"config_name": "all", "data_files": [{"split": "held_out", "path": ["first.csv", "second.csv"]}]},
+        {"config_name": "half", "data_files": [{"split": "held_out", "path": "first.csv"}]},
+    ]
+    (folder / "README.md").write_text(f"---\nconfigs: {json.dumps(configurations)}\n---\n")
+    data = ["--dataset_name", str(folder), "--test_split", "held_out", "--dataset_config_name"]
+    assert evaluate(capsys, str(trained / "classifier"), *data, "all") == expected
+    assert evaluate(capsys, str(trained / "classifier"), *data, "half")["samples"] == 5
+    with pytest.raises(UsageError, match=r"--dataset_name .* \(--dataset_config_name none\) can't be loaded"):
+        evaluate_checkpoint.main([str(trained / "classifier"), *data, "none"])
 
 
 def test_columns_of_other_names(trained, capsys, tmp_path):
@@ -312,7 +337,24 @@ def test_what_each_sublayer_adds(trained, monkeypatch, capsys):
         (["language", "--data", "empty.txt"], "empty.txt"),
         (["classifier", "--data", "test.txt"], "'label' is no column of --data test.txt"),
         (["pixels", "--data", "pictures", "--split", "dev"], "--split dev of --data pictures does not exist"),
-        (["language", "--data", "test.txt", "--batch_size", "0"], "--batch_size: 0 (expected"),
+        (
+            ["language", "--data", "test.txt", "--batch_size", "0"],
+            "--batch_size: 0 (expected an integer",
+        ),
+        (["language", "--test_file", "missing.txt"], "--test_file: no such file: 'missing.txt'"),
+        (["language", "--test_file", "empty.txt"], "--test_file: 'empty.txt' is empty"),
+        (
+            ["language", "--test_file", "test.txt", "--data", "test.txt"],
+            "--data: not allowed with argument",
+        ),
+        (["language", "--test_file", "test.txt", "--split", "test"], "--split: 'test' goes with a data set"),
+        (["classifier", "--test_file", "test.csv", "--dataset_config_name", "a"], "--dataset_config_name: 'a' goes"),
+        (["music", "--test_file", "tunes.mat"], "--test_file: 'tunes.mat' is for rows (expected music as --data)"),
+        (
+            ["pixels", "--dataset_name", "pictures", "--split", "dev"],
+            "--split dev of --dataset_name pictures",
+        ),
+        (["language"], "one of the arguments --data --test_file --dataset_name is required"),
     ],
 )
 def test_bad_input_is_named(trained, monkeypatch, capsys, arguments, named):

@@ -270,7 +270,7 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert "train_sequence_classification.py: error: pushing to the Hub failed: " in process.stderr
     again = "python scripts/push_to_hub.py pixels anna/pixels"
-    assert process.stderr.endswith(f"The model is whole in pixels; push it again with: {again}\n")
+    assert process.stderr.endswith(f"The model is complete in pixels; push it again with: {again}\n")
     out = machine.folder / "pixels"
     classifier = AutoModelForSequenceClassification.from_pretrained(out)
     assert (out / "checkpoint-6" / "trainer_state.json").exists() and ModelCard.load(out / "README.md").data.metrics
@@ -322,7 +322,7 @@ def test_what_the_hub_refuses_is_told_before_the_training(hub, machine):
     messages = json.loads(process.stdout.splitlines()[-1])
     for message, (flags, expected) in zip(messages, cases, strict=True):
         name = flags[-1] if "--hub_model_id" in flags else "anna/old"
-        assert message.startswith(f"--push_to_hub can't push to --hub_model_id {name}: ") and expected in message
+        assert message.startswith(f"--push_to_hub: can't push to {name!r}: ") and expected in message
     assert {path.name for path in (machine.folder / "new").iterdir()} == {"training_run.json"}
 
 

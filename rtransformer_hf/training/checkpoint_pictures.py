@@ -56,7 +56,7 @@ def load_windows(args: argparse.Namespace, checkpoint: str, factor: int) -> tupl
     _, settings = load_settings(checkpoint, args.architecture)
     context_length = settings["context_length"]
     settings |= {"context_length": factor * context_length, "eval_stride": factor * context_length}
-    source = argparse.Namespace(checkpoint=checkpoint, data=args.data, split=args.split, quantization=None)
+    source = argparse.Namespace(**{**vars(args), "checkpoint": checkpoint, "quantization": None})
     evaluation = language_model(source, settings)
     windows: TokenWindows = evaluation.dataset
     if len(windows.tokens) <= factor * context_length:

@@ -86,16 +86,7 @@ class DataFileArguments:
                 f"--train_file {self.train_file!r}."
             )
         for name in ("train_file", "validation_file", "test_file"):
-            for file in getattr(self, name) or []:
-                if Path(file).is_dir():
-                    raise UsageError(
-                        f"--{name}: {file!r} is a folder (expected {self.file_kinds} files); give the files in it, or "
-                        "the folder as --dataset_name."
-                    )
-                if not Path(file).is_file():
-                    raise UsageError(f"--{name}: no such file: {file!r} (expected {self.file_kinds})")
-                if Path(file).stat().st_size == 0:
-                    raise UsageError(f"--{name}: {file!r} is empty (expected {self.file_kinds}, with rows in it)")
+            check_files(f"--{name}", getattr(self, name) or [], self.file_kinds)
 
     def source(self, split: str, files: list[str] | None = None) -> str:
         """The flag that names a split's data, and its value, for messages; of all its files, or of some."""
@@ -117,9 +108,10 @@ class DataFileArguments:
         for split in ("test", "validation"):
             files, split_name = getattr(self, f"{split}_file"), getattr(self, f"{split}_split")
             if files:
-                return ["--data", files[0]] if len(files) == 1 else None
+                return ["--data", *files] if len(files) == 1 else ["--test_file", *files]
             if self.dataset_name and split_name:
-                return None if self.dataset_config_name else ["--data", self.dataset_name, "--split", split_name]
+                config = ["--dataset_config_name", self.dataset_config_name] if self.dataset_config_name else []
+                return ["--data", self.dataset_name, *config, "--split", split_name]
         return None
 
     @property
@@ -135,6 +127,26 @@ class DataFileArguments:
     def dataset_id(self) -> str | None:
         """The Hub id of the data, if it has one."""
         return None if self.train_file or Path(self.dataset_name).exists() else self.dataset_name
+
+
+def check_files(flag: str, files: list[str], file_kinds: str):
+    """
+    Args:
+        flag: the flag that names the files, for messages.
+        file_kinds: what is expected of them, in words.
+
+    Raises:
+        UsageError: a file does not exist, is a folder or is empty.
+    """
+    for file in files:
+        if Path(file).is_dir():
+            raise UsageError(
+                f"{flag}: {file!r} is a folder (expected {file_kinds} files, or the folder as --dataset_name)"
+            )
+        if not Path(file).is_file():
+            raise UsageError(f"{flag}: no such file: {file!r} (expected {file_kinds})")
+        if Path(file).stat().st_size == 0:
+            raise UsageError(f"{flag}: {file!r} is empty (expected {file_kinds}, with rows in it)")
 
 
 def load_split(

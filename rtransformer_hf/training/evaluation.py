@@ -31,6 +31,7 @@ from .. import RTransformerImageProcessor
 from . import causal_lm, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
 from .checkpoints import usable
+from .data_files import check_files
 from .errors import UsageError
 from .forecast_trainer import ForecastingTrainer, make_forecast_metrics
 from .forecasting import (
@@ -67,13 +68,21 @@ class Evaluation:
     trainer_class: type[Trainer] = Trainer
 
 
+@dataclass
 class EvaluatedData:
-    """--data and --split, in the form of a training script's arguments for its training data."""
+    """The data to evaluate on, in the form of a training script's arguments for its training data."""
 
-    location = property(lambda self: f"--data {self.dataset_name}")
+    flag: str = "--data"  # the one that was given, for messages
+
+    @property
+    def location(self) -> str:
+        config = f" (--dataset_config_name {self.dataset_config_name})" if self.dataset_config_name else ""
+        return f"{self.flag} {self.dataset_name}{config}"
 
     def source(self, split: str, files: list[str] | None = None) -> str:
-        return f"--data {self.train_file[0]}" if self.train_file else f"--split {self.train_split} of {self.location}"
+        if self.train_file:
+            return f"{self.flag} {' '.join(files or self.train_file)}"
+        return f"--split {self.train_split} of {self.location}"
 
 
 @dataclass
@@ -120,22 +129,29 @@ def place(args: argparse.Namespace, settings: dict) -> dict:
     The settings of evaluation.json, with the data's place as arguments of a training script.
 
     Raises:
-        UsageError: --split is given for a file, which has no splits.
+        UsageError: a file is missing, or a split or configuration is given for files, which have neither.
     """
-    if Path(args.data).is_file():
-        if args.split is not None:
-            raise UsageError(
-                f"--split {args.split}: --data {args.data} is a file, which has no splits (expected no --split)"
-            )
-        print(f"Data: all of the file {args.data}.", file=sys.stderr)
-        return {**settings, "train_file": [args.data]}
-    return {**settings, "dataset_name": args.data, "train_split": name_split(args)}
+    files = args.test_file or ([args.data] if args.data is not None and Path(args.data).is_file() else None)
+    flag = "--test_file" if args.test_file else "--data" if args.data is not None else "--dataset_name"
+    if files is None:
+        names = {"dataset_name": data_set(args), "dataset_config_name": args.dataset_config_name}
+        return {**settings, **names, "train_split": name_split(args), "flag": flag}
+    check_files(flag, files, "text or rows, as in the training")
+    for name in ("split", "dataset_config_name"):
+        if (value := getattr(args, name)) is not None:
+            raise UsageError(f"--{name}: {value!r} goes with a data set, and {flag} {' '.join(files)} is read whole")
+    print(f"Data: all of {' '.join(files)}.", file=sys.stderr)
+    return {**settings, "train_file": files, "flag": flag}
+
+
+def data_set(args: argparse.Namespace) -> str:
+    return args.dataset_name if args.data is None else args.data
 
 
 def name_split(args: argparse.Namespace) -> str:
     """The split to read, which is also printed."""
     split = args.split or "test"
-    print(f"Data: split {split!r} of {args.data}.", file=sys.stderr)
+    print(f"Data: split {split!r} of {data_set(args)}.", file=sys.stderr)
     return split
 
 
@@ -223,10 +239,10 @@ def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
         add_time_features(series, setting)
     extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
     model = load_model(args, AutoModelForTimeSeriesPrediction)
-    check_input_size(args, model, series)
+    check_input_size(args, model, series, data_args.source("train"))
     if setting.num_targets != model.config.num_target_channels:
         raise UsageError(
-            f"--data {args.data}: {setting.num_targets} channels to forecast (expected "
+            f"{data_args.source('train')}: {setting.num_targets} channels to forecast (expected "
             f"{model.config.num_target_channels}, as {args.checkpoint} has)"
         )
     windows = make_windows(data_args, normalised_series(series, extractor), setting)
@@ -245,7 +261,7 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     series = load_series(data_args)
     is_whole = data_args.task == "classify"
     model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
-    check_input_size(args, model, series)
+    check_input_size(args, model, series, data_args.source("train"))
     extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
     label2id = None if data_args.regression else model.config.label2id
     labeled = LabeledSeries(series, extractor, label2id)
@@ -258,11 +274,11 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     )
 
 
-def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series]):
+def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series], where: str):
     found = series[0].values.shape[1]
     if found != model.config.input_size:
         raise UsageError(
-            f"--data {args.data}: {found} channels ({', '.join(series[0].channels)}) (expected "
+            f"{where}: {found} channels ({', '.join(series[0].channels)}) (expected "
             f"{model.config.input_size}, as {args.checkpoint} reads)"
         )
 
@@ -270,7 +286,14 @@ def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: l
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     settings = override(settings, args, "piano_roll_column")
     settings["frames_per_beat"] = trained_frames_per_beat(args.checkpoint)
-    data_args = PianoRollArguments(data=args.data, skip_unreadable=args.skip_unreadable, **settings)
+    if args.test_file:
+        raise UsageError(f"--test_file: {' '.join(args.test_file)!r} is for rows (expected music as --data)")
+    data_args = PianoRollArguments(
+        data=data_set(args),
+        dataset_config_name=args.dataset_config_name,
+        skip_unreadable=args.skip_unreadable,
+        **settings,
+    )
     split = name_split(args)
     read = read_split(data_args, split)
     check_tunes(data_args, read)
@@ -310,8 +333,8 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     Opens a checkpoint and the data for it.
 
     Args:
-        args: `checkpoint`, `data`, `split`, `quantization` and `skip_unreadable` as of the command, and where they
-            are given `columns` and `context_length`.
+        args: `checkpoint`, `quantization` and `skip_unreadable` as of the command, what `add_data_arguments` adds, and
+            where they are given `columns` and `context_length`.
 
     Raises:
         UsageError, OSError, ValueError: there is no such checkpoint or data, or they don't go together.

@@ -20,7 +20,7 @@ SHARED_FILES = (
 )
 
 
-def reason(error: Exception) -> str:
+def explain_hub_error(error: Exception) -> str:
     """What went wrong at the Hub and what helps, in a sentence without its full stop."""
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of an upload in a thread of its own
         error = error.__cause__

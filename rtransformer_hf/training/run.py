@@ -34,7 +34,7 @@ from transformers.trainer_utils import HubStrategy
 from .cost import SECONDS, TrainingClock, num_positions
 from .errors import UsageError
 from .files import atomic_write
-from .hub import reason
+from .hub import explain_hub_error
 from .model_arguments import EVALUATION_FILE
 from .model_card import FACTS_FILE, render_card
 from .optimization import MuonWithAdamW, WeightAverage, block_matrices
@@ -179,7 +179,7 @@ class ReportingTrainer(Trainer):
                 hub.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
         except Exception as error:  # of the network and of the Hub, in every layer below
             name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
-            raise UsageError(f"--push_to_hub can't push to --hub_model_id {name}: {reason(error)}.") from error
+            raise UsageError(f"--push_to_hub: can't push to {name!r}: {explain_hub_error(error)}") from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """
@@ -270,7 +270,7 @@ def raise_if_diverged(loss: float, learning_rate: float):
 
 def warn_of_failure(push: Future):
     if error := push.exception():
-        logger.warning(f"A push to the Hub failed, and the training goes on: {reason(error)}.")
+        logger.warning(f"A push to the Hub failed, and the training goes on: {explain_hub_error(error)}.")
 
 
 def start_training(args: ResumableTrainingArguments, metrics: Sequence[str]):
@@ -484,8 +484,8 @@ def push(trainer: ReportingTrainer):
         if trainer.args.hub_revision is not None:
             again += ["--revision", trainer.args.hub_revision]
         raise UsageError(
-            f"pushing to the Hub failed: {reason(error)}. The model is whole in {trainer.args.output_dir}; push it "
-            f"again with: {shlex.join(again)}"
+            f"pushing to the Hub failed: {explain_hub_error(error)}. The model is complete in "
+            f"{trainer.args.output_dir}; push it again with: {shlex.join(again)}"
         ) from error
 
 
