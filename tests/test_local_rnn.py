@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LocalRNN operator: both forms against torch.nn's RNNs, against each other, and their gradients."""
+"""The LocalRNN operator: its implementations against torch.nn's RNNs and each other, and their gradients."""
 
+import inspect
 import sys
 from functools import partial
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from rtransformer_hf.local_rnn import CELLS, advance_windows, local_rnn, num_gates, recurrent_linear
-from rtransformer_hf.local_rnn_blocked import blocks
+from rtransformer_hf.local_rnn_blocked import blocked_local_rnn, blocks
 
 module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
 
@@ -273,6 +274,17 @@ def test_non_contiguous_inputs(implementation):
     run = partial(local_rnn, cell_type="gru", window_size=3, implementation=implementation)
     strided = hidden_states.transpose(0, 1).contiguous().transpose(0, 1)
     torch.testing.assert_close(run(strided, *weights), run(hidden_states, *weights))
+
+
+def test_operators_take_their_weights_in_one_order():
+    """Biases of the same shape could be swapped unnoticed."""
+    operators = [local_rnn, blocked_local_rnn]
+    if module.triton_local_rnn is not None:
+        operators.append(module.triton_local_rnn)
+    for operator in operators:
+        names = [name for name in inspect.signature(operator).parameters if name.endswith(("_weight", "_bias"))]
+        expected = ["input_weight", "recurrent_weight", "input_bias", "recurrent_bias"]
+        assert names == expected[-len(names) :]
 
 
 @pytest.mark.parametrize(
