@@ -421,6 +421,16 @@ def assert_says(refused: BaseException, capsys, message: str):
     assert not Path("out").exists()
 
 
+def test_lengths_follow_from_the_season(folder):
+    for freq, expected in (("MS", (12, 12, 36)), ("D", (7, 8, 24)), ("W", (52, 52, 156)), ("min", (1440, 96, 512))):
+        times = pd.date_range("2020-01-01", periods=400, freq=freq)
+        pd.DataFrame({"time": times, "x": np.arange(400) % 9}).to_csv("x.csv", index=False)
+        args = TimeSeriesArguments(train_file=["x.csv"], time_column="time")
+        setting = ForecastSetting.of(args, load_series(args))
+        assert (setting.season_length, setting.horizon, setting.context_length) == expected
+        assert (setting.validation_length, setting.test_length) == (setting.horizon, setting.horizon)
+
+
 def replaced(column: str, row: int, value) -> dict:
     cells = sales()[column].astype(object)
     cells[row] = value

@@ -60,10 +60,10 @@ class ForecastSetting:
                     "(expected one distance)"
                 )
         season_length = args.season_length or (1 if spacing is None else spacing.season_length)
-        horizon = args.horizon or max(season_length, 8)
+        horizon = args.horizon or min(max(season_length, 8), 96)
         setting = cls(
             horizon=horizon,
-            context_length=args.context_length or max(3 * horizon, 2 * season_length),
+            context_length=args.context_length or min(max(3 * horizon, 2 * season_length), 512),
             season_length=season_length,
             validation_length=horizon if args.validation_length is None else args.validation_length,
             test_length=horizon if args.test_length is None else args.test_length,

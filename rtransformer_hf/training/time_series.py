@@ -67,9 +67,10 @@ class TimeSeriesArguments(DataFileArguments):
     regression: bool = field(
         default=False, metadata={"help": "Labels are numbers to predict, in place of classes. Not to forecast."}
     )
-    horizon: int | None = field(default=None, metadata={"help": "Steps to forecast. Unset: one season, at least 8."})
+    horizon: int | None = field(default=None, metadata={"help": "Steps to forecast. Unset: one season, from 8 to 96."})
     context_length: int | None = field(
-        default=None, metadata={"help": "Steps that a forecast reads. Unset: three horizons, at least two seasons."}
+        default=None,
+        metadata={"help": "Steps that a forecast reads. Unset: three horizons or two seasons, at most 512."},
     )
     season_length: int | None = field(
         default=None,
@@ -505,7 +506,7 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
         dates = cells
     else:
         as_numbers = pd.to_numeric(cells, errors="coerce")
-        if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}|\d{6}")).all():
+        if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
             return as_numbers.to_numpy(dtype=np.float64)
         dates = pd.to_datetime(cells, errors="coerce", format="mixed", utc=True)
     is_wrong = dates.isna().to_numpy()
