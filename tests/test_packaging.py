@@ -68,7 +68,7 @@ def test_the_training_package_works_from_the_wheel(wheel, tmp_path):
     use = """
 import sys
 from rtransformer_hf.training.piano_rolls import read_midi
-from rtransformer_hf.training.causal_lm import METRICS
+from rtransformer_hf.training.metric_modules import METRICS
 assert METRICS.is_relative_to(sys.argv[1]) and (METRICS / "perplexity" / "perplexity.py").exists()
 """
     environment = {"PYTHONPATH": str(site), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}

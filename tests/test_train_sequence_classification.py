@@ -31,7 +31,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerImageProcessor,
 )
-from rtransformer_hf.training import sequence_classification
+from rtransformer_hf.training import metric_modules, sequence_classification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import label_head
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
@@ -555,7 +555,7 @@ def test_the_paper_divides_the_learning_rate_every_10_epochs(folder):
 
 def test_accuracy(monkeypatch, tmp_path):
     monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a metric asks for the network"))
-    metric = evaluate.load(str(sequence_classification.METRICS / "accuracy"), cache_dir=str(tmp_path))
+    metric = evaluate.load(str(metric_modules.METRICS / "accuracy"), cache_dir=str(tmp_path))
     assert metric.compute(predictions=[0, 2, 1, 1], references=[0, 2, 1, 0]) == {"accuracy": 0.75}
     metric.add_batch(predictions=[1, 1, 1], references=[1, 0, 0])
     metric.add_batch(predictions=[2], references=[2])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
-import evaluate
 import numpy as np
 import pyarrow as pa
 import torch
@@ -34,6 +33,7 @@ from .arguments import Defaults
 from .command_line import number, positive_integer
 from .data_files import DataFileArguments, as_text, joined, load_split, texts_of
 from .errors import UsageError
+from .metric_modules import compute_metric
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer
 from .token_stream import Tokenization, TokenStream, tokenize, with_line_endings
@@ -41,7 +41,6 @@ from .token_windows import StreamedWindows, TokenWindows
 
 logger = logging.getLogger(__name__)
 
-METRICS = Path(__file__).parent / "metrics"
 LONGEST_TOKEN = 10_000  # characters
 STREAMED_TOKENIZER_TEXT = 100_000_000  # characters
 
@@ -485,17 +484,14 @@ METRIC_NAMES = ("loss", "perplexity", "bits_per_character")
 
 def make_compute_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics` for these windows: loss, perplexity and bits per character over all their tokens."""
-    perplexity, bits_per_character = (
-        evaluate.load(str(METRICS / name), keep_in_memory=True) for name in ("perplexity", "bits_per_character")
-    )
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nats, num_tokens = prediction.predictions.astype(np.float64).T
         return {
             # Trainer's own loss is a mean over batches, which is not one over tokens. This one takes its place.
             "loss": nats.sum() / num_tokens.sum(),
-            **perplexity.compute(predictions=nats, references=num_tokens.astype(np.int64)),
-            **bits_per_character.compute(predictions=[nats.sum()], references=[windows.num_characters]),
+            **compute_metric("perplexity", nats, num_tokens.astype(np.int64)),
+            **compute_metric("bits_per_character", [nats.sum()], [windows.num_characters]),
             "predicted_tokens": int(num_tokens.sum()),
         }
 

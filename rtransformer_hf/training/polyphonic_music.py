@@ -6,7 +6,6 @@ log-likelihood over all frames of a split.
 
 from collections.abc import Callable, Iterator
 
-import evaluate
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -14,7 +13,7 @@ from transformers import EvalPrediction
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..key_head import next_frame_nats
-from .causal_lm import METRICS
+from .metric_modules import compute_metric
 from .piano_rolls import checked_roll
 from .run import ReportingTrainer
 
@@ -147,11 +146,10 @@ METRIC_NAMES = ("loss", "nll_per_frame")
 
 def make_compute_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: negative log-likelihood in nats a frame, over all predicted frames of a split."""
-    nll_per_frame = evaluate.load(str(METRICS / "nll_per_frame"), keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nats, num_frames = prediction.predictions.astype(np.float64).T
-        metrics = nll_per_frame.compute(predictions=nats, references=num_frames.astype(np.int64))
+        metrics = compute_metric("nll_per_frame", nats, num_frames.astype(np.int64))
         # Trainer's own loss is a mean over batches, which is not one over frames. This one takes its place.
         return {"loss": metrics["nll_per_frame"], **metrics, "predicted_frames": int(num_frames.sum())}
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import datasets
-import evaluate
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -28,10 +27,10 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
-from .causal_lm import METRICS
 from .command_line import number, positive_integer
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .errors import UsageError
+from .metric_modules import compute_metric
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
@@ -547,14 +546,13 @@ METRIC_NAMES = ("loss", "accuracy")
 
 def make_compute_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
     """Trainer's `compute_metrics`: accuracy, and loss in nats, over all rows of a split."""
-    accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
         return {
             # Trainer's own loss is a mean over batches, which is not one over rows. This one takes its place.
             "loss": F.cross_entropy(logits.double(), labels).item(),
-            **accuracy.compute(predictions=logits.argmax(dim=-1), references=labels),
+            **compute_metric("accuracy", logits.argmax(dim=-1), labels),
             "samples": len(labels),
         }
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,6 @@ from sklearn.metrics import f1_score
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from .causal_lm import METRICS
 from .data_files import (
     DataFileArguments,
     check_content,
@@ -33,6 +31,7 @@ from .data_files import (
     suffix,
 )
 from .errors import UsageError
+from .metric_modules import compute_metric
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer
 from .sequence_classification import INTEGER, listed
 
@@ -475,8 +474,6 @@ def make_compute_metrics(label2id: dict[str, int]) -> Callable[[EvalPrediction],
     of spans, by seqeval, or of tags of single words, as a mean over those that are there.
     """
     id2label = {index: name for name, index in label2id.items()}
-    accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)
-    span_f1 = evaluate.load(str(METRICS / "span_f1"), keep_in_memory=True)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predicted, losses = prediction.predictions
@@ -484,14 +481,14 @@ def make_compute_metrics(label2id: dict[str, int]) -> Callable[[EvalPrediction],
         is_word = labels != NO_LABEL
         metrics = {
             "loss": losses[is_word].mean(dtype=np.float64).item(),
-            **accuracy.compute(predictions=predicted[is_word], references=labels[is_word]),
+            **compute_metric("accuracy", predicted[is_word], labels[is_word]),
         }
         if are_spans(label2id):
             predictions, references = (
                 [[id2label[index] for index in row[words].tolist()] for row, words in zip(rows, is_word, strict=True)]
                 for rows in (predicted, labels)
             )
-            metrics |= span_f1.compute(predictions=predictions, references=references)
+            metrics |= compute_metric("span_f1", predictions, references)
         else:
             metrics["macro_f1"] = f1_score(
                 labels[is_word],
