@@ -14,14 +14,14 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def is_unmodified(module: nn.Module) -> bool:
-    """True where a module's own weights say all that it computes: see `is_plain_linear`."""
+    """True if the module computes nothing beyond its own weights, in the sense of `is_plain_linear`."""
     if any(type(weight) not in (nn.Parameter, torch.Tensor, type(None)) for weight in module._parameters.values()):
         return False
     has_own_forward = "forward" in vars(module)  # set by Accelerate's offloading and Transformers' tensor parallelism
     return not (module._forward_hooks or module._forward_pre_hooks or has_own_forward)
 
 
-MIN_DECODE_WEIGHT = 2**18  # elements; smaller matrices lie in the cache, where rows are as fast
+MIN_DECODE_WEIGHT = 2**18  # elements; smaller matrices fit into the CPU cache, where rows are as fast
 MAX_DECODE_ROWS = 8
 
 

@@ -6,7 +6,6 @@ A block is a LocalRNN, causal self-attention and a feed-forward layer, each with
 it. The LocalRNN encodes local order, so no position embeddings are needed.
 """
 
-import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -48,7 +47,7 @@ from .cache_rtransformer import (
     update_inputs,
 )
 from .configuration_rtransformer import RTransformerConfig
-from .cpu_linear import attend_in_float32, is_faster_in_float32, is_plain_linear, linear_for_decoding
+from .cpu_linear import attend_in_float32, is_faster_in_float32, linear_for_decoding
 from .generation_rtransformer import RTransformerGenerationMixin
 from .key_head import (
     FrameSamplingMixin,
@@ -67,9 +66,9 @@ from .masking_rtransformer import (
 )
 from .structured_linear import (
     STRUCTURED_LINEARS,
+    CompressionMixin,
     LocalRNNProjections,
     RTransformerButterflyLinear,
-    RTransformerMonarchLinear,
     make_linear,
 )
 from .time_series_head import (
@@ -318,7 +317,7 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
 
 
-class RTransformerPreTrainedModel(PreTrainedModel):
+class RTransformerPreTrainedModel(PreTrainedModel, CompressionMixin):
     config: RTransformerConfig
     config_class = RTransformerConfig
     base_model_prefix = "model"
@@ -366,47 +365,6 @@ class RTransformerPreTrainedModel(PreTrainedModel):
         return super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors is not False, **kwargs
         )
-
-    @classmethod
-    def from_dense(
-        cls, model: "RTransformerPreTrainedModel", num_monarch_blocks: int = 4, include_local_rnn: bool = False
-    ) -> "RTransformerPreTrainedModel":
-        """
-        A model with Monarch matrices in place of a trained model's dense ones, each the nearest to it, to be
-        fine-tuned: see [`RTransformerMonarchLinear.from_dense`].
-
-        Args:
-            model: a model of this class with dense, unmodified projections.
-            num_monarch_blocks: see [`RTransformerConfig`].
-            include_local_rnn: whether the LocalRNN's gates are compressed too. That saves weights, but no time, since
-                the operator forms their matrices.
-
-        Raises:
-            ValueError: `model` is not as said above.
-        """
-        config = copy.deepcopy(model.config)
-        kinds = {"projection_type": config.projection_type}
-        if include_local_rnn:
-            kinds["local_rnn_projection_type"] = config.local_rnn_projection_type
-        for name, kind in kinds.items():
-            if kind != "dense":
-                raise ValueError(f"`model.config.{name}` must be 'dense', got {kind!r}.")
-            setattr(config, name, "monarch")
-        config.num_monarch_blocks = num_monarch_blocks
-        compressed = cls(config).to(model.device, model.dtype)
-        state_dict = model.state_dict()
-        for name, module in compressed.named_modules():
-            if isinstance(module, RTransformerMonarchLinear):
-                linear = model.get_submodule(name)
-                if not is_plain_linear(linear):
-                    raise ValueError(f"`{name}` of the model must be an unmodified nn.Linear, got {linear}.")
-                monarch = RTransformerMonarchLinear.from_dense(linear, num_monarch_blocks)
-                del state_dict[f"{name}.weight"]
-                state_dict.update((f"{name}.{key}", weight) for key, weight in monarch.state_dict().items())
-        compressed.load_state_dict(state_dict)
-        if model.can_generate():
-            compressed.generation_config = copy.deepcopy(model.generation_config)
-        return compressed.train(model.training)
 
     def _get_name(self) -> str:
         # FSDP puts its prefix on the class name, which Trainer looks up in its tables.

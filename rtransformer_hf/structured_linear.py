@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Linear layers whose weight has a structure: butterfly, Monarch and block-diagonal matrices in place of dense ones.
+Linear layers with structured weights: butterfly, Monarch and block-diagonal matrices instead of dense ones.
 
-A butterfly block over n = 2^L elements is a product of L sparse factors that each mix pairs of elements (arXiv
-1903.05895); blocks of increasing and decreasing stride alternate (arXiv 2012.14966). An entry of a product of
+A butterfly block over n = 2^L elements is a product of L sparse factors, each of which mixes pairs of elements (arXiv
+1903.05895). Blocks of increasing and decreasing stride alternate (arXiv 2012.14966). Each entry of a product of
 consecutive factors is a product of single entries, so a run of factors merges into small dense matrices by elementwise
-multiplication. With the bits of an element's index split into a low and a high half, a butterfly of B blocks is a
-chain of B + 1 block-diagonal matrices, which mix along the low half, the high half, the low half, and so on: a Monarch
-matrix (arXiv 2204.00595) with more factors. All computations use that chain.
+multiplication. If the bits of an element's index are split into a low and a high half, a butterfly of B blocks becomes
+a chain of B + 1 block-diagonal matrices, which mix along the low half, the high half, the low half, and so on: a
+Monarch matrix (arXiv 2204.00595) with more factors. All computations use this chain.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.import_utils import is_tracing
 
 from .configuration_rtransformer import RTransformerConfig
-from .cpu_linear import is_unmodified, linear_for_decoding
+from .cpu_linear import is_plain_linear, is_unmodified, linear_for_decoding
 from .local_rnn import num_gates, recurrent_linear
 
 # ---- Butterfly ----
@@ -29,11 +31,11 @@ from .local_rnn import num_gates, recurrent_linear
 
 def merge_levels(levels: torch.Tensor) -> torch.Tensor:
     """
-    Multiplies consecutive factors of increasing stride over `size` elements into one matrix for each of a batch.
+    Multiplies consecutive factors of increasing stride over `size` elements into one matrix per batch entry.
 
     Args:
-        levels: (log2 size, 2, 2, size / 2, batch), the 2 x 2 matrices of each factor as (to, from); their index is
-            that of the pair, bits above the factor's own first. Batch comes last for long inner loops.
+        levels: (log2 size, 2, 2, size / 2, batch), the 2 x 2 matrices of each factor as (to, from), indexed by pair
+            with the bits above the factor's own first. Batch comes last so that inner loops are long.
 
     Returns:
         (size, size, batch)
@@ -51,21 +53,21 @@ def merge_levels(levels: torch.Tensor) -> torch.Tensor:
 
 def butterfly_factors(twiddle: torch.Tensor) -> list[torch.Tensor]:
     """
-    Merges the factors of a butterfly into a chain of block-diagonal ones, in the order in which they apply.
+    Merges the factors of a butterfly into a chain of block-diagonal matrices, in order of application.
 
     Args:
-        twiddle: (stacks, blocks, log2 n, n / 2, 2, 2), the 2 x 2 matrices of each factor, as published: factor i of a
-            block has the stride 2^i, in every second block n / 2^(i + 1), and element a of each run of two strides is
-            paired with element a + stride.
+        twiddle: (stacks, blocks, log2 n, n / 2, 2, 2), the 2 x 2 matrices of each factor, as published. Factor i has
+            stride 2^i, or n / 2^(i + 1) in every second block, and pairs element a with element a + stride.
 
     Returns:
-        `blocks + 1` tensors, (stacks, high, low, low) and (stacks, low, high, high) in turn, with high * low = n: the
-        first mixes along the low half of an index's bits for each value of the high half, the second vice versa.
+        `blocks + 1` tensors, alternately (stacks, high, low, low) and (stacks, low, high, high), with high * low = n.
+        The first kind mixes along the low half of the index bits for each value of the high half; the second, vice
+        versa.
     """
     stacks, num_blocks, num_levels = twiddle.shape[:3]
     num_low = num_levels // 2
     low_size, high_size = 2**num_low, 2 ** (num_levels - num_low)
-    # A transposed block of decreasing stride is one of increasing stride with transposed matrices, last factor first.
+    # A block of decreasing stride, transposed, has increasing stride, with transposed matrices in reverse order.
     increasing = twiddle[:, 0::2].permute(2, 4, 5, 3, 1, 0)
     decreasing = twiddle[:, 1::2].flip(2).permute(2, 5, 4, 3, 1, 0)
     levels = torch.cat([increasing, decreasing], dim=4)  # (levels, 2, 2, n / 2, blocks, stacks)
@@ -81,17 +83,17 @@ def butterfly_factors(twiddle: torch.Tensor) -> list[torch.Tensor]:
         if block % 2 == 0:
             first, last = low[block // 2], high[block // 2]
         else:
-            transposed = (num_blocks + 1) // 2 + block // 2  # behind all of increasing stride
+            transposed = (num_blocks + 1) // 2 + block // 2  # after all blocks of increasing stride
             first, last = high[transposed].mT, low[transposed].mT
-        chain[-1:] = [first @ chain[-1] if chain else first, last]  # neighbours that mix along the same half merge
+        chain[-1:] = [first @ chain[-1] if chain else first, last]  # neighbours along the same half merge
     return chain
 
 
 def butterfly_matrix(factors: list[torch.Tensor]) -> torch.Tensor:
-    """The matrix (stacks * n, n) of a chain of factors."""
+    """The matrix (stacks * n, n) of a chain."""
     first, second, *others = factors
     stacks, high, low, _ = first.shape
-    # An entry of the first two's product is one product: (stacks, high, low, high * low).
+    # Each entry of the product of the first two is a single product: (stacks, high, low, high * low).
     matrix = (second.transpose(1, 2)[..., None] * first.transpose(1, 2)[:, None]).view(stacks, high, low, high * low)
     for index, factor in enumerate(others):
         matrix = factor @ matrix if index % 2 == 0 else (factor @ matrix.transpose(1, 2)).transpose(1, 2)
@@ -99,10 +101,10 @@ def butterfly_matrix(factors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def apply_butterfly(factors: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    """(rows, n) -> (rows, stacks * n): two batched products for all stacks, then one a stack and further factor."""
+    """(rows, n) -> (rows, stacks * n): two batched products for all stacks, then one per stack and further factor."""
     first, second, *others = factors
     stacks, high, low, _ = first.shape
-    # Columns are inputs, so that the half to mix along can stand second in memory without a copy.
+    # Inputs are columns, so that the half to mix along is the second dimension without a copy.
     columns = inputs.view(-1, high, low).permute(1, 2, 0)
     columns = torch.bmm(first.transpose(0, 1).reshape(high, stacks * low, low), columns)
     columns = torch.bmm(second.reshape(stacks * low, high, high), columns.transpose(0, 1))  # (.., high, rows)
@@ -115,7 +117,7 @@ def apply_butterfly(factors: list[torch.Tensor], inputs: torch.Tensor) -> torch.
 
 
 def orthogonal_twiddle(shape: tuple[int, ...], **kwargs) -> torch.Tensor:
-    """Each 2 x 2 matrix a rotation by a uniform angle or, with equal chance, that with its first row negated."""
+    """2 x 2 rotations by uniform angles, half of them with the first row negated."""
     angles = 2 * math.pi * torch.rand(shape[:-2], **kwargs)
     sign = 1 - 2 * torch.randint(2, shape[:-2], **kwargs)
     cosine, sine = angles.cos(), angles.sin()
@@ -123,7 +125,7 @@ def orthogonal_twiddle(shape: tuple[int, ...], **kwargs) -> torch.Tensor:
 
 
 class StructuredLinear(nn.Module):
-    """What the structured layers share: sizes, and forms of the weight that are kept in evaluation."""
+    """Base class of the structured layers: their sizes, and a cache of derived weights for inference."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -131,15 +133,15 @@ class StructuredLinear(nn.Module):
 
     def kept(self, name: str, compute: Callable, *weights: nn.Parameter):
         """
-        `compute(*weights)`. Without gradients and outside of training the result is kept until a weight changes. A
-        change through `weight.data` in place is noticed from the next call in training mode on.
+        `compute(*weights)`, cached in inference until a weight changes. In-place changes of `weight.data` are not
+        noticed until the next call in training mode.
         """
         if is_tracing(weights[0]):
             return compute(*weights)
         is_counted = all(
             type(weight) in (nn.Parameter, torch.Tensor) and not weight.is_inference() for weight in weights
         )
-        # FSDP gathers weights anew without counting that as a change.
+        # FSDP gathers weights without changing their version.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.training or torch.is_grad_enabled() or is_distributed or not is_counted:
             vars(self).pop("_kept", None)
@@ -157,24 +159,25 @@ class StructuredLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-MIN_CHAIN_SIZE = 256  # columns; a smaller matrix is formed faster than its chain of factors is applied
+MIN_CHAIN_SIZE = 256  # columns; below this, forming the dense matrix is faster than applying the chain
 
 
 class RTransformerButterflyLinear(StructuredLinear):
     """
-    A linear layer whose weight is a butterfly matrix, as in sfox14/butterfly-r-transformer: inputs are padded with
-    zeros to n, the next power of two; the outputs of ceil(out_features / n) butterflies stand one after another and
-    are cut to `out_features`.
+    A linear layer whose weight is a butterfly matrix, as in sfox14/butterfly-r-transformer: inputs are zero-padded to
+    n, the next power of two. The outputs of ceil(out_features / n) butterflies are concatenated and cut to
+    `out_features`.
 
-    From MIN_CHAIN_SIZE columns on the chain of factors is applied to the inputs; a smaller matrix is formed first.
+    From MIN_CHAIN_SIZE columns on, the chain of factors is applied to the inputs. Smaller layers form the matrix.
 
     Args:
-        in_features, out_features: at least 2, at least 1.
-        bias: whether there is one.
-        num_blocks: number of blocks, of increasing and decreasing stride in turn.
+        in_features: at least 2.
+        out_features: at least 1.
+        bias: whether to add a bias.
+        num_blocks: number of blocks, alternating between increasing and decreasing stride.
 
     Raises:
-        ValueError: a size is out of its range.
+        ValueError: a size is out of range.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, num_blocks: int = 2):
@@ -194,7 +197,7 @@ class RTransformerButterflyLinear(StructuredLinear):
 
     @torch.no_grad()
     def reset_parameters(self):
-        """Orthogonal factors; the bias as in `nn.Linear`."""
+        """Orthogonal factors, and the bias of `nn.Linear`."""
         twiddle = orthogonal_twiddle(tuple(self.twiddle.shape), dtype=torch.float32, device=self.twiddle.device)
         init.copy_(self.twiddle, twiddle.to(self.twiddle.dtype))
         if self.bias is not None:
@@ -216,7 +219,7 @@ class RTransformerButterflyLinear(StructuredLinear):
 
     @staticmethod
     def compute_factors(twiddle: torch.Tensor) -> list[torch.Tensor]:
-        # Products of up to log2 n entries, in float32 or better.
+        # In float32 or better: an entry is a product of up to log2 n numbers.
         factors = butterfly_factors(twiddle.to(torch.promote_types(twiddle.dtype, torch.float32)))
         return [factor.to(twiddle.dtype) for factor in factors]
 
@@ -234,17 +237,17 @@ class RTransformerButterflyLinear(StructuredLinear):
 class RTransformerMonarchLinear(StructuredLinear):
     """
     A linear layer whose weight is a Monarch matrix (arXiv 2204.00595): two block-diagonal factors with a permutation
-    between them. Seen as a grid of `num_blocks` x `num_blocks` blocks, each block of its matrix is any matrix of rank
-    `rank`. (The paper's own order of the outputs is a fixed permutation of this one.)
+    in between. In a grid of `num_blocks` x `num_blocks` blocks, each block of the matrix has rank `rank` and is
+    otherwise arbitrary. (The paper orders the outputs differently, by a fixed permutation.)
 
     Args:
         in_features, out_features: at least 1; padded to multiples of `num_blocks`.
-        bias: whether there is one.
-        num_blocks: blocks of each factor. The layer has about 2 / num_blocks of the multiplications of a dense square
-            one, and no fewer weights than multiplications.
+        bias: whether to add a bias.
+        num_blocks: number of blocks in each factor. A square layer has about 2 / num_blocks of the weights and
+            multiplications of a dense one.
 
     Raises:
-        ValueError: a size is out of its range.
+        ValueError: a size is out of range.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, num_blocks: int = 4):
@@ -264,7 +267,7 @@ class RTransformerMonarchLinear(StructuredLinear):
 
     @torch.no_grad()
     def reset_parameters(self, std: float | None = None):
-        """The matrix's entries have the variance of `nn.Linear`'s, or the standard deviation `std` and no bias."""
+        """Entries of the matrix have the variance of `nn.Linear`, or standard deviation `std` and zero bias."""
         bound = 1 / math.sqrt(self.in_features)
         right_std = (bound / math.sqrt(3) if std is None else std) * math.sqrt(self.num_blocks)
         left_std = 1 / math.sqrt(self.left.shape[-1])
@@ -299,8 +302,8 @@ class RTransformerMonarchLinear(StructuredLinear):
     @torch.no_grad()
     def from_dense(cls, linear: nn.Linear, num_blocks: int = 4) -> "RTransformerMonarchLinear":
         """
-        The Monarch layer nearest to a dense one: each block of the weight is cut to its largest singular values, which
-        is the closed form of the paper (section 3.2).
+        The nearest Monarch layer to a dense one, in closed form (section 3.2 of the paper): each block of the weight
+        keeps its largest singular values.
         """
         weight = linear.weight
         monarch = cls(linear.in_features, linear.out_features, linear.bias is not None, num_blocks).to(weight.device)
@@ -326,14 +329,14 @@ class RTransformerMonarchLinear(StructuredLinear):
 
 class RTransformerBlockDiagonalLinear(nn.Module):
     """
-    The recurrent projection of a LocalRNN with heads: the units of a head see the state of their own head alone
-    (sLSTM, arXiv 2405.04517, section 2.2).
+    The recurrent projection of a LocalRNN with heads: each head sees only its own state (sLSTM, arXiv 2405.04517,
+    section 2.2).
 
     Args:
         hidden_size: size of the state.
-        num_gates: gates of the cell; the output is (gates * hidden_size), gate by gate.
-        num_heads: divides `hidden_size`.
-        bias: whether there is one.
+        num_gates: number of gates of the cell. The output, num_gates * hidden_size wide, is gate by gate.
+        num_heads: must divide `hidden_size`.
+        bias: whether to add a bias.
     """
 
     def __init__(self, hidden_size: int, num_gates: int, num_heads: int, bias: bool = True):
@@ -345,7 +348,7 @@ class RTransformerBlockDiagonalLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float | None = None):
-        """As in PyTorch's cells, with the inputs that a unit has; or the standard deviation `std` and no bias."""
+        """As in PyTorch's RNN cells, for head_size inputs; or standard deviation `std` and zero bias."""
         num_heads, _, head_size = self.weight.shape
         bound = 1 / math.sqrt(head_size)
         if std is None:
@@ -445,3 +448,50 @@ class LocalRNNProjections(nn.Module):
             return gates if bias is None else gates - self.in_order_of_cell(bias)
 
         return {"input_proj": partial(project, padding=(0, self.hidden_size)), "recurrent_proj": project_state}
+
+
+class CompressionMixin:
+    """Adds `from_dense` to the models."""
+
+    @classmethod
+    def from_dense(
+        cls, model: PreTrainedModel, num_monarch_blocks: int = 4, include_local_rnn: bool = False
+    ) -> PreTrainedModel:
+        """
+        Replaces the dense matrices of a trained model by the nearest Monarch matrices, to be fine-tuned.
+
+        Args:
+            model: a model of this class with dense, unmodified projections.
+            num_monarch_blocks: as in [`RTransformerConfig`].
+            include_local_rnn: whether to compress the LocalRNN's projections, too. It saves weights but no time, since
+                the operator needs the dense matrices.
+
+        Returns:
+            The compressed model; `model` is unchanged.
+
+        Raises:
+            ValueError: `model` has other projections.
+        """
+        config = copy.deepcopy(model.config)
+        kinds = {"projection_type": config.projection_type}
+        if include_local_rnn:
+            kinds["local_rnn_projection_type"] = config.local_rnn_projection_type
+        for name, kind in kinds.items():
+            if kind != "dense":
+                raise ValueError(f"`model.config.{name}` must be 'dense', got {kind!r}.")
+            setattr(config, name, "monarch")
+        config.num_monarch_blocks = num_monarch_blocks
+        compressed = cls(config).to(model.device, model.dtype)
+        state_dict = model.state_dict()
+        for name, module in compressed.named_modules():
+            if isinstance(module, RTransformerMonarchLinear):
+                linear = model.get_submodule(name)
+                if not is_plain_linear(linear):
+                    raise ValueError(f"`{name}` of the model must be an unmodified nn.Linear, got {linear}.")
+                monarch = RTransformerMonarchLinear.from_dense(linear, num_monarch_blocks)
+                del state_dict[f"{name}.weight"]
+                state_dict.update((f"{name}.{key}", weight) for key, weight in monarch.state_dict().items())
+        compressed.load_state_dict(state_dict)
+        if model.can_generate():
+            compressed.generation_config = copy.deepcopy(model.generation_config)
+        return compressed.train(model.training)
