@@ -3,18 +3,25 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import compare
 import evaluate_checkpoint
 import pytest
+import torch
 import train_causal_lm
 from conftest import write_texts
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from rtransformer_hf import RTransformerForCausalLM
+from rtransformer_hf.training.arguments import parse_arguments
+from rtransformer_hf.training.causal_lm import DataArguments
 from rtransformer_hf.training.comparison import flops_per_position, load_runs
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.model_arguments import ArchitectureArguments, make_model
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 
 CARDS = Path(__file__).parent.parent / "model_cards"
 ROTARY = "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,num_key_value_heads=2,intermediate_size=32"
@@ -141,3 +148,52 @@ def test_what_can_not_be_compared_is_named(runs, tmp_path, capsys):
     (other / "model_card.json").write_text("{")
     with pytest.raises(UsageError, match="no facts of a card"):
         compare.main([str(other)])
+
+
+STAND_IN = """#!/usr/bin/env bash
+printf '%s\\0' "$@" END >> "$LOG"
+"""
+
+
+def test_the_comparison_of_architectures_is_one_of_equal_sizes(tmp_path):
+    """The script's commands, taken down by a stand-in for Python: the models have as many parameters as each other."""
+    script = Path(compare.__file__).parent / "compare_ptb_char.sh"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(STAND_IN)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "LOG": str(tmp_path / "log")}
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess:
+        command = ["bash", str(script), *arguments]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, cwd=tmp_path)
+
+    assert "expected DATA_FOLDER OUTPUT_FOLDER" in run("data").stderr
+    assert "no such file: 'data/ptb.train.txt'" in run("data", "out").stderr
+    (tmp_path / "data").mkdir()
+    for split in ("train", "valid", "test"):
+        (tmp_path / "data" / f"ptb.{split}.txt").write_text("a text\n")
+    unknown = run("data", "out", MODELS="llama lama")
+    assert unknown.returncode == 2 and "MODELS: unknown: 'lama' (expected some of rtransformer " in unknown.stderr
+    assert not (tmp_path / "log").exists()
+
+    assert run("data", "out", "--seed", "3").returncode == 0
+    commands = [command.strip("\0").split("\0") for command in (tmp_path / "log").read_text().split("\0END\0")[:-1]]
+    trainings = [command for command in commands if command[0].endswith("train_causal_lm.py")]
+    sizes = {}
+    for command in trainings:
+        args = command[1:]
+        types = (ArchitectureArguments, DataArguments, ResumableTrainingArguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            model_args, _, training_args = parse_arguments(types, args, "")
+        assert training_args.seed == 3
+        with torch.device("meta"):
+            model = make_model(model_args, RTransformerForCausalLM, AutoModelForCausalLM, (), vocab_size=50)
+        sizes[Path(training_args.output_dir).name] = model.num_parameters()
+    assert list(sizes) == ["rtransformer", "rtransformer_gated", "transformer", "llama", "gpt2", "lfm2"]
+    assert max(sizes.values()) < 1.03 * min(sizes.values())
+    assert [command[1] for command in commands if command[0].endswith("evaluate_checkpoint.py")] == [
+        f"out/{name}" for name in sizes if name != "gpt2"
+    ]
+    assert commands[-1][1:7] == [f"out/{name}" for name in sizes]
+    assert commands[-1][-2:] == ["--output", "out/comparison.md"]
