@@ -12,13 +12,13 @@ import argparse
 import importlib.metadata
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from rtransformer_hf.training.command_line import CommandParser, number, run_command
 
 import rtransformer_hf
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.files import atomic_folder
 
 TABS = ("text", "music", "digit", "forecast")
 
@@ -141,11 +141,7 @@ def make_space(target: Path, models: dict[str, str]):
     Raises:
         UsageError: the folder is not empty.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"--make_space: '{target}' is not empty (expected a new or empty folder)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        space = Path(folder, "unfinished")
+    with atomic_folder(target, "--make_space") as space:
         models = dict(models)
         for name, checkpoint in models.items():
             if Path(checkpoint).is_dir():
@@ -167,7 +163,6 @@ def make_space(target: Path, models: dict[str, str]):
             ("requirements.txt", requirements),
         ):
             (space / name).write_text(content, encoding="utf-8")
-        space.replace(target)
     print(target)
 
 

@@ -11,12 +11,12 @@ processor, and the weights, in half precision if wanted. Checkpoints, optimizer 
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from rtransformer_hf.training.command_line import CommandParser, run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.files import atomic_folder
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
 
@@ -33,21 +33,15 @@ def main(argv: list[str] | None = None):
         raise UsageError(
             f"output_dir: no finished run in {args.output_dir!r} (expected the --output_dir of a training script)"
         )
-    if target.exists() and any(target.iterdir()):
-        raise UsageError(f"hub_folder: {args.hub_folder!r} is not empty (expected a new or empty folder)")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        unfinished = Path(folder, "unfinished")
-        unfinished.mkdir()
+    with atomic_folder(target, "hub_folder") as folder:
         for file in sorted({path for pattern in SHARED_FILES for path in source.glob(pattern)}):
-            shutil.copy(file, unfinished / file.name)
-        copy_weights(source, unfinished, args.dtype)
+            shutil.copy(file, folder / file.name)
+        copy_weights(source, folder, args.dtype)
         facts = {"checkpoint": args.hub_folder, "has_code": False, "revision": None, **card_facts(args)}
         try:
-            notes = rewrite_card(unfinished, old_checkpoint=args.output_dir, **facts)
+            notes = rewrite_card(folder, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:
             raise UsageError(f"output_dir: {args.output_dir!r} can't be used: {error}") from error
-        unfinished.replace(target)
     megabytes = sum(path.stat().st_size for path in target.iterdir()) / 1e6
     print(f"{args.hub_folder}: {megabytes:.1f} MB")
     for note in notes:

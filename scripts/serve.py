@@ -74,13 +74,12 @@ def serve(
     from transformers.utils.import_utils import is_serve_available
 
     from rtransformer_hf import RTransformerForCausalLM
-    from rtransformer_hf.training.checkpoints import usable
-    from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES, check_architecture
+    from rtransformer_hf.training.checkpoints import open_checkpoint
+    from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES
 
     if not is_serve_available():
         raise UsageError("the server's packages are not installed (expected: pip install -e '.[serve]')")
-    with usable(checkpoint, "a causal language model with its tokenizer"):
-        check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
+    with open_checkpoint(checkpoint, "a causal language model with its tokenizer", *CAUSAL_LM_ARCHITECTURES):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     try:
         socket.create_server((host, port)).close()

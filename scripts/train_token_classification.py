@@ -10,13 +10,12 @@ A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line
 goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_token_classification.py ...`.
 """
 
-import logging
 import sys
 from dataclasses import asdict, dataclass, field
 
 from rtransformer_hf.training.command_line import run_command
 
-from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, set_seed
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from rtransformer_hf import RTransformerForTokenClassification
 from rtransformer_hf.training.architectures import check_context
@@ -27,20 +26,16 @@ from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ArchitectureArguments,
     fit_vocabulary,
+    label_head,
     make_model,
     unset_sizes,
     vocabulary_settings,
 )
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.new_tokenizers import sha256_of_vocabulary
-from rtransformer_hf.training.output_folder import (
-    ResumableTrainingArguments,
-    check_metric,
-    check_output_dir,
-    prepare_output_dir,
-)
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, check_metric, prepare_output_dir
 from rtransformer_hf.training.report import TEXT, TaskReport
-from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, train_and_evaluate
+from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, start_training, train_and_evaluate
 from rtransformer_hf.training.sequence_classification import (
     fit_label2id,
     hold_out,
@@ -66,9 +61,6 @@ from rtransformer_hf.training.token_classification import (
 @dataclass
 class TaggerArguments(ArchitectureArguments):
     classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
-    # No flags: they follow from the data, for a new model and for the new head of an old one alike.
-    id2label: dict[str, str] | None = field(default=None, init=False)
-    label2id: dict[str, int] | None = field(default=None, init=False)
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 10, "metric_for_best_model": "accuracy"}
@@ -81,22 +73,16 @@ DEFAULTS = Defaults(
 
 
 def main(argv: list[str] | None = None):
-    logging.basicConfig(format="%(message)s")
-    for name in ("output_folder", "sequence_classification", "token_classification"):
-        logging.getLogger(f"rtransformer_hf.training.{name}").setLevel(logging.INFO)
     argv = sys.argv[1:] if argv is None else argv
     model_args, data_args, card_args, training_args = parse_arguments(
         (TaggerArguments, TaggingArguments, CardArguments, ResumableTrainingArguments), argv, __doc__, DEFAULTS
     )
-    check_metric(training_args, METRIC_NAMES)
-    check_output_dir(training_args)
-    set_seed(training_args.seed)
+    start_training(training_args, METRIC_NAMES)
 
     with training_args.main_process_first(desc="data"):
         splits = load_splits(data_args)
-        model_args.label2id = label2id_of(model_args, data_args, splits)
-        model_args.id2label = {str(index): name for name, index in model_args.label2id.items()}
-        check_metric(training_args, metric_names(model_args.label2id))
+        label2id = label2id_of(model_args, data_args, splits)
+        check_metric(training_args, metric_names(label2id))
         splits = hold_out(splits, data_args)
         tokenizer = make_tokenizer(data_args, splits["train"], model_args.model_name_or_path)
         model = make_model(
@@ -104,12 +90,11 @@ def main(argv: list[str] | None = None):
             RTransformerForTokenClassification,
             AutoModelForTokenClassification,
             architectures=(ARCHITECTURE, *CAUSAL_LM_ARCHITECTURES, "Model"),
+            head=label_head(label2id),
             **vocabulary_settings(tokenizer),
         )
         fit_vocabulary(model, tokenizer, data_args.tokenizer, model_args.model_name_or_path)
-        encoded = {
-            split: encode(rows, tokenizer, data_args, split, model_args.label2id) for split, rows in splits.items()
-        }
+        encoded = {split: encode(rows, tokenizer, data_args, split, label2id) for split, rows in splits.items()}
     longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
     check_context(model, longest, f"--max_length {data_args.max_length}")
     if training_args.should_log:
@@ -117,12 +102,13 @@ def main(argv: list[str] | None = None):
             log_unknown_words(rows, tokenizer, data_args.source(split))
     identity = {
         **asdict(model_args),
+        **label_head(label2id),
         "vocabulary (sha256)": sha256_of_vocabulary(tokenizer),
         "encoded training rows (sha256)": sha256_of(encoded["train"]),
     }
     checkpoint = prepare_output_dir(training_args, identity)
 
-    compute_metrics = make_compute_metrics(model_args.label2id)
+    compute_metrics = make_compute_metrics(label2id)
     trainer = ReportingTrainer(
         model=model,
         args=training_args,
@@ -150,7 +136,7 @@ def main(argv: list[str] | None = None):
         lambda rows: compute_metrics,
         checkpoint,
         {name: getattr(data_args, name) for name in columns},
-        data=f"{sizes} sentences with {len(model_args.label2id):,} tags",
+        data=f"{sizes} sentences with {len(label2id):,} tags",
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
     )
 

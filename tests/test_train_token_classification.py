@@ -324,7 +324,7 @@ def test_bad_flags(folder, flags, named):
     [
         (["--conll_columns", "1"], "--conll_columns: 1 (expected two integers"),
         (["--word_separator", "x"], "--word_separator: 'x' (expected white space"),
-        (["--max_length", "0"], "--max_length 0 must be at least 1"),
+        (["--max_length", "0"], "--max_length: 0 (expected an integer of at least 1)"),
         (["--train_file", "none.conll"], "--train_file: no such file: 'none.conll' (expected CoNLL, JSON or Parquet)"),
     ],
 )

@@ -31,19 +31,20 @@ NUM_DIGITS = 10
 
 
 @contextmanager
-def usable(checkpoint: str, expected: str) -> Iterator[None]:
+def open_checkpoint(checkpoint: str, expected: str, *architectures: str) -> Iterator[str]:
     """
-    Opens a checkpoint in its block.
+    Checks the task of a checkpoint, and yields the name of its model class. The block loads what it needs.
 
     Args:
         checkpoint: a folder or an id on the Hub.
-        expected: what the block opens, as a folder or Hub id "of ...".
+        expected: what the block loads, as a folder or Hub id "of ...".
+        architectures: accepted model classes, or endings of their names.
 
     Raises:
-        UsageError: the block fails, since there is no such checkpoint or it holds something else.
+        UsageError: there is no such checkpoint, it is of another task, or the block can't load it.
     """
     try:
-        yield
+        yield check_architecture(checkpoint, *architectures)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"checkpoint {checkpoint!r} can't be used (expected a folder or Hub id of {expected}): {error}"
@@ -57,8 +58,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     Raises:
         UsageError: there is no such checkpoint, or it holds something else.
     """
-    with usable(checkpoint, "a causal language model with its tokenizer"):
-        check_architecture(checkpoint, *CAUSAL_LM_ARCHITECTURES)
+    with open_checkpoint(checkpoint, "a causal language model with its tokenizer", *CAUSAL_LM_ARCHITECTURES):
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
         return model.to(default_device()), AutoTokenizer.from_pretrained(checkpoint)
 
@@ -70,8 +70,8 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
     Raises:
         UsageError: there is no such checkpoint, or it holds something else.
     """
-    with usable(checkpoint, f"a model of piano rolls with {NUM_KEYS} keys"):
-        check_architecture(checkpoint, "RTransformerForPolyphonicMusic")
+    expected = f"a model of piano rolls with {NUM_KEYS} keys"
+    with open_checkpoint(checkpoint, expected, "RTransformerForPolyphonicMusic"):
         if (input_size := AutoConfig.from_pretrained(checkpoint).input_size) != NUM_KEYS:
             raise ValueError(f"its input_size is {input_size}")
         return AutoModelForAudioFrameClassification.from_pretrained(checkpoint).to(default_device())
@@ -85,10 +85,8 @@ def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImagePr
     Raises:
         UsageError: there is no such checkpoint, or it holds something else.
     """
-    with usable(
-        checkpoint, f"a classifier of {NUM_DIGITS} digits that reads grey pixels row by row, with its image processor"
-    ):
-        check_architecture(checkpoint, "RTransformerForSequenceClassification")
+    expected = f"a classifier of {NUM_DIGITS} digits that reads grey pixels row by row, with its image processor"
+    with open_checkpoint(checkpoint, expected, "RTransformerForSequenceClassification"):
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(default_device())
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         found = (model.config.input_size, model.config.num_labels, getattr(processor, "permutation_seed", None))
@@ -105,8 +103,8 @@ def load_forecaster(checkpoint: str) -> tuple[PreTrainedModel, RTransformerFeatu
     Raises:
         UsageError: there is no such checkpoint, or it holds something else.
     """
-    with usable(checkpoint, "a model that forecasts time series, with its feature extractor"):
-        check_architecture(checkpoint, "RTransformerForTimeSeriesPrediction")
+    expected = "a model that forecasts time series, with its feature extractor"
+    with open_checkpoint(checkpoint, expected, "RTransformerForTimeSeriesPrediction"):
         model = AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
         if settings["covariate_columns"]:

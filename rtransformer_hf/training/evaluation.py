@@ -30,7 +30,7 @@ from transformers.utils import cached_file, is_torchao_available
 from .. import RTransformerImageProcessor
 from . import causal_lm, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
-from .checkpoints import usable
+from .checkpoints import open_checkpoint
 from .data_files import check_files
 from .errors import UsageError
 from .forecast_trainer import ForecastingTrainer, make_forecast_metrics
@@ -41,7 +41,7 @@ from .forecasting import (
     make_windows,
     normalised_series,
 )
-from .model_arguments import check_architecture, trained_frames_per_beat
+from .model_arguments import trained_frames_per_beat
 from .new_tokenizers import load_tokenizer
 from .output_folder import RENAMED
 from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
@@ -362,7 +362,6 @@ def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
     Raises:
         UsageError: there is no such checkpoint, or it is of another task.
     """
-    with usable(checkpoint, f"a trained model with {EVALUATION_FILE}"):
-        architecture = check_architecture(checkpoint, *accepted)
+    with open_checkpoint(checkpoint, f"a trained model with {EVALUATION_FILE}", *accepted) as architecture:
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
     return architecture, {RENAMED.get(name, name): value for name, value in settings.items()}

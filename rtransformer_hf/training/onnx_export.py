@@ -14,9 +14,8 @@ import rtransformer_hf
 
 from .. import RTransformerConfig
 from ..cache_rtransformer import CACHE_NAME
-from .checkpoints import usable
+from .checkpoints import open_checkpoint
 from .errors import UsageError
-from .model_arguments import check_architecture
 from .timing import Phase, time_interleaved
 
 TASKS = (
@@ -38,8 +37,7 @@ def load_model(checkpoint: str, with_cache: bool) -> PreTrainedModel:
     Raises:
         UsageError: it can't be exported, or not with a cache.
     """
-    with usable(checkpoint, "a trained R-Transformer"):
-        architecture = check_architecture(checkpoint, *TASKS)
+    with open_checkpoint(checkpoint, "a trained R-Transformer", *TASKS) as architecture:
         model = getattr(rtransformer_hf, architecture).from_pretrained(checkpoint, dtype=torch.float32)
     if getattr(model, "is_quantized", False):
         raise UsageError(f"checkpoint: {checkpoint!r} is quantised (expected floating-point weights)")

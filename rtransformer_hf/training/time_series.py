@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 
+from .command_line import number, positive_integer
 from .data_files import DataFileArguments, load_data_set, load_files, suffix
 from .errors import UsageError
 
@@ -67,16 +68,23 @@ class TimeSeriesArguments(DataFileArguments):
     regression: bool = field(
         default=False, metadata={"help": "Labels are numbers to predict, in place of classes. Not to forecast."}
     )
-    horizon: int | None = field(default=None, metadata={"help": "Steps to forecast. Unset: one season, from 8 to 96."})
+    horizon: int | None = field(
+        default=None,
+        metadata={"help": "Steps to forecast. Unset: one season, from 8 to 96.", "type": positive_integer},
+    )
     context_length: int | None = field(
         default=None,
-        metadata={"help": "Steps that a forecast reads. Unset: three horizons or two seasons, at most 512."},
+        metadata={
+            "help": "Steps that a forecast reads. Unset: three horizons or two seasons, at most 512.",
+            "type": positive_integer,
+        },
     )
     season_length: int | None = field(
         default=None,
         metadata={
             "help": "Steps of a season, for MASE, the seasonal naive baseline and --time_features. Unset: by "
-            "the spacing of --time_column: 12 for months, 7 for days, 24 for hours; else 1."
+            "the spacing of --time_column: 12 for months, 7 for days, 24 for hours; else 1.",
+            "type": positive_integer,
         },
     )
     time_features: bool = field(
@@ -88,14 +96,20 @@ class TimeSeriesArguments(DataFileArguments):
     validation_length: int | None = field(
         default=None,
         metadata={
-            "help": "Steps at the end of each series, ahead of the test steps, to validate on. Unset: --horizon."
+            "help": "Steps at the end of each series, ahead of the test steps, to validate on. Unset: --horizon.",
+            "type": positive_integer,
         },
     )
     test_length: int | None = field(
-        default=None, metadata={"help": "Steps at the very end of each series to test on; 0: none. Unset: --horizon."}
+        default=None,
+        metadata={
+            "help": "Steps at the very end of each series to test on; 0: none. Unset: --horizon.",
+            "type": number(int, at_least=0),
+        },
     )
     window_stride: int = field(
-        default=1, metadata={"help": "Steps from the start of one training window to the next one's."}
+        default=1,
+        metadata={"help": "Steps from the start of one training window to the next one's.", "type": positive_integer},
     )
     padding_side: str = field(
         default="right", metadata={"help": "Side on which series to classify are padded: right or left."}
@@ -106,13 +120,6 @@ class TimeSeriesArguments(DataFileArguments):
         for name, accepted in (("task", TASKS), ("layout", LAYOUTS), ("padding_side", ("right", "left"))):
             if getattr(self, name) not in accepted:
                 raise UsageError(f"--{name}: {getattr(self, name)!r} (expected {', '.join(accepted)})")
-        for name, minimum in (
-            *(("horizon", 1), ("context_length", 1), ("season_length", 1), ("window_stride", 1)),
-            *(("validation_length", 1), ("test_length", 0)),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UsageError(f"--{name}: {value} (expected at least {minimum})")
         if self.task == "forecast":
             for name in ("validation_file", "test_file", "validation_split", "test_split"):
                 if getattr(self, name) is not None:

@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
+from .command_line import number, positive_integer
 from .data_files import (
     DataFileArguments,
     check_content,
@@ -78,22 +79,23 @@ class TaggingArguments(DataFileArguments):
         },
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer."}
+        default=None,
+        metadata={
+            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
+            "type": number(int, at_least=2),
+        },
     )
     max_length: int | None = field(
         default=None,
         metadata={
             "help": "Tokens of a sentence that are read. The words of the rest are neither trained on nor counted. "
-            "Unset: all."
+            "Unset: all.",
+            "type": positive_integer,
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, minimum in (("vocab_size", 2), ("max_length", 1)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise UsageError(f"--{name} {value} must be at least {minimum}.")
         if self.conll_columns is not None and len(self.conll_columns) != 2:
             raise UsageError(
                 f"--conll_columns: {' '.join(map(str, self.conll_columns))} (expected two integers, the column of "
