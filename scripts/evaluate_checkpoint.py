@@ -29,6 +29,7 @@ from rtransformer_hf.training.errors import UsageError
 
 COLUMNS = {
     "text_column": "the text",
+    "text_pair_column": "the second text",
     "image_column": "the images",
     "label_column": "the labels",
     "tokens_column": "the words",

@@ -37,11 +37,10 @@ from rtransformer_hf.training.model_arguments import (
 )
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.new_tokenizers import sha256_of_vocabulary
-from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
+from rtransformer_hf.training.output_folder import ResumableTrainingArguments, check_metric, prepare_output_dir
 from rtransformer_hf.training.report import TEXT, TaskReport
 from rtransformer_hf.training.run import (
     EpochCallback,
-    ReportingTrainer,
     evaluation_command,
     start_training,
     train_and_evaluate,
@@ -50,6 +49,7 @@ from rtransformer_hf.training.sequence_classification import (
     ARCHITECTURE,
     METRIC_NAMES,
     ClassificationArguments,
+    ClassifierTrainer,
     encode,
     fit_label2id,
     hold_out,
@@ -61,6 +61,8 @@ from rtransformer_hf.training.sequence_classification import (
     make_image_processor,
     make_label2id,
     make_tokenizer,
+    make_weighted_loss,
+    problem_type_of,
     sha256_of,
     trained_label2id,
 )
@@ -72,6 +74,11 @@ class ClassifierArguments(ArchitectureArguments):
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_for_best_model": "accuracy"}
+TEXT_TASKS = {  # of cards
+    "single_label_classification": "text-classification",
+    "multi_label_classification": "multi-label-text-classification",
+    "regression": "text-regression",
+}
 DEFAULTS = Defaults(
     new={**NEW_MODEL, **TRAINING, "hidden_dropout": 0.1, "learning_rate": 1e-3},
     fine_tuning={**TRAINING, "learning_rate": 3e-4},
@@ -95,16 +102,22 @@ def main(argv: list[str] | None = None):
             f"--model_type {model_args.model_type} reads tokens, --image_column {data_args.image_column!r} are pixels "
             f"(expected --model_type {RTransformerConfig.model_type}, or none)"
         )
-    start_training(training_args, METRIC_NAMES)
+    if data_args.class_weights is not None and training_args.label_smoothing_factor > 0:
+        raise UsageError("--label_smoothing_factor: not with --class_weights, whose loss has none")
+    if data_args.regression and training_args.metric_for_best_model == "accuracy":  # the default of classes
+        training_args.metric_for_best_model, training_args.greater_is_better = "loss", False
+    start_training(training_args, sorted(set().union(*METRIC_NAMES.values())))
 
     with training_args.main_process_first(desc="data"):
         splits = load_splits(data_args)
         # Before rows are held out, so that no class is missed.
+        problem_type = problem_type_of(splits["train"], data_args)
+        check_metric(training_args, METRIC_NAMES[problem_type])
         label2id = labels_of(splits["train"], data_args, model_args.model_name_or_path)
         splits = hold_out(splits, data_args)
         make_processing_class = make_tokenizer if data_args.image_column is None else make_image_processor
         processing_class = make_processing_class(data_args, splits["train"], model_args.model_name_or_path)
-        head = label_head(label2id, "single_label_classification")
+        head = label_head(label2id, problem_type)
         model = make_classifier(model_args, data_args, processing_class, head)
         encoded = {split: encode(rows, processing_class, data_args, split, label2id) for split, rows in splits.items()}
     if data_args.image_column is None:
@@ -113,9 +126,13 @@ def main(argv: list[str] | None = None):
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))
+    loss = None
+    if data_args.class_weights is not None:
+        loss = make_weighted_loss(encoded["train"], problem_type, label2id)
     identity = run_identity({**asdict(model_args), **head}, processing_class, encoded["train"])
     checkpoint = prepare_output_dir(training_args, identity)
 
+    compute_metrics = make_compute_metrics(problem_type)
     train_dataset = encoded["train"]
     if data_args.augments:
         train_dataset = AugmentedImages(
@@ -126,19 +143,23 @@ def main(argv: list[str] | None = None):
             scale=data_args.augment_scale,
             seed=training_args.seed,
         )
-    example = TEXT
+    task, example = TEXT_TASKS[problem_type], TEXT
+    if data_args.text_pair_column is not None:
+        example = {"text": TEXT, "text_pair": TEXT}
     if data_args.image_column is not None:
+        task = "image-classification"
         example = blank_image(processing_class, splits["train"][0][data_args.image_column])
-    trainer = ReportingTrainer(
+    trainer = ClassifierTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=encoded["validation"],
         processing_class=processing_class,
         data_collator=make_collator(processing_class),
-        compute_metrics=make_compute_metrics(encoded["validation"]),
+        compute_metrics=compute_metrics,
+        compute_loss_func=loss,
         report=TaskReport(
-            task="text-classification" if data_args.image_column is None else "image-classification",
+            task=task,
             command=["scripts/train_sequence_classification.py", *argv],
             card=card_args,
             data_name=data_args.data_name,
@@ -148,18 +169,17 @@ def main(argv: list[str] | None = None):
         ),
         callbacks=[EpochCallback(train_dataset)] if data_args.augments else [],
     )
-    evaluation = {
-        name: getattr(data_args, name) for name in ("text_column", "image_column", "label_column", "max_length")
-    }
+    names = ("text_column", "text_pair_column", "image_column", "label_column", "label_separator", "regression")
+    evaluation = {name: getattr(data_args, name) for name in (*names, "max_length")}
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in encoded.items())
     kind = "texts" if data_args.image_column is None else "images"
     train_and_evaluate(
         trainer,
         encoded,
-        make_compute_metrics,
+        lambda rows: compute_metrics,
         checkpoint,
         evaluation,
-        data=f"{sizes} {kind} with {len(label2id):,} labels",
+        data=f"{sizes} {kind} with " + ("a number" if data_args.regression else f"{len(label2id):,} labels"),
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
     )
 
@@ -169,10 +189,21 @@ def labels_of(rows: datasets.Dataset, args: ClassificationArguments, checkpoint:
     The labels of the training rows with their indices: those of the checkpoint, if it is a classifier.
 
     Raises:
-        UsageError: there are too few labels, the classifier doesn't know them, or there is no such checkpoint.
+        UsageError: there are too few labels, the classifier doesn't know them or was trained for another kind of
+            them, or there is no such checkpoint.
     """
     label2id = make_label2id(rows, args)
-    trained = None if checkpoint is None else trained_label2id(load_config(checkpoint, args))
+    if checkpoint is None:
+        return label2id
+    config = load_config(checkpoint, args)
+    trained, problem_type = trained_label2id(config), problem_type_of(rows, args)
+    if trained is not None and config.problem_type not in (None, problem_type):
+        raise UsageError(
+            f"--model_name_or_path: {checkpoint!r} was trained for {config.problem_type}, the data is for "
+            f"{problem_type} (expected data of the same kind, or a model of another task)"
+        )
+    if args.regression and trained is not None and len(trained) == 1:
+        return trained
     return label2id if trained is None else fit_label2id(label2id, trained, f"--label_column {args.label_column!r}")
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    EvalPrediction,
     Trainer,
     get_scheduler,
     pipeline,
@@ -118,7 +119,8 @@ def test_a_run_on_text_leaves_a_model_ready_to_use(folder, capsys):
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "all_results.json", "README.md"}
     assert files >= {"learning_curves.png", "training_run.json", "modeling_rtransformer.py"}
     evaluation = json.loads(Path("out/evaluation.json").read_text())
-    assert evaluation == {"text_column": "text", "image_column": None, "label_column": "label", "max_length": None}
+    others = dict.fromkeys(("text_pair_column", "image_column", "label_separator", "max_length"))
+    assert evaluation == {"text_column": "text", "label_column": "label", "regression": False, **others}
 
     model = AutoModelForSequenceClassification.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
@@ -139,6 +141,8 @@ def test_a_run_on_text_leaves_a_model_ready_to_use(folder, capsys):
     values = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert values["test", "accuracy"] == results["test_accuracy"]
     assert str(folder) not in card.content
+    assert values["test", "macro_f1"] == results["test_macro_f1"] and "Macro F1 is" in card.text
+    assert Path("out/confusion_matrix.png").exists() and "(confusion_matrix.png)" in card.text
 
 
 def test_a_run_on_images_leaves_a_model_ready_to_use(folder, capsys):
@@ -431,6 +435,173 @@ def assert_refused(named: str, run, *flags: str, **files):
         run(*flags, **files)
     assert named in str(error.value)
     assert not Path("out").exists()
+
+
+def test_several_labels_a_row(folder, capsys):
+    texts = [f"word{i % 3} word{i % 4}" for i in range(40)]
+    labels = [[name for name, step in (("red", 3), ("big", 4)) if i % step == 0] for i in range(40)]
+    write_csv("train", texts, ["; ".join(names) for names in labels])
+    steps = ("--max_steps", "60", "--eval_steps", "60", "--save_steps", "60", "--class_weights", "balanced")
+    results = train("--label_separator", ";", *steps, "--test_file", "train.csv", files=("train",))
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    assert model.config.problem_type == "multi_label_classification" and model.config.label2id == {"big": 0, "red": 1}
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits
+    true = torch.tensor([[name in names for name in ("big", "red")] for names in labels])
+    assert results["test_loss"] == pytest.approx(
+        F.binary_cross_entropy_with_logits(logits, true.float()).item(), rel=1e-4
+    )
+    predicted = logits > 0
+    assert results["test_accuracy"] == pytest.approx((predicted == true).all(dim=1).double().mean().item())
+    f1 = 2 * (predicted & true).sum() / (predicted.sum() + true.sum())
+    assert results["test_micro_f1"] == pytest.approx(f1.item()) and results["test_micro_f1"] > 0.8
+    assert results["test_auroc"] > 0.9 and 0 <= results["test_calibration_error"] <= 1
+    [found] = pipeline("text-classification", model="out", top_k=None)([texts[0]])
+    assert all(output["score"] > 0.5 for output in found)  # each with a probability of its own
+    assert not Path("out/confusion_matrix.png").exists()
+    assert "top_k=None" in Path("out/README.md").read_text()
+
+    # Lists in JSON give the same; and the folder alone gives the figures again.
+    rows = [{"text": text, "label": names} for text, names in zip(texts, labels, strict=True)]
+    Path("train.json").write_text("\n".join(map(json.dumps, rows)))
+    args = script.ClassificationArguments(train_file=["train.json"])
+    assert sequence_classification.load_rows(args, "train")["label"][:] == labels
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "train.csv"])
+    again = json.loads(capsys.readouterr().out)
+    for name in ("loss", "micro_f1", "macro_f1", "auroc", "calibration_error"):
+        assert again[name] == pytest.approx(results[f"test_{name}"], rel=1e-4)
+    with pytest.raises(UsageError, match="trained for multi_label_classification, the data is for single_label"):
+        train("--model_name_or_path", "out", "--output_dir", "next", "--train_file", "test.csv", files=())
+
+
+def test_numbers_of_texts(folder):
+    write_csv("train", [f"word{i % 4}" for i in range(40)], [i % 4 - 0.5 for i in range(40)])
+    steps = ("--max_steps", "80", "--eval_steps", "40", "--save_steps", "40", "--learning_rate", "0.03")
+    best = ("--load_best_model_at_end",)
+    results = train("--regression", *steps, *best, "--test_file", "train.csv", files=("train",))
+    assert results["test_r2"] > 0.8 and results["test_spearman"] > 0.8
+    assert results["test_mae"] < 0.6 and results["test_loss"] < 0.5
+    scorer = pipeline("text-classification", model="out")
+    assert scorer.model.config.problem_type == "regression"
+    [output] = scorer("word3")
+    assert output["label"] == "label" and output["score"] > 1.5
+
+
+def test_pairs_of_texts(folder, capsys):
+    rows = {"text": ["a b", "b", "a", "b a"] * 5, "other": ["b", "b", "a b", "a"] * 5, "label": [0, 1, 0, 1] * 5}
+    datasets.Dataset.from_dict(rows).to_csv("train.csv")
+    for name in ("word", "char", "bpe"):
+        args = script.ClassificationArguments(train_file=["train.csv"], tokenizer=name, text_pair_column="other")
+        loaded = sequence_classification.load_rows(args, "train")
+        sequence_classification.make_tokenizer(args, loaded, None).save_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        ids = tokenizer("a b", "b")["input_ids"]
+        assert ids == [*tokenizer("a b")["input_ids"], tokenizer.sep_token_id, *tokenizer("b")["input_ids"]]
+    assert tokenizer.sep_token == "<|endoftext|>" and AutoTokenizer.from_pretrained("word").sep_token == "<sep>"
+
+    results = train("--text_pair_column", "other", "--max_steps", "2", "--test_file", "train.csv", files=("train",))
+    classifier = pipeline("text-classification", model="out")
+    outputs = [classifier({"text": a, "text_pair": b}) for a, b in zip(rows["text"], rows["other"], strict=True)]
+    found = [output["label"] == str(label) for output, label in zip(outputs, rows["label"], strict=True)]
+    assert results["test_accuracy"] == pytest.approx(np.mean(found))
+    assert '{"text": "Your text here.", "text_pair": "Your text here."}' in Path("out/README.md").read_text()
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "train.csv"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(results["test_loss"], rel=1e-4)
+
+
+def test_balanced_weights_are_those_of_a_loss_over_balanced_classes(folder, killed_at):
+    labels = torch.tensor([0] * 6 + [1] * 2)
+    rows = datasets.Dataset.from_dict({"labels": labels.tolist()})
+    weighted = sequence_classification.make_weighted_loss(rows, "single_label_classification", {"a": 0, "b": 1})
+    logits = torch.randn(8, 2)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    expected = (losses[:6].mean() + losses[6:].mean()) / 2
+    torch.testing.assert_close(weighted({"logits": logits}, labels), expected)
+    parts = [weighted({"logits": logits[part]}, labels[part], 8) for part in (slice(3), slice(3, 8))]
+    torch.testing.assert_close(sum(parts), expected)  # of an accumulated batch
+
+    flags = ("--class_weights", "balanced")
+    train(*flags)
+    expected = [entry["loss"] for entry in log_history() if "loss" in entry]
+    Path("out").rename("uninterrupted")
+    killed_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        train(*flags)
+    train(*flags)
+    assert [entry["loss"] for entry in log_history() if "loss" in entry] == expected
+
+
+def test_metrics_of_classes():
+    probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.3, 0.65, 0.05]])
+    labels = np.array([0, 1, 1, 1])  # none of the last
+    prediction = EvalPrediction(probabilities.log().numpy(), labels)
+    metrics = sequence_classification.make_compute_metrics()(prediction)
+    assert metrics["accuracy"] == 0.75 and metrics["samples"] == 4
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert metrics["auroc"] == 1  # each row of the first label is above all others, and of the second
+    # Confidences of 0.9, 0.7, 0.6 and 0.65, each in a bin of its own but for the last two.
+    assert metrics["calibration_error"] == pytest.approx((0.1 + 0.3 + abs(0.6 - 0) + abs(0.65 - 1)) / 4, abs=0.2)
+    one_label = EvalPrediction(probabilities.log().numpy(), np.zeros(4, dtype=int))
+    assert "auroc" not in sequence_classification.make_compute_metrics()(one_label)
+    constant = EvalPrediction(np.ones((3, 1)), np.array([2.0, 2.0, 2.0]))
+    assert sequence_classification.make_compute_metrics("regression")(constant) == {"loss": 1, "mae": 1, "samples": 3}
+
+
+def test_calibration_error():
+    confidences, hits = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5]), np.array([1, 1, 1, 0, 1, 0])
+    expected = (abs(4 * 0.95 - 3) + abs(2 * 0.5 - 1)) / 6
+    assert sequence_classification.calibration_error(confidences, hits) == pytest.approx(expected)
+    assert sequence_classification.calibration_error(np.ones(2), np.ones(2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "named"),
+    [
+        (
+            [[0, 1, 1], [1, 0, 0]],
+            [],
+            "row 0, from 0, has a label twice: [0, 1, 1] (expected the labels that a",
+        ),
+        ([["a", None], ["b"]], [], "row 0, from 0, has a label that is missing: ['a', None]"),
+        ([["a"], None], [], "--label_column 'label' of --train_file train.json is missing in row 1"),
+        ([[0.5], [1.0]], [], "holds lists of float64 (expected lists of classes, names or integers)"),
+        ([[], []], [], "--label_column 'label' of --train_file train.json holds"),
+        ([["a"], ["b"]], ["--regression"], "holds List (expected numbers, with --regression)"),
+        ([["a"], ["b"]], ["--label_separator", ","], "holds List (expected text, with --label_separator)"),
+        (["1.5", "two"], ["--regression"], "of --train_file train.json: 'two' in row 1, from 0 (expected a finite"),
+        (["1.5", "inf"], ["--regression"], "'inf' in row 1, from 0 (expected a finite number"),
+        (
+            ["a,b", "b"],
+            ["--label_separator", ",", "--class_weights", "balanced"],
+            "balanced: label 'b' is in 2 of 2",
+        ),
+        ([0, 1], ["--regression", "--metric_for_best_model", "auroc"], "--metric_for_best_model: unknown: 'auroc'"),
+        ([0, 1], ["--text_pair_column", "x"], "--text_pair_column 'x' is no column of --train_file train.json"),
+    ],
+)
+def test_bad_labels_of_other_kinds(folder, labels, flags, named):
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    Path("train.json").write_text("\n".join(map(json.dumps, rows)))
+    files = ("--train_file", "train.json", "--validation_file", "train.json")
+    assert_refused(named, train, *files, *flags, files=())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--regression", "--class_weights", "balanced"], "--class_weights: 'balanced' goes with classes, not with"),
+        (["--regression", "--label_separator", ","], "--label_separator: ',' goes with classes, not with"),
+        (["--label_separator="], "--label_separator: '' (expected at least one"),
+        (["--image_column", "i", "--regression"], "--regression: not with --image_column 'i'"),
+    ],
+)
+def test_flags_that_do_not_go_together(folder, capsys, flags, named):
+    with pytest.raises(SystemExit):
+        train(*flags)
+    assert named in capsys.readouterr().err
 
 
 def test_natural_words(folder):

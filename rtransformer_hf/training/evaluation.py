@@ -196,7 +196,8 @@ def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
 
 def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     input_column = "text_column" if settings.get("image_column") is None else "image_column"
-    data_args = LabeledData(**place(args, override(settings, args, input_column, "label_column")))
+    inputs = [input_column, *(["text_pair_column"] if settings.get("text_pair_column") else [])]
+    data_args = LabeledData(**place(args, override(settings, args, *inputs, "label_column")))
     rows = sequence_classification.load_rows(data_args, "train")
     model = load_model(args, AutoModelForSequenceClassification)
     if data_args.image_column is None:
@@ -210,7 +211,7 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
         model,
         encoded,
         sequence_classification.make_collator(processing_class),
-        sequence_classification.make_compute_metrics(encoded),
+        sequence_classification.make_compute_metrics(sequence_classification.problem_type_of(rows, data_args)),
     )
 
 

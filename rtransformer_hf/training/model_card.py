@@ -17,6 +17,7 @@ FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"
 CURVE_POINTS_FILE = "learning_curves.json"
 FORECASTS_FILE = "forecasts.png"
+CONFUSION_FILE = "confusion_matrix.png"
 
 # https://huggingface.co/docs/hub/repositories-licenses; no library carries the list.
 HUB_LICENSES = """
@@ -80,12 +81,20 @@ class Task:
     metrics_note: str
     limits: str
     loss_unit: str
+    more_notes: dict[str, str] = field(default_factory=dict)  # of metrics that not every card has
 
 
 CLASSIFIER_LIMITS = (
     "It gives one of the labels that it was trained on for whatever it reads, with the errors and the biases of its "
     "training data. {inputs} unlike those are outside of what it has been tested on."
 )
+
+CLASSIFIER_NOTES = {
+    "macro_f1": "Macro F1 is the mean of the labels' F1.",
+    "auroc": "AUROC is the mean of the areas under the labels' ROC curves, each against the rest.",
+    "calibration_error": "Calibration error says how far scores are from the share of right answers among those with "
+    "a like score, on average (15 bins).",
+}
 
 TASKS = {
     "language-modeling": Task(
@@ -114,10 +123,43 @@ print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8,
 
 classifier = pipeline("text-classification", model={checkpoint}{options})
 print(classifier({example}))""",
-        metrics=("accuracy",),
+        metrics=("accuracy", "macro_f1", "auroc", "calibration_error"),
         metrics_note="Accuracy is the share of a split's texts whose own label gets the highest score.",
         limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
         loss_unit="nats per text",
+        more_notes=CLASSIFIER_NOTES,
+    ),
+    "multi-label-text-classification": Task(
+        pipeline_tag="text-classification",
+        description="A classifier of texts that may have several labels",
+        unit="tokens",
+        usage="""\
+{import_code}from transformers import pipeline
+
+classifier = pipeline("text-classification", model={checkpoint}{options}, top_k=None)
+print(classifier({example}))  # a label holds where its score is above 0.5""",
+        metrics=("accuracy", "micro_f1", "macro_f1", "auroc", "calibration_error"),
+        metrics_note="Accuracy is the share of a split's texts that are right in all labels; a label is predicted "
+        "where its score is above 0.5. Micro F1 counts all labels of all texts alike.",
+        limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
+        loss_unit="nats per label",
+        more_notes=CLASSIFIER_NOTES,
+    ),
+    "text-regression": Task(
+        pipeline_tag="text-classification",
+        description="A model that predicts a number from a text",
+        unit="tokens",
+        usage="""\
+{import_code}from transformers import pipeline
+
+scorer = pipeline("text-classification", model={checkpoint}{options}, function_to_apply="none")
+print(scorer({example}))""",
+        metrics=("mae", "r2", "spearman"),
+        metrics_note="MAE is the mean absolute error, r2 the share of the variance that is explained, and spearman "
+        "the rank correlation of predictions and labels.",
+        limits="It predicts numbers like those of its training data for whatever it reads, with the errors and the "
+        "biases of these. Texts unlike those are outside of what it has been tested on.",
+        loss_unit="squared error",
     ),
     "token-classification": Task(
         pipeline_tag="token-classification",
@@ -150,10 +192,11 @@ model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options}
 image = Image.new({example})  # a black one, in place of Image.open("yours.png")
 inputs = processor(image, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
-        metrics=("accuracy",),
+        metrics=("accuracy", "macro_f1", "auroc", "calibration_error"),
         metrics_note="Accuracy is the share of a split's images whose own label gets the highest score.",
         limits=CLASSIFIER_LIMITS.format(inputs="Images"),
         loss_unit="nats per image",
+        more_notes=CLASSIFIER_NOTES,
     ),
     "time-series-forecasting": Task(
         pipeline_tag="time-series-forecasting",
@@ -316,6 +359,7 @@ class CardFacts:
         has_forecasts: whether there is a picture of forecasts.
         sample_outputs: those of the model for a fixed input, as of `report.sample_outputs`; None where it is not
             finished, or was before they were kept.
+        has_confusion_matrix: whether there is a picture of which labels are taken for which.
     """
 
     task: str
@@ -339,6 +383,7 @@ class CardFacts:
     training_loss_has_dropout: bool = False
     has_curves: bool = False
     has_forecasts: bool = False
+    has_confusion_matrix: bool = False
     baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
     sample_outputs: list[float] | None = None
 
@@ -412,8 +457,9 @@ def sections(facts: CardFacts) -> dict[str, str]:
     task = TASKS[facts.task]
     how = training(facts.training, task.unit)
     citation = {"Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n"}
+    notes = [note for name, note in task.more_notes.items() if name in {metric for _, metric, _ in facts.results}]
     table = [f"| {split} | {metric.replace('_', ' ')} | {value:.4f} |" for split, metric, value in facts.results]
-    results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", task.metrics_note]
+    results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", " ".join([task.metrics_note, *notes])]
     if facts.baselines:
         results += ["", *baseline_table(facts)]
     if not table:
@@ -421,6 +467,8 @@ def sections(facts: CardFacts) -> dict[str, str]:
     if facts.has_curves:
         results += ["", f"![Learning curves]({CURVES_FILE})"]
         results += ["", "The training loss is taken with dropout."] if facts.training_loss_has_dropout else []
+    if facts.has_confusion_matrix:
+        results += ["", f"![Confusion matrix]({CONFUSION_FILE})"]
     if facts.has_forecasts:
         results += ["", f"![Forecasts with their bands]({FORECASTS_FILE})"]
     return {

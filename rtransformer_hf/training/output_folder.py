@@ -35,7 +35,17 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "training_run.json"  # says what the folder's model is
 TRAINER_STATE_FILE = "trainer_state.json"
 RENAMED = {"block_size": "context_length"}  # arguments in the files of earlier versions
-GREATER_IS_BETTER = ("accuracy", "macro_f1", "r2", "span_f1", "span_precision", "span_recall")
+GREATER_IS_BETTER = (
+    "accuracy",
+    "macro_f1",
+    "r2",
+    "span_f1",
+    "span_precision",
+    "span_recall",
+    "micro_f1",
+    "auroc",
+    "spearman",
+)
 REPORTER_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # where names differ
 LOG_EXTRA = ("tensorboard", "wandb")  # what the extra [log] of pyproject.toml installs
 

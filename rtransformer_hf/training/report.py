@@ -75,6 +75,7 @@ class Outcome:
         has_curves: whether the learning curves were drawn.
         has_forecasts: whether forecasts were.
         sample_outputs: of the finished model, as of `sample_outputs`.
+        has_confusion_matrix: whether the confusion matrix was.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -82,6 +83,7 @@ class Outcome:
     has_curves: bool = False
     has_forecasts: bool = False
     sample_outputs: list[float] | None = None
+    has_confusion_matrix: bool = False
 
 
 def learning_curves(log_history: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
@@ -157,6 +159,7 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
         training_loss_has_dropout=any(value for name, value in config.to_dict().items() if name.endswith("_dropout")),
         has_curves=outcome.has_curves,
         has_forecasts=outcome.has_forecasts,
+        has_confusion_matrix=outcome.has_confusion_matrix,
         baselines=report.baselines if outcome.metrics else [],
         sample_outputs=outcome.sample_outputs,
     )

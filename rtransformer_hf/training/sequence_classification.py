@@ -5,17 +5,25 @@ to token ids or pixel sequences with class indices; and the metrics over them.
 """
 
 import hashlib
+import itertools
 import logging
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Literal
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
+from sklearn.metrics import confusion_matrix, f1_score, r2_score, roc_auc_score
+from tokenizers import processors
 from transformers import (
     AutoConfig,
     DataCollatorWithPadding,
@@ -30,8 +38,11 @@ from .. import RTransformerImageProcessor
 from .command_line import number, positive_integer
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .errors import UsageError
+from .files import write_figure
 from .metric_modules import compute_metric
+from .model_card import CONFUSION_FILE
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
+from .run import ReportingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +65,27 @@ class ClassificationArguments(DataFileArguments):
         metadata={
             "help": "Column that holds the label: a class of the data set, a name, or an integer. Names are taken as "
             "written, but for white space around them."
+        },
+    )
+    text_pair_column: str | None = field(
+        default=None,
+        metadata={"help": "Column that holds a second text, read after the first with a token between the two."},
+    )
+    label_separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "What stands between the labels of a text that may have several, or none: ',' for 'fast, cheap'. "
+            "A column of lists has several without it."
+        },
+    )
+    regression: bool = field(
+        default=False, metadata={"help": "Predict the number in --label_column, by its squared error."}
+    )
+    class_weights: Literal["balanced"] | None = field(
+        default=None,
+        metadata={
+            "help": "balanced: rare labels weigh more in the training loss, in inverse proportion to their number of "
+            "rows. The loss of evaluations stays unweighted."
         },
     )
     tokenizer: str | None = field(
@@ -127,17 +159,29 @@ class ClassificationArguments(DataFileArguments):
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
             )
+        for name in ("text_pair_column", "label_separator", "regression"):
+            if getattr(self, name) and self.image_column is not None:
+                raise UsageError(f"--{name}: not with --image_column {self.image_column!r} (expected --text_column)")
+        if self.label_separator == "":
+            raise UsageError("--label_separator: '' (expected at least one character)")
+        for name in ("label_separator", "class_weights"):
+            if self.regression and getattr(self, name) is not None:
+                raise UsageError(f"--{name}: {getattr(self, name)!r} goes with classes, not with --regression")
 
     @property
     def augments(self) -> bool:
         return max(self.augment_shift, self.augment_rotation, self.augment_scale) > 0
 
     @property
-    def input_column(self) -> str:
-        return self.image_column or self.text_column
+    def input_columns(self) -> dict[str, str]:
+        """What is read, by the flags that name it."""
+        if self.image_column is not None:
+            return {"--image_column": self.image_column}
+        pair = {} if self.text_pair_column is None else {"--text_pair_column": self.text_pair_column}
+        return {"--text_column": self.text_column, **pair}
 
 
-# From a data set to rows of two columns, an input and a label, both of them checked
+# From a data set to rows of an input and a label, both of them checked
 
 
 def load_splits(args: ClassificationArguments) -> dict[str, datasets.Dataset]:
@@ -168,40 +212,56 @@ def hold_out(splits: dict[str, datasets.Dataset], args: DataFileArguments) -> di
 
 def load_rows(args: ClassificationArguments, split: str) -> datasets.Dataset | None:
     """
-    The rows of a split, with the columns `args.input_column` and `args.label_column`; None where none is asked for.
-    Labels are classes (ClassLabel) where the data set has them, or else names, as of [`label_names`].
+    The rows of a split, with the columns `args.input_columns` and `args.label_column`; None where none is asked for.
+    Labels are classes (ClassLabel) where the data set has them, or else names, as of [`label_names`]; of rows that may
+    have several, lists of those; of --regression, numbers.
 
     Raises:
         UsageError: files, split or columns do not exist or hold something else, or a row has no input or no label.
     """
-    input_flag = "--image_column" if args.image_column else "--text_column"
-    columns = {input_flag: args.input_column, "--label_column": args.label_column}
-    parts = load_split(args, split, columns)
+    parts = load_split(args, split, {**args.input_columns, "--label_column": args.label_column})
     if parts is None:
         return None
-    parts = [(where, check_rows(rows, where, columns)) for where, rows in parts]
+    parts = [(where, check_rows(rows, where, args)) for where, rows in parts]
     features = [rows.features[args.label_column] for _, rows in parts]
-    if isinstance(features[0], datasets.ClassLabel) and all(feature == features[0] for feature in features):
+    classes = getattr(features[0], "feature", features[0])
+    if isinstance(classes, datasets.ClassLabel) and all(feature == features[0] for feature in features):
+        for where, rows in parts:
+            if is_list(features[0]):
+                check_label_lists(rows[args.label_column][:], f"--label_column {args.label_column!r} of {where}")
         return joined([rows for _, rows in parts])
-    named = zip(parts, label_names(parts, args.label_column), strict=True)
+    if args.regression:
+        labels = [numbers_of(rows, where, args.label_column) for where, rows in parts]
+    elif args.label_separator is not None or is_list(features[0]):
+        labels = [label_lists(rows, where, args) for where, rows in parts]
+    else:
+        labels = label_names(parts, args.label_column)
     return joined(
-        [rows.select_columns([args.input_column]).add_column(args.label_column, names) for (_, rows), names in named]
+        [
+            rows.select_columns(list(args.input_columns.values())).add_column(args.label_column, values)
+            for (_, rows), values in zip(parts, labels, strict=True)
+        ]
     )
 
 
-def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> datasets.Dataset:
+def is_list(feature) -> bool:
+    return isinstance(feature, datasets.List | datasets.LargeList)
+
+
+def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments) -> datasets.Dataset:
     """
     Rows with an input and a label each.
 
     Args:
-        rows: with these two columns.
+        rows: with the columns of inputs and labels.
         where: name of the rows, for messages.
-        columns: that of the input and that of the label, by their flags.
+        args: name the columns.
 
     Raises:
         UsageError: a column holds something else, or a row has nothing in it, or white space alone.
     """
-    (input_flag, input_column), (_, label_column) = columns.items()
+    label_column = args.label_column
+    columns = {**args.input_columns, "--label_column": label_column}
     table = rows.with_format("arrow")[:]
     for flag, column in columns.items():
         missing = table[column].is_null().to_numpy()
@@ -210,7 +270,7 @@ def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> d
             missing |= table[column].to_numpy() == -1  # as data sets of the Hub have it
         elif kind.startswith("float"):
             missing |= np.isnan(table[column].to_numpy())
-        elif kind in ("string", "large_string"):
+        elif kind in ("string", "large_string") and not (column == label_column and args.label_separator):
             text = pc.replace_substring(table[column], BYTE_ORDER_MARK, " ")
             missing |= pc.equal(pc.utf8_trim_whitespace(text), "").fill_null(True).to_numpy()
         if missing.any():
@@ -218,14 +278,31 @@ def check_rows(rows: datasets.Dataset, where: str, columns: dict[str, str]) -> d
                 f"{flag} {column!r} of {where} is missing in row {missing.argmax()} (from 0), and in {missing.sum()} "
                 "rows in all; a value in every row, not white space alone, is accepted."
             )
-    if input_flag == "--text_column":
-        rows = as_text(rows, input_column, where)
-    elif kind_of(rows.features[input_column]) != "Image":
-        raise UsageError(
-            f"--image_column {input_column!r} of {where} holds {kind_of(rows.features[input_column])}; images (the "
-            "feature Image of datasets) are accepted."
-        )
-    kind = kind_of(rows.features[label_column])
+    for flag, column in args.input_columns.items():
+        if flag != "--image_column":
+            rows = as_text(rows, column, where)
+        elif kind_of(rows.features[column]) != "Image":
+            raise UsageError(
+                f"--image_column {column!r} of {where} holds {kind_of(rows.features[column])}; images (the feature "
+                "Image of datasets) are accepted."
+            )
+    feature = rows.features[label_column]
+    kind = kind_of(feature)
+    if args.regression or args.label_separator is not None:
+        expected = ("string", "large_string", *(("int", "uint", "float") if args.regression else ()))
+        if not kind.startswith(expected):
+            flag = "--regression" if args.regression else "--label_separator"
+            what = "numbers" if args.regression else "text"
+            raise UsageError(f"--label_column {label_column!r} of {where} holds {kind} (expected {what}, with {flag})")
+        return rows
+    if is_list(feature) and args.image_column is None:
+        inner = kind_of(feature.feature)
+        if inner not in ("ClassLabel", "string", "large_string", "null") and not inner.startswith(("int", "uint")):
+            raise UsageError(
+                f"--label_column {label_column!r} of {where} holds lists of {inner} (expected lists of classes, names "
+                "or integers)"
+            )
+        return rows
     if kind not in ("ClassLabel", "string", "large_string", "bool") and not kind.startswith(("int", "uint", "float")):
         raise UsageError(
             f"--label_column {label_column!r} of {where} holds {kind}; classes (ClassLabel), strings and integers are "
@@ -264,6 +341,63 @@ def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[
     return [[str(int(float(name))) for name in part] for part in names]
 
 
+def numbers_of(rows: datasets.Dataset, where: str, column: str) -> list[float]:
+    """
+    Labels of a regression; of CSV, they are text.
+
+    Raises:
+        UsageError: a label is no finite number.
+    """
+    numbers = []
+    for row, label in enumerate(rows[column][:]):
+        try:
+            number = float(label)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UsageError(
+                f"--label_column {column!r} of {where}: {label!r} in row {row}, from 0 (expected a finite number, "
+                "with --regression)"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def label_lists(rows: datasets.Dataset, where: str, args: ClassificationArguments) -> list[list[str]]:
+    """
+    The labels of rows that may have several, or none, by the names of [`label_names`].
+
+    Raises:
+        UsageError: a label is missing, or stands in a row twice, as zeros and ones for all classes do.
+    """
+    lists = rows[args.label_column][:]
+    if args.label_separator is not None:
+        parts = (text.replace(BYTE_ORDER_MARK, "").split(args.label_separator) for text in lists)
+        lists = [[name for part in row if (name := part.strip())] for row in parts]
+    check_label_lists(lists, f"--label_column {args.label_column!r} of {where}")
+    feature = rows.features[args.label_column]
+    return [names_of(row, feature.feature) for row in lists] if args.label_separator is None else lists
+
+
+def check_label_lists(lists: Iterable[list], what: str):
+    for row, labels in enumerate(lists):
+        if any(label is None or label == -1 or str(label).strip() == "" for label in labels):
+            raise UsageError(f"{what}: row {row}, from 0, has a label that is missing: {labels!r}")
+        if len(set(labels)) < len(labels):
+            raise UsageError(
+                f"{what}: row {row}, from 0, has a label twice: {labels!r} (expected the labels that a row has, not "
+                "zeros and ones for all of them)"
+            )
+
+
+def problem_type_of(rows: datasets.Dataset, args: ClassificationArguments) -> str:
+    """What the labels of [`load_rows`] are to a model's configuration."""
+    if args.regression:
+        return "regression"
+    several = is_list(rows.features[args.label_column])
+    return "multi_label_classification" if several else "single_label_classification"
+
+
 def names_of(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
     if isinstance(feature, datasets.ClassLabel):
         return feature.int2str(labels)
@@ -275,16 +409,22 @@ def names_of(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) ->
 def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict[str, int]:
     """
     Class indices of the training rows' labels, by name: those of the data set's classes, or else counted from 0,
-    integers by size and other names in alphabetical order.
+    integers by size and other names in alphabetical order. A regression has one output, named as its column.
 
     Raises:
-        UsageError: there is a single class.
+        UsageError: there is a single class, or none.
     """
+    if args.regression:
+        return {args.label_column: 0}
     feature = rows.features[args.label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        names = feature.names
+    classes = getattr(feature, "feature", feature)
+    if isinstance(classes, datasets.ClassLabel):
+        names = classes.names
     else:
-        names = sorted(set(rows[args.label_column][:]))
+        labels = rows[args.label_column][:]
+        names = sorted(set(itertools.chain.from_iterable(labels) if is_list(feature) else labels))
+        if not names:
+            raise UsageError(f"--label_column {args.label_column!r} of {args.source('train')} holds no label at all")
         if all(map(INTEGER.fullmatch, names)):
             names.sort(key=int)
     if len(names) < 2:
@@ -389,14 +529,38 @@ def make_tokenizer(
         UsageError: there is no such tokenizer.
     """
     name = args.tokenizer or checkpoint or "word"
-    texts = (text for batch in rows.iter(batch_size=1000) for text in batch[args.text_column])
+    columns = args.input_columns.values()
+    texts = (text for batch in rows.iter(batch_size=1000) for column in columns for text in batch[column])
     make = train_natural_word_tokenizer if name == "word" else partial(load_tokenizer, name)
     tokenizer = make(texts, args.vocab_size)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     if args.max_length is not None:
         tokenizer.model_max_length = args.max_length
+    if args.text_pair_column is not None:
+        separate_pairs(tokenizer)
     return tokenizer
+
+
+def separate_pairs(tokenizer: PreTrainedTokenizerBase):
+    """
+    Makes a tokenizer put a token between two texts where it puts none: its own for that or for an end, or a new <sep>.
+
+    Raises:
+        UsageError: a tokenizer that is not fast puts none.
+    """
+    if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
+        return
+    if not tokenizer.is_fast:
+        raise UsageError(f"--text_pair_column: {type(tokenizer).__name__} puts no token between two texts")
+    if tokenizer.sep_token is None:
+        tokenizer.add_special_tokens({"sep_token": tokenizer.eos_token or "<sep>"})
+    separator = (tokenizer.sep_token, tokenizer.sep_token_id)
+    backend = tokenizer.backend_tokenizer
+    template = processors.TemplateProcessing(single="$A", pair=f"$A {separator[0]} $B", special_tokens=[separator])
+    backend.post_processor = (
+        template if backend.post_processor is None else processors.Sequence([backend.post_processor, template])
+    )
 
 
 def make_image_processor(
@@ -455,32 +619,42 @@ def encode(
     Raises:
         UsageError: a label that the model has not, a text without tokens, or an image that the processor refuses.
     """
-    feature = rows.features[args.label_column]
-    names = names_of(rows[args.label_column][:], feature)
-    if unknown := sorted(set(names) - label2id.keys()):
-        row = next(row for row, name in enumerate(names) if name not in label2id)
+    problem_type = problem_type_of(rows, args)
+    labels = targets(rows, args)
+    several = problem_type == "multi_label_classification"
+    found = set(itertools.chain.from_iterable(labels)) if several else set(labels)
+    if problem_type != "regression" and (unknown := sorted(found - label2id.keys())):
+        row = next(
+            row for row, names in enumerate(labels) if not label2id.keys() >= set(names if several else [names])
+        )
         raise UsageError(
             f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}, first "
             f"in row {row} (from 0); accepted: the labels of the training rows, or of the trained model, "
             f"{listed(label2id)}."
         )
 
-    def with_labels(batch: dict, name: str, values: Sequence) -> dict:
-        names = names_of(batch[args.label_column], feature)
-        return {name: values, "labels": [label2id[name] for name in names]}
+    def with_labels(indices: list[int], name: str, values: Sequence) -> dict:
+        batch = [labels[index] for index in indices]
+        if several:
+            batch = [[float(name in names) for name in label2id] for names in batch]
+        elif problem_type != "regression":
+            batch = [label2id[name] for name in batch]
+        return {name: values, "labels": batch}
 
-    def encode_texts(batch: dict) -> dict:
+    def encode_texts(batch: dict, indices: list[int]) -> dict:
         texts, is_cut = batch[args.text_column], args.max_length is not None
-        input_ids = processing_class(texts, truncation=is_cut, max_length=args.max_length, verbose=False)["input_ids"]
+        pairs = {} if args.text_pair_column is None else {"text_pair": batch[args.text_pair_column]}
+        options = {"truncation": is_cut, "max_length": args.max_length, "verbose": False}
+        input_ids = processing_class(texts, **pairs, **options)["input_ids"]
         if not all(input_ids):
             raise UsageError(
                 f"--text_column {args.text_column!r} of {args.source(split)} holds the text "
                 f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token; texts with at least one are "
                 "accepted."
             )
-        return with_labels(batch, "input_ids", input_ids)
+        return with_labels(indices, "input_ids", input_ids)
 
-    def encode_images(batch: dict) -> dict:
+    def encode_images(batch: dict, indices: list[int]) -> dict:
         try:
             input_values = processing_class(batch[args.image_column], return_tensors="np")["input_values"]
         except (OSError, ValueError) as error:
@@ -488,14 +662,23 @@ def encode(
                 f"--image_column {args.image_column!r} of {args.source(split)} holds an image that can't be used: "
                 f"{error}"
             ) from error
-        return with_labels(batch, "input_values", input_values.reshape(len(input_values), -1))
+        return with_labels(indices, "input_values", input_values.reshape(len(input_values), -1))
 
     return rows.map(
         encode_texts if args.image_column is None else encode_images,
         batched=True,
+        with_indices=True,
         remove_columns=rows.column_names,
         desc=f"Encoding {split}",
     ).with_format("torch" if args.image_column else None)
+
+
+def targets(rows: datasets.Dataset, args: ClassificationArguments) -> list[str] | list[list[str]] | list[float]:
+    """The labels of rows as of [`load_rows`]: names, lists of names, or numbers."""
+    feature, labels = rows.features[args.label_column], rows[args.label_column][:]
+    if args.regression:
+        return labels
+    return [names_of(row, feature.feature) for row in labels] if is_list(feature) else names_of(labels, feature)
 
 
 def log_unknown_words(encoded: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, where: str):
@@ -533,7 +716,7 @@ def sha256_of(rows: datasets.Dataset) -> str:
     for batch in rows.with_format("arrow").iter(batch_size=1000):
         for column in batch.columns:
             for chunk in column.chunks:
-                values = chunk if column.type == "int64" else chunk.flatten()
+                values = chunk.flatten() if pa.types.is_nested(column.type) else chunk
                 digest.update(values.to_numpy(zero_copy_only=False).tobytes())
     return digest.hexdigest()
 
@@ -541,19 +724,199 @@ def sha256_of(rows: datasets.Dataset) -> str:
 # Metrics
 
 
-METRIC_NAMES = ("loss", "accuracy")
+METRIC_NAMES = {
+    "single_label_classification": ("loss", "accuracy", "macro_f1", "auroc", "calibration_error"),
+    "multi_label_classification": ("loss", "accuracy", "micro_f1", "macro_f1", "auroc", "calibration_error"),
+    "regression": ("loss", "mae", "r2", "spearman"),
+}
+CALIBRATION_BINS = 15
 
 
-def make_compute_metrics(rows: datasets.Dataset | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics`: accuracy, and loss in nats, over all rows of a split."""
+def make_compute_metrics(
+    problem_type: str = "single_label_classification",
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    Trainer's `compute_metrics` over all rows of a split: loss (in nats, of a regression the mean squared error), and
+    the others of `METRIC_NAMES`, as far as they are defined.
+
+    - Of several labels a row, loss and calibration error are means over rows and labels, a label is predicted where
+      its probability is above one half, and accuracy is the share of rows that are right in all labels. Micro F1
+      counts all labels alike; where a row has one label, it would be the accuracy.
+    - Macro F1 is the mean over the labels that are met, in rows or predictions.
+    - AUROC is the mean over the labels that some rows have and others have not, each against the rest.
+    - Calibration error is the expected one in `CALIBRATION_BINS` bins of equal width, of the likeliest label.
+    """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)
-        return {
-            # Trainer's own loss is a mean over batches, which is not one over rows. This one takes its place.
-            "loss": F.cross_entropy(logits.double(), labels).item(),
-            **compute_metric("accuracy", logits.argmax(dim=-1), labels),
-            "samples": len(labels),
-        }
+        logits, labels = torch.from_numpy(prediction.predictions).double(), torch.from_numpy(prediction.label_ids)
+        # Trainer's own loss is a mean over batches, which is not one over rows. This one takes its place.
+        if problem_type == "regression":
+            metrics = regression_metrics(logits[:, 0], labels.double())
+        elif problem_type == "multi_label_classification":
+            metrics = {"loss": F.binary_cross_entropy_with_logits(logits, labels.double()).item()}
+            metrics |= several_labels_metrics(logits.sigmoid().numpy(), labels.numpy() > 0)
+        else:
+            predicted = logits.argmax(dim=-1)
+            metrics = {
+                "loss": F.cross_entropy(logits, labels).item(),
+                **compute_metric("accuracy", predicted, labels),
+                "macro_f1": float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)),
+            }
+            hits = F.one_hot(labels, logits.shape[1]).bool().numpy()
+            metrics |= auroc(logits.softmax(dim=-1).numpy(), hits)
+            confidence, _ = logits.softmax(dim=-1).max(dim=-1)
+            metrics["calibration_error"] = calibration_error(confidence.numpy(), (predicted == labels).numpy())
+        return {**metrics, "samples": len(labels)}
 
     return compute_metrics
+
+
+def regression_metrics(predicted: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    errors = predicted - labels
+    metrics = {"loss": errors.square().mean().item(), "mae": errors.abs().mean().item()}
+    if len(labels) > 1 and labels.std() > 0:  # or else neither is defined
+        metrics["r2"] = float(r2_score(labels.numpy(), predicted.numpy()))
+        if predicted.std() > 0:
+            metrics["spearman"] = float(spearmanr(labels.numpy(), predicted.numpy()).statistic)
+    return metrics
+
+
+def several_labels_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    predicted = probabilities > 0.5
+    return {
+        "accuracy": float((predicted == labels).all(axis=1).mean()),
+        "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0)),
+        "macro_f1": float(
+            np.mean(
+                [
+                    f1_score(labels[:, index], predicted[:, index], zero_division=0)
+                    for index in np.flatnonzero(labels.any(axis=0) | predicted.any(axis=0))
+                ]
+                or [0.0]
+            )
+        ),
+        **auroc(probabilities, labels),
+        "calibration_error": calibration_error(probabilities.ravel(), labels.ravel()),
+    }
+
+
+def auroc(scores: np.ndarray, hits: np.ndarray) -> dict[str, float]:
+    """The mean over the columns, (rows, labels), that hold both hits and misses; nothing where none does."""
+    columns = [index for index in range(hits.shape[1]) if 0 < hits[:, index].sum() < len(hits)]
+    values = [roc_auc_score(hits[:, index], scores[:, index]) for index in columns]
+    return {"auroc": float(np.mean(values))} if values else {}
+
+
+def calibration_error(confidences: np.ndarray, hits: np.ndarray) -> float:
+    """
+    Expected calibration error (arXiv 1706.04599): how far, on average, the share of hits is from the confidence among
+    predictions of like confidence.
+    """
+    bins = np.minimum((confidences * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidences - hits, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+class ClassifierTrainer(ReportingTrainer):
+    """A trainer whose card has the confusion matrix of the last evaluation, where a row has one label."""
+
+    confusion: tuple[str, np.ndarray] | None = None
+
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        compute_metrics = self.compute_metrics
+
+        def keep_confusion(prediction: EvalPrediction) -> dict[str, float]:
+            if self.model.config.problem_type == "single_label_classification":
+                split = "validation" if metric_key_prefix == "eval" else metric_key_prefix
+                classes, predicted = range(prediction.predictions.shape[1]), prediction.predictions.argmax(axis=-1)
+                self.confusion = split, confusion_matrix(prediction.label_ids, predicted, labels=classes)
+            return compute_metrics(prediction)
+
+        self.compute_metrics = keep_confusion
+        try:
+            return super().evaluate(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.compute_metrics = compute_metrics
+
+    def create_model_card(self, **kwargs):
+        if self.outcome.metrics and self.confusion is not None and self.is_world_process_zero():
+            names = [name for name, _ in sorted(self.model.config.label2id.items(), key=lambda item: item[1])]
+            path = Path(self.args.output_dir, CONFUSION_FILE)
+            self.outcome.has_confusion_matrix = plot_confusion(path, *self.confusion, names)
+        super().create_model_card(**kwargs)
+
+
+def plot_confusion(path: Path, split: str, counts: np.ndarray, names: list[str]) -> bool:
+    """
+    Draws which labels (rows) are taken for which (columns), as shares of a label's rows. Returns whether there is a
+    picture: matplotlib may be missing.
+
+    Args:
+        split: of the data, for the title.
+        counts: (labels, labels), true ones first.
+        names: of the labels, by their class indices.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("No picture of the confusion matrix: matplotlib is not installed.")
+        return False
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = float(np.clip(0.5 * len(names), 3, 9))
+    figure = Figure(figsize=(size + 1.5, size + 1), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, label="share of the rows with the true label", shrink=0.8)
+    axes.set(xlabel="predicted label", ylabel="true label", title=f"{split}, {counts.sum():,} rows")
+    if len(names) <= 30:  # more can't be read
+        short = [name if len(name) <= 20 else f"{name[:19]}\N{HORIZONTAL ELLIPSIS}" for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=45, ha="right", fontsize=8)
+        axes.set_yticks(range(len(names)), short, fontsize=8)
+    if len(names) <= 15:
+        for row, column in np.ndindex(counts.shape):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=colour, fontsize=8)
+    write_figure(path, figure, dpi=150)
+    return True
+
+
+# Class weights
+
+
+def make_weighted_loss(
+    rows: datasets.Dataset, problem_type: str, label2id: dict[str, int]
+) -> Callable[..., torch.Tensor]:
+    """
+    Trainer's `compute_loss_func`, in which rare labels weigh more: the weights are in inverse proportion to the rows
+    of a label and have a mean of 1 over the rows; of several labels a row, the rows with a label weigh as much in all
+    as those without.
+
+    Args:
+        rows: the training rows, as of [`encode`].
+        label2id: class indices by name.
+
+    Raises:
+        UsageError: a label is in no row, or, of several labels a row, in all of them.
+    """
+    labels = torch.as_tensor(np.array(rows.with_format("arrow")[:]["labels"].to_pylist()))
+    several = problem_type == "multi_label_classification"
+    counts = labels.sum(dim=0) if several else torch.bincount(labels, minlength=len(label2id))
+    for name, index in label2id.items():
+        count = int(counts[index])
+        if count == 0 or (several and count == len(labels)):
+            raise UsageError(
+                f"--class_weights balanced: label {name!r} is in {count} of {len(labels)} training rows (expected "
+                "each in some of them)"
+            )
+    weights = (len(labels) - counts) / counts if several else len(labels) / (len(label2id) * counts)
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        num_items = labels.numel() if num_items_in_batch is None else num_items_in_batch
+        logits, weight = outputs["logits"], weights.to(outputs["logits"])
+        if several:
+            total = F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=weight, reduction="sum")
+        else:
+            total = F.cross_entropy(logits, labels, weight=weight, reduction="sum")
+        return total / num_items
+
+    return loss
