@@ -179,7 +179,8 @@ def sample_outputs(model: PreTrainedModel) -> list[float]:
         name = "input_values" if model.main_input_name == "input_ids" else model.main_input_name
         inputs = {name: (torch.arange(8 * size) % 3 == 0).float().view(1, 8, size)}
     output = model.eval()(**inputs)
-    first = next(value for value in output.values() if isinstance(value, torch.Tensor)).flatten().float()
+    values = (value[0] if isinstance(value, tuple) else value for value in output.values())  # params are a tuple
+    first = next(value for value in values if isinstance(value, torch.Tensor)).flatten().float()
     return [round(value, 5) for value in first[(len(first) - 1) * numbers // 7].tolist()]
 
 
