@@ -88,12 +88,20 @@ def collect(upload: Path, args: argparse.Namespace) -> list[str]:
         shutil.copy(file, upload)
     config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
-    if not code or not all((upload / file).exists() for file in code):
+    is_known = is_of_transformers(config)
+    if not is_known and (not code or not all((upload / file).exists() for file in code)):
         add_code(upload, config)
-    facts = {"checkpoint": args.repository, "has_code": True, "revision": args.revision}
+    facts = {"checkpoint": args.repository, "has_code": not is_known, "revision": args.revision}
     if args.license is not None:
         facts |= {name: getattr(args, name) for name in ("license", "license_name", "license_link")}
     return rewrite_card(upload, old_checkpoint=args.folder, **facts)
+
+
+def is_of_transformers(config: dict) -> bool:
+    """Whether Transformers itself has the model's code, as that of a Llama."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return config.get("model_type") in CONFIG_MAPPING_NAMES and not config.get("auto_map")
 
 
 def add_code(upload: Path, config: dict):
@@ -125,16 +133,20 @@ def check_model(upload: Path):
         UsageError: weights are missing or left over, or the outputs are not finite.
     """
     import torch
+    import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     [architecture] = config["architectures"]
-    [reference] = [name for name in config["auto_map"].values() if name.endswith(f".{architecture}")]
-    model_class = get_class_from_dynamic_module(reference, upload)
+    if is_of_transformers(config):
+        model_class = getattr(transformers, architecture)
+    else:
+        [reference] = [name for name in config["auto_map"].values() if name.endswith(f".{architecture}")]
+        model_class = get_class_from_dynamic_module(reference, upload)
     model, loading = model_class.from_pretrained(upload, output_loading_info=True)
     if wrong := {key: sorted(names) for key, names in loading.items() if names}:
         raise UsageError(f"the weights do not match config.json: {wrong}")
-    if model.config.input_size is None:
+    if getattr(model.config, "input_size", None) is None:
         sample = {"input_ids": torch.arange(8)[None] % model.config.vocab_size}
     else:
         sample = {"input_values": torch.zeros(1, 8, model.config.input_size)}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import compare
 import evaluate_checkpoint
+import make_hub_folder
+import push_to_hub
 import pytest
 import torch
 import train_causal_lm
@@ -85,6 +87,19 @@ def test_the_table_says_what_the_runs_did(runs, monkeypatch, capsys):
     assert rows(page) == rows(said)
     width, height = Image.open("page/all.png").size
     assert width > 2 * height  # against steps, and against time
+
+
+def test_a_model_of_transformers_is_shared_without_code(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    folder = tmp_path / "llama"
+    make_hub_folder.main(["llama", str(folder)])
+    push_to_hub.main([str(folder), "anna/llama", "--dry_run"])
+    assert "modeling" not in capsys.readouterr().out
+    card = (folder / "README.md").read_text()
+    assert "With PyTorch and Transformers:" in card and "AutoModelForCausalLM.from_pretrained(" in card
+    assert "rtransformer_hf" not in card and "trust_remote_code" not in card
+    compare.main([str(folder)])
+    assert load_runs([str(folder)], [], any_data=False)[0].curves["validation"]["step"] == [2, 4]
 
 
 def test_flops_are_those_of_the_matrix_products(runs):
