@@ -240,6 +240,7 @@ def flops_per_position(run: Run) -> float:
     Attention counts in full, as if no later position were masked. A training step takes about three times as many.
     """
     config = AutoConfig.from_pretrained(run.folder)
+    config.pad_token_id = None  # some models look for padding in the values, which there are none of here
     length = run.settings.get("context_length") or LENGTH
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = model_class(run)._from_config(config, attn_implementation="eager")
@@ -307,14 +308,16 @@ def draw_curves(runs: list[Run]) -> "Figure | None":
     if any("seconds" in points for run in drawn for points in run.curves.values()):
         panels.append(("seconds", "minutes of training", 60))
     figure = Figure(figsize=(1 + 6 * len(panels), 5), layout="constrained")
-    for axes, (key, label, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (key, xlabel, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for index, run in enumerate(drawn):
-            for split, style in (("training", {"alpha": 0.25}), ("validation", {"marker": ".", "label": run.name})):
+            label = run.name  # of the first line alone
+            for split, style in (("validation", {"marker": "."}), ("training", {"alpha": 0.25})):
                 points = run.curves.get(split, {})
                 if points.get(key):
                     places = [value / scale for value in points[key]]
-                    axes.plot(places, points["loss"], color=f"C{index % 10}", **style)
-        axes.set(xlabel=label, ylabel=f"loss ({TASKS[drawn[0].facts.task].loss_unit})")
+                    axes.plot(places, points["loss"], color=f"C{index % 10}", label=label, **style)
+                    label = None
+        axes.set(xlabel=xlabel, ylabel=f"loss ({TASKS[drawn[0].facts.task].loss_unit})")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
