@@ -217,7 +217,7 @@ def test_fsdp(folder):
 
 def test_fsdp_without_accelerators():
     trainer = SimpleNamespace(args=SimpleNamespace(fsdp=True), is_fsdp_enabled=False)
-    with pytest.raises(UsageError, match="--fsdp shards on accelerators alone"):
+    with pytest.raises(UsageError, match="--fsdp needs an accelerator"):
         train_and_evaluate(trainer, {}, None, None, {}, data="", commands=[])
 
 

@@ -96,7 +96,7 @@ def trained(hub, data):
     process = machine.train("train_causal_lm.py", "recipe.yaml", *TEXT, "--output_dir", "tiny", *strategy)
     assert process.returncode == 0, process.stderr
     assert not any(fault.times for fault in hub.faults)
-    assert "A push to the Hub failed, and the training goes on: HfHubHTTPError: " in process.stderr
+    assert "A push to the Hub failed; the training continues: HfHubHTTPError: " in process.stderr
     return data / "tiny"
 
 

@@ -365,7 +365,7 @@ def test_a_folder_with_another_model(folder, monkeypatch, flags, named):
     before = Path("out/model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
-        with pytest.raises(UsageError, match="--output_dir out holds another model") as error:
+        with pytest.raises(UsageError, match="--output_dir: 'out' holds another model") as error:
             train(*flags)
     assert named in str(error.value) and "--overwrite_output_dir" in str(error.value)
     assert Path("out/model.safetensors").read_bytes() == before
@@ -378,9 +378,9 @@ def test_a_folder_with_another_model(folder, monkeypatch, flags, named):
 def test_a_folder_with_something_else(folder):
     Path("out").mkdir()
     Path("out/README.md").write_text("mine")
-    with pytest.raises(UsageError, match=r"--output_dir out holds something else \(README.md\)"):
+    with pytest.raises(UsageError, match=r"--output_dir: 'out' holds other files \(README.md\)"):
         train()
-    with pytest.raises(UsageError, match=r"--output_dir train.txt is a file"):
+    with pytest.raises(UsageError, match=r"--output_dir: 'train.txt' is a file"):
         train("--output_dir", "train.txt")
     with pytest.raises(UsageError, match=r"--resume_from_checkpoint: no checkpoint: 'nowhere' "):
         train("--output_dir", "new", "--resume_from_checkpoint", "nowhere")

@@ -284,7 +284,7 @@ def test_a_finished_run_is_evaluated_again_without_training(folder, monkeypatch)
 )
 def test_a_folder_with_another_model(folder, flags, named):
     train("--max_steps", "1")
-    with pytest.raises(UsageError, match="--output_dir out holds another model") as error:
+    with pytest.raises(UsageError, match="--output_dir: 'out' holds another model") as error:
         train(*flags)
     assert named in str(error.value)
 

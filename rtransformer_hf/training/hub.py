@@ -31,8 +31,8 @@ def explain_hub_error(error: Exception) -> str:
         )
     if status == 403:
         return (
-            "the token may not write there; accepted: one of the role write, and a name of your own or of an "
-            "organisation that lets you write"
+            "the token may not write there (expected a token of the role write, and a repository of yours or of an "
+            "organisation that lets you write)"
         )
     text = str(error).strip().partition("\n")[0].rstrip(".")
     server_message = getattr(error, "server_message", None)

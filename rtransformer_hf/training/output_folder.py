@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a training script: it holds one run, which goes on where it stopped."""
+"""The output folder of a training script. It holds one run, which resumes where it stopped."""
 
 import json
 import logging
@@ -95,19 +95,19 @@ class ResumableTrainingArguments(TrainingArguments):
     state_file: ClassVar = TRAINER_STATE_FILE
 
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Train anew where --output_dir holds another model, or this one."}
+        default=False, metadata={"help": "Start from scratch, even if --output_dir holds a run."}
     )
     report_to: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What to log to: tensorboard, wandb, trackio, all, none and others of Transformers' integrations. "
-            "Unset: tensorboard, where it is installed."
+            "help": "What to log to: tensorboard, wandb, trackio, all, none, or another integration of Transformers. "
+            "Unset: tensorboard, if it is installed."
         },
     )
 
     muon: bool = field(
         default=False,
-        metadata={"help": "Train the matrices of the blocks with Muon, everything else with AdamW."},
+        metadata={"help": "Train the blocks' matrices with Muon, and everything else with AdamW."},
     )
     muon_learning_rate: float | None = field(
         default=None,
@@ -119,7 +119,7 @@ class ResumableTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Stop after so many evaluations in a row without a better --metric_for_best_model. With "
+            "help": "Stop after this many evaluations in a row without a better --metric_for_best_model. Needs "
             "--load_best_model_at_end.",
             "type": positive_integer,
         },
@@ -127,8 +127,7 @@ class ResumableTrainingArguments(TrainingArguments):
     average_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Evaluate and save an exponential moving average of the weights, of which a step keeps this part: "
-            "0.999, for example.",
+            "help": "Evaluate and save an exponential moving average of the weights with this decay, such as 0.999.",
             "type": fraction,
         },
     )
@@ -136,14 +135,14 @@ class ResumableTrainingArguments(TrainingArguments):
     def __post_init__(self):
         check_json(self)
         if self.muon_learning_rate is not None and not self.muon:
-            raise UsageError(f"--muon_learning_rate {self.muon_learning_rate} goes with --muon alone.")
+            raise UsageError(f"--muon_learning_rate {self.muon_learning_rate}: --muon is missing (expected with it)")
         for flag, value in (("muon", self.muon), ("average_decay", self.average_decay)):
             if value and self.fsdp:
-                raise UsageError(f"--{flag} needs whole weights, which --fsdp splits; one of the two is accepted.")
+                raise UsageError(f"--{flag} needs whole weights, which --fsdp splits (expected one of the two)")
         if self.output_dir is None:
             raise UsageError("--output_dir: missing (expected the folder to write to)")
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # Trainer takes every metric for one that grows, whose name does not end with "loss".
+            # Trainer assumes that greater is better for any metric whose name does not end with "loss".
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") in GREATER_IS_BETTER
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
@@ -172,7 +171,7 @@ class ResumableTrainingArguments(TrainingArguments):
             raise UsageError(f"--deepspeed {self.deepspeed}: not available here; `pip install deepspeed` installs it.")
         try:
             super().__post_init__()
-        except (ImportError, OSError, RuntimeError) as error:  # of what is not installed, or not there
+        except (ImportError, OSError, RuntimeError) as error:  # a package or a file is missing
             raise UsageError(one_line(error)) from error
         if self.torch_compile:
             try:
@@ -182,14 +181,14 @@ class ResumableTrainingArguments(TrainingArguments):
         check_optimizer(self)
 
     def __getstate__(self) -> dict:
-        """What training_args.bin holds, which Trainer pushes to the Hub: without the token."""
+        """Leaves the token out of training_args.bin, which Trainer pushes to the Hub."""
         return {**self.__dict__, "hub_token": None}
 
 
 def check_json(args: ResumableTrainingArguments):
     """
     Raises:
-        UsageError: --lr_scheduler_kwargs is no JSON object.
+        UsageError: --lr_scheduler_kwargs is not a JSON object.
     """
     value = args.lr_scheduler_kwargs
     if isinstance(value, str):
@@ -204,15 +203,15 @@ def check_json(args: ResumableTrainingArguments):
 def check_optimizer(args: ResumableTrainingArguments):
     """
     Raises:
-        UsageError: the optimizer of --optim can't be made here, or the schedule not with its settings.
+        UsageError: the optimizer of --optim, or the schedule, can't be made with its settings.
     """
-    toy = torch.nn.ParameterList([torch.zeros(1)])  # a layer would draw random numbers
+    toy = torch.nn.ParameterList([torch.zeros(1)])  # unlike a layer, it draws no random numbers
     optimizer = torch.optim.SGD(toy.parameters())
     if hasattr(args, "optim") and args.optim_target_modules is None:
         try:
             optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args, toy)
             optimizer = optimizer_class(toy.parameters(), **settings)
-        except Exception as error:  # of many libraries
+        except Exception as error:  # optimizers come from many libraries
             name = getattr(args.optim, "value", args.optim)
             raise UsageError(f"--optim {name} can't be made with these settings: {one_line(error)}") from error
     schedule, settings = args.lr_scheduler_type, args.lr_scheduler_kwargs
@@ -258,10 +257,10 @@ def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
     """
     Args:
         args: those of the training.
-        metrics: the names that an evaluation gives.
+        metrics: names of the metrics that an evaluation computes.
 
     Raises:
-        UsageError: --metric_for_best_model is none of them.
+        UsageError: --metric_for_best_model is not among them.
     """
     name = args.metric_for_best_model
     if name is not None and name.removeprefix("eval_") not in metrics:
@@ -272,11 +271,16 @@ def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
 
 
 def check_output_dir(args: ResumableTrainingArguments):
-    """Refuse a folder that holds anything but a run of this script."""
+    """
+    Checks that the folder can hold this run, before any work is done.
+
+    Raises:
+        UsageError: it holds other files, is a file, or can't be written to; or there is no such checkpoint.
+    """
     on_stop(partial(how_to_go_on, args))
     output_dir = Path(args.output_dir)
     if output_dir.exists() and not output_dir.is_dir():
-        raise UsageError(f"--output_dir {args.output_dir} is a file; a folder is accepted.")
+        raise UsageError(f"--output_dir: {args.output_dir!r} is a file (expected a folder)")
     nearest = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise UsageError(f"--output_dir {args.output_dir}: {nearest} can't be written to (expected a folder)")
@@ -288,13 +292,21 @@ def check_output_dir(args: ResumableTrainingArguments):
     is_free = not output_dir.exists() or (output_dir / RUN_FILE).exists() or args.overwrite_output_dir
     if args.should_save and not is_free and (found := sorted(path.name for path in output_dir.iterdir())):
         raise UsageError(
-            f"--output_dir {args.output_dir} holds something else ({', '.join(found[:5])}); accepted: a new or empty "
-            "folder, that of the same run, or any with --overwrite_output_dir."
+            f"--output_dir: {args.output_dir!r} holds other files ({', '.join(found[:5])}) (expected a new or empty "
+            "folder, that of the same run, or --overwrite_output_dir)"
         )
 
 
 def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str | None:
-    """Mark the folder as this run's, and return the checkpoint to go on from, if there is one."""
+    """
+    Marks the folder as this run's, and returns the checkpoint to resume from, if there is one.
+
+    Args:
+        identity: what a run can't change once it has started: its model and its training data.
+
+    Raises:
+        UsageError: the folder holds a run with another identity.
+    """
     run_file = Path(args.output_dir, RUN_FILE)
     if run_file.exists() and not args.overwrite_output_dir:
         found = json.loads(run_file.read_text(encoding="utf-8"))
@@ -307,8 +319,8 @@ def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str 
         ]
         if differences:
             raise UsageError(
-                f"--output_dir {args.output_dir} holds another model ({'; '.join(differences)}); accepted: a new or "
-                "empty folder, that of the same run, or any with --overwrite_output_dir."
+                f"--output_dir: {args.output_dir!r} holds another model ({'; '.join(differences)}) (expected a new or "
+                "empty folder, that of the same run, or --overwrite_output_dir)"
             )
     if args.should_save:
         if args.overwrite_output_dir:
@@ -320,12 +332,12 @@ def prepare_output_dir(args: ResumableTrainingArguments, identity: dict) -> str 
         return args.resume_from_checkpoint
     checkpoint = last_checkpoint(args.output_dir, args.state_file)
     if checkpoint is not None and args.should_log:
-        logger.info(f"Going on from {checkpoint}; --overwrite_output_dir starts anew.")
+        logger.info(f"Resuming from {checkpoint}; --overwrite_output_dir starts from scratch.")
     return checkpoint
 
 
 def with_config_defaults(identity: dict) -> dict:
-    """What a new model has in place of what is unset, so that it may also be said: it is the same model."""
+    """Puts the default in place of an unset flag: a new model is the same whether or not it is given."""
     if identity.get("model_name_or_path") is not None:
         return identity
     return {key: getattr(RTransformerConfig, key, None) if value is None else value for key, value in identity.items()}
@@ -347,7 +359,7 @@ def how_to_go_on(args: ResumableTrainingArguments) -> str:
 
 
 def planned_steps(args: ResumableTrainingArguments, batches_per_epoch: int | None) -> int:
-    """Steps of the training; `batches_per_epoch` is None where --max_steps alone says."""
+    """Number of steps of the training. `batches_per_epoch` is None for a stream, which needs --max_steps."""
     if args.max_steps > 0:
         return args.max_steps
     steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)

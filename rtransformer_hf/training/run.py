@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every training script does once model and data are there: train, or go on, evaluate, report and save."""
+"""Start and end of every training script: train or resume, evaluate, write the card, save and push."""
 
 import atexit
 import json
@@ -54,7 +54,7 @@ LAST_WEIGHTS_FILE = "last_weights.safetensors"  # of a checkpoint whose model is
 
 
 class ReportingTrainer(Trainer):
-    """Trainer whose model card says what the model is and how to use it, in pushes to the Hub too."""
+    """A Trainer whose model card describes the model and its use, in pushes to the Hub, too."""
 
     def __init__(self, *args, report: TaskReport, **kwargs):
         try:
@@ -110,7 +110,7 @@ class ReportingTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         if "input_ids" in inputs:
             return super().floating_point_ops(inputs)
-        # Trainer would count every number of a vector, where the model works once a position.
+        # Trainer would count each value of an input vector, but the model does its work once per position.
         return 6 * num_positions(inputs) * self.model.num_parameters(exclude_embeddings=True)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> torch.Tensor:
@@ -121,7 +121,7 @@ class ReportingTrainer(Trainer):
         super().log({**logs, SECONDS: round(self.clock.seconds, 3)} if self.is_in_train else logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        # Trainer makes no folder for a checkpoint in shards, but goes by it at once: does the best checkpoint exist?
+        # For a sharded checkpoint, Trainer makes no folder, but at once checks that the best checkpoint's exists.
         Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
         super().save_model(output_dir, _internal_call)
 
@@ -145,7 +145,7 @@ class ReportingTrainer(Trainer):
 
     def _load_best_model(self):
         super()._load_best_model()
-        self.average = None  # the best model is one
+        self.average = None  # the best checkpoint holds an average already
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         with self.clock.paused(), nullcontext() if self.average is None else self.average.in_place():
@@ -154,7 +154,7 @@ class ReportingTrainer(Trainer):
         return metrics
 
     def _issue_warnings_after_load(self, load_result):
-        # A tied weight is saved once, under one of its names: under the others nothing is missing.
+        # A tied weight is saved once, under one of its names. The others are not missing.
         missing = [name for name in load_result.missing_keys if name not in self.model.all_tied_weights_keys]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
@@ -167,7 +167,7 @@ class ReportingTrainer(Trainer):
     def init_hf_repo(self, *args, **kwargs):
         """
         Raises:
-            UsageError: the repository can't be made or written to, which is told before the training.
+            UsageError: the repository can't be made or written to. Raised before the training.
         """
         if not self.is_world_process_zero():
             return
@@ -177,15 +177,15 @@ class ReportingTrainer(Trainer):
             hub.auth_check(self.hub_model_id, write=True)
             if self.args.hub_revision is not None:
                 hub.create_branch(self.hub_model_id, branch=self.args.hub_revision, exist_ok=True)
-        except Exception as error:  # of the network and of the Hub, in every layer below
+        except Exception as error:  # the network and the Hub raise many kinds
             name = self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).resolve().name
             raise UsageError(f"--push_to_hub: can't push to {name!r}: {explain_hub_error(error)}") from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         """
-        Pushes in the background, as Trainer does, but with code and card, so that others can open what is there, and
-        with a word where it fails. A push that is still under way reads the files that this one would change: with
-        --hub_always_push it is waited for, else there is no other until it is done.
+        Pushes in the background, as Trainer does, but with code and card, so that the repository can be used at any
+        time, and warns if it fails. A push in progress reads the files that this one changes: with --hub_always_push
+        this one waits for it, otherwise it is skipped.
         """
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
@@ -202,7 +202,7 @@ class ReportingTrainer(Trainer):
 
 
 class AverageCallback(TrainerCallback):
-    """Keeps the average of the weights while a ReportingTrainer trains, and leaves it in the model."""
+    """Averages the weights while a ReportingTrainer trains, and leaves the average in the model."""
 
     def __init__(self, trainer: ReportingTrainer):
         self.trainer = trainer
@@ -222,14 +222,13 @@ class AverageCallback(TrainerCallback):
 
 class EarlyStopping(EarlyStoppingCallback):
     """
-    In a resumed training, it goes on counting. Trainer could restore it as well, but with the patience of before in
-    place of the one that is given now.
+    Continues to count in a resumed training. Trainer can restore the callback, too, but with the old patience.
     """
 
     def on_train_begin(self, args, state: TrainerState, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         self.early_stopping_patience_counter = self.counter(state)
-        state.stateful_callbacks[type(self).__name__] = self.state()  # Trainer keeps those that it knows from before
+        state.stateful_callbacks[type(self).__name__] = self.state()  # Trainer keeps the restored ones
 
     def on_evaluate(self, args, state: TrainerState, control, metrics, **kwargs):
         super().on_evaluate(args, state, control, metrics, **kwargs)
@@ -241,13 +240,13 @@ class EarlyStopping(EarlyStoppingCallback):
 
     @classmethod
     def counter(cls, state: TrainerState) -> int:
-        """Evaluations in a row without a better metric, as of a state that has been saved."""
+        """The number of evaluations in a row without a better metric, from a saved state."""
         saved = state.stateful_callbacks.get(cls.__name__, {})
         return saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells a training set of every epoch, which Trainer tells samplers alone."""
+    """Passes the epoch to the training set. Trainer passes it to samplers only."""
 
     def __init__(self, train_dataset: Dataset):
         self.train_dataset = train_dataset
@@ -259,28 +258,28 @@ class EpochCallback(TrainerCallback):
 def raise_if_diverged(loss: float, learning_rate: float):
     """
     Raises:
-        UsageError: the loss of an evaluation is no number, from which no training comes back.
+        UsageError: the loss of an evaluation is not finite. A training does not recover from that.
     """
     if not math.isfinite(loss):
         raise UsageError(
             f"the training has diverged: the loss of an evaluation is {loss}. A --learning_rate below "
-            f"{learning_rate:g} is accepted, or more --warmup_steps; the checkpoints up to now are kept."
+            f"{learning_rate:g} or more --warmup_steps may help; the checkpoints so far are kept."
         )
 
 
 def warn_of_failure(push: Future):
     if error := push.exception():
-        logger.warning(f"A push to the Hub failed, and the training goes on: {explain_hub_error(error)}.")
+        logger.warning(f"A push to the Hub failed; the training continues: {explain_hub_error(error)}.")
 
 
 def start_training(args: ResumableTrainingArguments, metrics: Sequence[str]):
     """
-    What every training script does once its arguments are there: it checks them against each other, lets the package
-    log to the terminal, and seeds all random numbers.
+    Starts a training script once its arguments are parsed: checks them against each other, logs to the terminal, and
+    seeds all random numbers.
 
     Args:
         args: those of the training.
-        metrics: names of what an evaluation gives, for --metric_for_best_model.
+        metrics: names of the metrics that an evaluation computes, for --metric_for_best_model.
 
     Raises:
         UsageError: the metric is unknown, or the output folder can't be used.
@@ -306,18 +305,18 @@ def train_and_evaluate(
         trainer: with its model and training set.
         splits: "validation" and, where there is one, "test", on which the model is evaluated at the end.
         metrics_of: makes Trainer's `compute_metrics` for a split.
-        checkpoint: that to go on from, as of `prepare_output_dir`.
-        evaluation: settings of the data, written beside the model for who evaluates it.
-        data: what is trained on, in words.
-        commands: those that use the model, as of `command`.
+        checkpoint: the one to resume from, as returned by `prepare_output_dir`.
+        evaluation: settings of the data, written beside the model for later evaluations.
+        data: the training data, in words.
+        commands: command lines that use the model, as of `command`.
 
     Raises:
-        UsageError: --fsdp is given where nothing would be sharded.
+        UsageError: --fsdp is given without an accelerator.
     """
     atexit.register(leave_process_group)
     args = trainer.args
     if args.fsdp and not trainer.is_fsdp_enabled:
-        raise UsageError("--fsdp shards on accelerators alone; without it, the same command trains on a CPU.")
+        raise UsageError("--fsdp needs an accelerator (expected no --fsdp on a CPU)")
     is_stream = isinstance(trainer.train_dataset, IterableDataset)
     num_batches = None if is_stream else len(trainer.get_train_dataloader())
     num_steps = planned_steps(args, num_batches)
@@ -338,13 +337,13 @@ def train_and_evaluate(
         )
     if finished is None:
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.remove_callback(EarlyStopping)  # what is evaluated below is nothing to stop
+        trainer.remove_callback(EarlyStopping)  # it must not stop the evaluations below
         result.metrics["resumed_at_step"] = 0 if state is None else state.global_step
         result.metrics.update(trainer.clock.metrics(trainer.report.unit, args.world_size, args.device))
         trainer.outcome.training = result.metrics
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
-    else:  # Trainer would take one step more
+    else:  # Trainer would take another step
         if is_main:
             print_finished(args, state_of_finished.global_step, num_steps)
         trainer.state = state_of_finished
@@ -362,8 +361,8 @@ def train_and_evaluate(
     if is_main:
         atomic_write(Path(args.output_dir, EVALUATION_FILE), json.dumps(evaluation, indent=2).encode())
         trainer.outcome.has_curves = plot_learning_curves(trainer, trainer.report.loss_unit)
-    trainer.save_model(_internal_call=True)  # without a push: the model is there whatever comes of that
-    trainer.save_state()  # after the model, of which it says that it is finished
+    trainer.save_model(_internal_call=True)  # without a push, which may fail
+    trainer.save_state()  # after the model: it marks the run as finished
     if is_main and not trainer.is_fsdp_enabled:  # which puts a class of its own in place of the model's
         saved = type(trainer.model).from_pretrained(args.output_dir, dtype=torch.float32)
         trainer.outcome.sample_outputs = sample_outputs(saved)
@@ -377,7 +376,7 @@ def train_and_evaluate(
 def finished_model(
     trainer: ReportingTrainer, checkpoint: str | None, state: TrainerState | None, num_steps: int
 ) -> tuple[str | None, TrainerState | None]:
-    """The folder with the model of a training that is over, and its state; None and None where it is not."""
+    """The folder with the model of a finished training, and its state; None and None if it is not finished."""
     args = trainer.args
 
     def is_over(state: TrainerState) -> bool:
@@ -387,7 +386,7 @@ def finished_model(
     if state is not None and is_over(state):
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         return best or checkpoint, state
-    # Not every --save_strategy leaves a checkpoint of the last step.
+    # Some values of --save_strategy leave no checkpoint of the last step.
     file = Path(args.output_dir, TRAINER_STATE_FILE)
     if args.resume_from_checkpoint is None and file.exists() and not trainer.is_fsdp_enabled:
         state = TrainerState.load_from_json(str(file))
@@ -408,7 +407,7 @@ def print_start(
     checkpoint: str | None,
     step: int,
 ):
-    """Says what is about to be trained, on what, for how long, and where it logs to."""
+    """Prints model, data, device, length and log destinations of the training."""
     num_steps = planned_steps(args, batches_per_epoch)
     if batches_per_epoch is None:
         epochs = "of a stream"
@@ -444,20 +443,20 @@ def print_finished(args: ResumableTrainingArguments, step: int, num_steps: int):
 
 
 def print_end(output_dir: str, commands: list[list[str]]):
-    """Says where the model is, and how to use it."""
+    """Prints where the model is, and commands that use it."""
     print(f"The model is in {output_dir}. To use it:", flush=True)
     for words in commands:
         print(f"    {shlex.join(words)}", flush=True)
 
 
 def command(script: str, *words: str) -> list[str]:
-    """The command that runs one of the scripts from the current folder."""
+    """The command line that runs one of the scripts from the current folder."""
     path = Path(os.path.relpath(Path(__file__).parents[2] / "scripts" / script))
     return ["python", str(path if ".." not in path.parts else path.resolve()), *words]
 
 
 def evaluation_command(args: ResumableTrainingArguments, data: list[str] | None) -> list[str]:
-    """That which evaluates the model again: on these flags for its data, or where there are none, on any data."""
+    """The command line that evaluates the model, with flags for its data, or a placeholder if there are none."""
     return command("evaluate_checkpoint.py", args.output_dir, *(data or ["--data", "DATA"]))
 
 
@@ -467,9 +466,9 @@ def plural(number: int, noun: str) -> str:
 
 def leave_process_group():
     """
-    Gloo's threads let go of the tensors of their last work when that is done, for which they need the interpreter.
-    Once that ends, asking for it aborts the process, which its launcher takes for a failure. Leaving the group ends
-    the threads, unless FSDP's caches hold the group still: the wait lets them have the interpreter before.
+    Leaves the process group before the interpreter ends. Gloo's threads need the interpreter to free the tensors of
+    their last operation; if it has ended, the process aborts and its launcher reports a failure. FSDP's caches can
+    keep the group and its threads alive, so the wait lets them finish first.
     """
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -479,7 +478,7 @@ def leave_process_group():
 def push(trainer: ReportingTrainer):
     try:
         trainer.push_to_hub()
-    except Exception as error:  # of the network and of the Hub, in every layer below
+    except Exception as error:  # the network and the Hub raise many kinds
         again = ["python", "scripts/push_to_hub.py", trainer.args.output_dir, trainer.hub_model_id]
         if trainer.args.hub_revision is not None:
             again += ["--revision", trainer.args.hub_revision]
@@ -490,10 +489,10 @@ def push(trainer: ReportingTrainer):
 
 
 def load_model(trainer: Trainer, checkpoint: str):
-    """Puts the weights of a checkpoint into the model of a Trainer that does not train."""
+    """Loads the weights of a checkpoint into the model of a Trainer that will not train."""
     if not trainer.is_fsdp_enabled:
         trainer.model.load_state_dict(type(trainer.model).from_pretrained(checkpoint).state_dict())
         return
-    # Accelerate shards a model together with its optimizer alone, and Trainer has none for evaluation.
+    # Accelerate shards a model only together with an optimizer, which Trainer does not make for evaluation.
     trainer.model, _ = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
     load_fsdp_model(trainer.accelerator.state.fsdp_plugin, trainer.accelerator, trainer.model, checkpoint)
