@@ -4,8 +4,8 @@ Trains a causal language model on text, evaluates it, and saves it with tokenize
 
     python scripts/train_causal_lm.py [RECIPE.yaml] --train_file book.txt --output_dir outputs/book
 
-A recipe holds flags, one a line (`hidden_size: 256`); flags on the command line win over it. The same command again
-goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_causal_lm.py ...`.
+A recipe holds flags, one per line (`hidden_size: 256`); flags on the command line override it. The same command again
+resumes from the last checkpoint. On several devices: `accelerate launch scripts/train_causal_lm.py ...`.
 """
 
 import sys

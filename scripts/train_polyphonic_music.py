@@ -4,8 +4,8 @@ Trains the music model on piano rolls, evaluates it, and saves it with metrics, 
 
     python scripts/train_polyphonic_music.py scripts/recipes/nottingham.yaml --data Nottingham.mat --output_dir music
 
-A recipe holds flags, one a line (`hidden_size: 160`); flags on the command line win over it. The same command again
-goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_polyphonic_music.py ...`.
+A recipe holds flags, one per line (`hidden_size: 160`); flags on the command line override it. The same command again
+resumes from the last checkpoint. On several devices: `accelerate launch scripts/train_polyphonic_music.py ...`.
 """
 
 import contextlib
@@ -57,10 +57,10 @@ logger = logging.getLogger(__name__)
 class MusicModelArguments(ModelArguments):
     key_head_type: str | None = field(
         default=None,
-        metadata={"help": "Keys of a frame, given the past: independent (the paper), or autoregressive."},
+        metadata={"help": "Keys of a frame, given the past: independent (the paper) or autoregressive."},
     )
     key_head_size: int | None = field(
-        default=None, metadata={"help": "Hidden units a key of the autoregressive head."}
+        default=None, metadata={"help": "Hidden units per key of the autoregressive head."}
     )
 
 
@@ -69,15 +69,13 @@ class MusicArguments(PianoRollArguments):
     transpose: int = field(
         default=0,
         metadata={
-            "help": "Largest shift of a training tune, in semitones up or down, drawn anew every epoch.",
+            "help": "Transpose training tunes by up to this many semitones, at random each epoch.",
             "type": number(int, at_least=0, less_than=NUM_KEYS),
         },
     )
     sum_loss: bool = field(
         default=False,
-        metadata={
-            "help": "Sum the loss over the frames of a batch, as the published code does, in place of the mean."
-        },
+        metadata={"help": "Sum the loss over the frames of a batch, as the published code does, instead of the mean."},
     )
 
 
@@ -168,12 +166,12 @@ def main(argv: list[str] | None = None):
 
 def set_frames_per_beat(args: MusicArguments, model_name_or_path: str | None, warns: bool):
     """
-    Sets the frames for each quarter note, where no flag does, to those of the model to train further.
+    Sets unset frames per quarter note to those of the model to fine-tune, or else the default.
 
     Args:
-        args: that they are set in.
-        model_name_or_path: the model to train further, if it is one. One that can't be opened is refused later on.
-        warns: whether to say that a flag differs from what the model was trained on.
+        args: where they are set.
+        model_name_or_path: the model to fine-tune, if any. One that can't be opened is refused later.
+        warns: whether to warn that the flag differs from the model's training.
     """
     trained = None
     if model_name_or_path is not None:

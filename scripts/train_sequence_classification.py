@@ -6,8 +6,8 @@ processor, metrics, card and learning curves.
     python scripts/train_sequence_classification.py scripts/recipes/trec.yaml --train_file trec.csv --output_dir out
     python scripts/train_sequence_classification.py scripts/recipes/smnist.yaml --dataset_name mnist --output_dir out
 
-A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line win over it. The same command again
-goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_sequence_classification.py ...`.
+A recipe holds flags, one per line (`hidden_size: 128`); flags on the command line override it. The same command again
+resumes from the last checkpoint. On several devices: `accelerate launch scripts/train_sequence_classification.py ...`.
 """
 
 import sys

@@ -7,9 +7,9 @@ extractor, metrics, card and pictures.
     python scripts/train_time_series.py --task classify --layout wide --train_file motions.csv --output_dir out
     python scripts/train_time_series.py --task label_each_step --train_file sensors.npz --output_dir out
 
-Forecasts are validated and tested on the last steps of each series. A recipe holds flags, one a line (`horizon: 12`);
-flags on the command line win over it. The same command again goes on from the last checkpoint. Several processes:
-`accelerate launch scripts/train_time_series.py ...`.
+Forecasts are validated and tested on the last steps of each series. A recipe holds flags, one per line
+(`horizon: 12`); flags on the command line override it. The same command again resumes from the last checkpoint. On
+several devices: `accelerate launch scripts/train_time_series.py ...`.
 """
 
 import sys

@@ -6,8 +6,8 @@ tokenizer, metrics, card and learning curves.
     python scripts/train_token_classification.py --train_file train.conll --test_file test.conll --output_dir out
     python scripts/train_token_classification.py --train_file train.json --tags_column ner_tags --output_dir out
 
-A recipe holds flags, one a line (`hidden_size: 128`); flags on the command line win over it. The same command again
-goes on from the last checkpoint. Several processes: `accelerate launch scripts/train_token_classification.py ...`.
+A recipe holds flags, one per line (`hidden_size: 128`); flags on the command line override it. The same command again
+resumes from the last checkpoint. On several devices: `accelerate launch scripts/train_token_classification.py ...`.
 """
 
 import sys

@@ -162,6 +162,8 @@ def test_splits_that_are_asked_for(mat_file, midi_folder, splits):
 def test_arguments_from_the_command_line(capsys):
     (args,) = parse_arguments([PianoRollArguments], ["--data", "tunes.mat", "--frames_per_beat", "4"], "")
     assert args == PianoRollArguments(data="tunes.mat", frames_per_beat=4)
+    (args,) = parse_arguments([PianoRollArguments], ["--dataset_name", "tunes"], "")  # as the other tasks call it
+    assert args == PianoRollArguments(data="tunes")
     for frames in ("0", "97"):
         with pytest.raises(SystemExit):
             parse_arguments([PianoRollArguments], ["--data", "tunes.mat", "--frames_per_beat", frames], "")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Where a training script's data comes from: files, a local folder, or a data set on the Hub, and its splits.
+Reads the splits of a training script's data from files, a local folder, or a data set on the Hub.
 
 Cells of CSV and TSV files are text as written, wherever the files lie: None, NA and null are words, 00 has its zeros.
 """
@@ -30,7 +30,7 @@ FORMATS = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".parquet": "parquet",
-}  # any other suffix: plain text
+}  # any other suffix means plain text
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # may follow the suffix of the format
 COMPRESSION_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # not among the requirements of datasets
 ARCHIVES = ("zip", "tar", "rar", "7z")
@@ -48,7 +48,7 @@ class DataFileArguments:
     file_kinds: ClassVar[str] = "CSV, TSV, JSON or Parquet"
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set: an id on the Hub or a local folder, in place of files."}
+        default=None, metadata={"help": "Data set, in place of files: an id on the Hub or a local folder."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     train_file: list[str] | None = field(
@@ -60,21 +60,23 @@ class DataFileArguments:
         },
     )
     validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Files to evaluate on while training, and at its end."}
+        default=None, metadata={"help": "Files to evaluate on during and after the training."}
     )
-    test_file: list[str] | None = field(default=None, metadata={"help": "Files to evaluate on at the end alone."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Files to evaluate on after the training only."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to evaluate on; validation, where there is one."}
+        default=None, metadata={"help": "Split of the data set to evaluate on. Unset: validation, if there is one."}
     )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split of the data set to evaluate on at the end alone."}
+        default=None, metadata={"help": "Split of the data set to evaluate on after the training only."}
     )
     validation_fraction: float = field(
         default=0.1,
         metadata={
-            "help": "Share of the training data held out where nothing else validates: the end of a text; of rows "
-            "with labels some drawn at random, the same whatever --seed is.",
+            "help": "Share of the training data held out if there is no validation data: the end of a text, or "
+            "random rows with labels, which do not depend on --seed.",
             "type": fraction,
         },
     )
@@ -89,10 +91,10 @@ class DataFileArguments:
             check_files(f"--{name}", getattr(self, name) or [], self.file_kinds)
 
     def source(self, split: str, files: list[str] | None = None) -> str:
-        """The flag that names a split's data, and its value, for messages; of all its files, or of some."""
+        """The flag that names a split's data with its value, for messages. `files`: only these of its files."""
         if files := files or getattr(self, f"{split}_file"):
             return f"--{split}_file {' '.join(files)}"
-        if self.dataset_name is None:  # it is held out
+        if self.dataset_name is None:  # the split is held out
             return f"the {split} part (--validation_fraction {self.validation_fraction}) of {self.source('train')}"
         return f"--{split}_split {getattr(self, f'{split}_split') or split} of {self.location}"
 
@@ -104,7 +106,7 @@ class DataFileArguments:
 
     @property
     def evaluation_data(self) -> list[str] | None:
-        """The flags of scripts/evaluate_checkpoint.py for the test data, or else for validation data of their own."""
+        """Flags of scripts/evaluate_checkpoint.py for the test data, or else for separate validation data."""
         for split in ("test", "validation"):
             files, split_name = getattr(self, f"{split}_file"), getattr(self, f"{split}_split")
             if files:
@@ -116,7 +118,7 @@ class DataFileArguments:
 
     @property
     def data_name(self) -> str:
-        """What a card calls the data: a Hub id with its configuration, or the names of a local folder or files."""
+        """The data's name in a card: a Hub id with its configuration, or the names of a local folder or files."""
         if self.train_file:
             return ", ".join(Path(file).resolve().name for file in self.train_file)
         if Path(self.dataset_name).exists():
@@ -188,7 +190,7 @@ def first_row(where: str, rows: datasets.IterableDataset) -> dict:
     """
     try:
         row = next(iter(rows), None)
-    except Exception as error:  # the readers of the formats have no common one
+    except Exception as error:  # the formats' readers raise many kinds
         raise UsageError(f"{where} can't be read: {error.__cause__ or error}") from error
     if row is None:
         raise UsageError(f"{where} holds no rows; at least one is accepted.")
@@ -256,7 +258,7 @@ def load_file(
         rows = datasets.load_dataset(file_format, split="train", streaming=streaming, **options)
     except UsageError:
         raise
-    except Exception as error:  # the readers of the formats have no common one
+    except Exception as error:  # the formats' readers raise many kinds
         check_utf8(where, file)
         raise UsageError(
             f"{where} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
@@ -296,7 +298,7 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
 
 
 def local_files(builder: datasets.DatasetBuilder) -> list[str]:
-    """Files of texts and tables that a data set reads, without those on the Hub."""
+    """Local files of texts and tables that a data set reads."""
     files = [file for files in (builder.config.data_files or {}).values() for file in files]
     return [file for file in files if (suffix(file) in FORMATS or suffix(file) == ".txt") and Path(file).is_file()]
 
@@ -306,7 +308,7 @@ def format_of(file: str) -> str:
 
 
 def suffix(file: str) -> str:
-    """The suffix that tells a file's format, ahead of that of a compression."""
+    """The suffix of a file's format, without that of a compression."""
     *others, last = ["", *(part.lower() for part in Path(file).suffixes)]
     return others[-1] if last in COMPRESSIONS else last
 
@@ -339,7 +341,7 @@ def check_content(where: str, file: str):
             start = opened.read(1 << 16)
     except UsageError:
         raise
-    except Exception as error:  # every compression has its own
+    except Exception as error:  # each compression raises its own
         raise UsageError(f"{where} can't be unpacked: {error}") from error
     for mark, encoding in OTHER_ENCODINGS.items():
         if start.startswith(mark):

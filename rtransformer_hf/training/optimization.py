@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon for the matrices of the blocks with AdamW for everything else, as one optimizer; and an average of weights."""
+"""Muon for the blocks' matrices and AdamW for everything else, as one optimizer; and an average of the weights."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """
-    Two optimizers that Trainer, schedulers and checkpoints see as one.
+    Two optimizers in one, for Trainer, schedulers and checkpoints.
 
     Args:
         matrices: two-dimensional weights, for `torch.optim.Muon`. Its steps are scaled so that AdamW's learning rates
@@ -41,7 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.share_state()
 
     def share_state(self):
-        """Lets both optimizers work on this one's groups and state, which are what schedulers and checkpoints see."""
+        """Makes both optimizers use this one's groups and state, which schedulers and checkpoints access."""
         muon, adamw = self.parts
         muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         muon.state = adamw.state = self.state
@@ -62,7 +62,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def block_matrices(model: nn.Module) -> list[str]:
-    """Names of the weights for Muon: those of linear layers inside the blocks, not of embeddings and output layers."""
+    """Names of the weights for Muon: linear layers inside the blocks, without embeddings and output layers."""
     return [
         f"{name}.weight" for name, module in model.named_modules() if ".layers." in name and type(module) is nn.Linear
     ]
@@ -73,10 +73,10 @@ class WeightAverage:
     An exponential moving average of a model's weights.
 
     Args:
-        model: what is trained.
-        decay: how much of the average a step keeps, less than 1. The first steps keep less, step n (1 + n) / (10 + n),
-            so that the initial weights are soon forgotten.
-        num_steps: number of steps taken before, where the model's weights are an average already.
+        model: the model in training.
+        decay: share of the average that a step keeps, less than 1. Step n keeps at most (1 + n) / (10 + n), so the
+            initial weights are soon forgotten.
+        num_steps: number of earlier steps, if the model's weights are an average already.
     """
 
     def __init__(self, model: nn.Module, decay: float, num_steps: int = 0):
@@ -93,7 +93,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def swap(self):
-        """Exchanges the model's weights and their average."""
+        """Swaps the model's weights with their average."""
         for weight, average in zip(self.model.parameters(), self.averaged.module.parameters(), strict=True):
             kept = weight.clone()
             weight.copy_(average)
@@ -101,7 +101,7 @@ class WeightAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average stands in the model, and the model's weights in `averaged.module`, until the context ends."""
+        """Puts the average into the model until the context ends; `averaged.module` holds the weights meanwhile."""
         self.swap()
         try:
             yield

@@ -56,7 +56,8 @@ class PianoRollArguments:
         metadata={
             "help": "A .mat file with traindata, validdata and testdata; a folder of MIDI files, with sub-folders "
             "train, validation and test or without; or a data set with a column of piano rolls: an id on the Hub or a "
-            "folder."
+            "folder.",
+            "aliases": "--dataset_name",
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})

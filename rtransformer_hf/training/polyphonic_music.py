@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Piano rolls for the music model: tunes as training examples, batched by length, transposed if wanted; and the negative
-log-likelihood over all frames of a split.
+Data and metric of the music model: tunes as training examples, batched by length and optionally transposed, and the
+negative log-likelihood over all frames of a split.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,15 +20,15 @@ from .run import ReportingTrainer
 
 class Tunes(Dataset):
     """
-    Whole tunes, each in all transpositions by -`transpose` to `transpose` semitones, as far as its keys stay on the
-    keyboard: index = tune * number of shifts + shift.
+    Whole tunes, each in all transpositions by -`transpose` to `transpose` semitones. A tune is shifted only as far as
+    it stays on the keyboard. index = tune * number of shifts + shift.
 
     Args:
         rolls: tunes of (frames, keys) zeros and ones.
         transpose: largest shift, in semitones; 0 leaves the tunes as they are.
 
     Raises:
-        UsageError: a tune holds something else.
+        UsageError: a tune is not such an array.
     """
 
     def __init__(self, rolls: list[np.ndarray], transpose: int = 0):
@@ -47,7 +47,7 @@ class Tunes(Dataset):
 
 
 def transposed(roll: np.ndarray, semitones: int) -> np.ndarray:
-    """(frames, keys), shifted by so many keys, or by as many as there is place for."""
+    """A (frames, keys) roll shifted by `semitones`, or by as many as the keyboard has room for."""
     keys = np.flatnonzero(roll.any(axis=0))
     if len(keys) == 0:
         return roll
@@ -56,9 +56,8 @@ def transposed(roll: np.ndarray, semitones: int) -> np.ndarray:
 
 class TuneSampler(Sampler[int]):
     """
-    Every tune once an epoch, at a random transposition, with tunes of like length together, as Trainer's
-    `group_by_length` has them. An epoch's order follows from the seed and its number, so that a run that goes on in
-    the middle of one meets the same batches.
+    Draws every tune once per epoch, at a random transposition, with tunes of similar length together as with Trainer's
+    `group_by_length`. Seed and epoch determine the order, so a run resumed within an epoch gets the same batches.
     """
 
     def __init__(self, tunes: Tunes, batch_size: int, seed: int):
@@ -75,7 +74,7 @@ class TuneSampler(Sampler[int]):
         lengths = [len(roll) for roll in self.tunes.rolls]
         if self.batch_size > 1:
             order = get_length_grouped_indices(lengths, self.batch_size, generator=generator)
-        else:  # nothing to pad, and no reason to begin with the longest tunes
+        else:  # without padding, the longest tunes need not come first
             order = torch.randperm(len(lengths), generator=generator).tolist()
         shifts = torch.randint(self.tunes.num_shifts, (len(order),), generator=generator)
         return iter((torch.tensor(order) * self.tunes.num_shifts + shifts).tolist())
@@ -83,8 +82,8 @@ class TuneSampler(Sampler[int]):
 
 def pad_tunes(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """
-    A batch: tunes padded on the right by silent frames that are masked. Labels are -100 there, and in the first frame
-    of each tune, which nothing predicts: so Trainer counts the labels of predicted frames alone.
+    Makes a batch: tunes are padded on the right with silent, masked frames. Labels are -100 there, and in the first
+    frame of each tune, which is not predicted, so Trainer counts the labels of predicted frames only.
     """
 
     def padded(name: str, value: float) -> torch.Tensor:
@@ -103,11 +102,11 @@ def pad_tunes(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 class MusicTrainer(ReportingTrainer):
     """
-    Trainer over whole tunes.
+    A Trainer on whole tunes.
 
     Args:
-        sums_loss: whether the loss of a step is the sum over the frames of its batch, in all its parts and processes,
-            rather than their mean, as the published training code has it.
+        sums_loss: whether a step's loss is the sum over the frames of its whole batch, as in the published training
+            code, or else their mean.
     """
 
     def __init__(self, *args, sums_loss: bool = False, **kwargs):
@@ -115,26 +114,26 @@ class MusicTrainer(ReportingTrainer):
         self.sums_loss = sums_loss
 
     def _get_train_sampler(self, train_dataset: Tunes | None = None) -> TuneSampler:
-        args = self.args  # a step's batch is grouped as one, in however many parts and processes it is computed
+        args = self.args  # a step's whole batch is grouped by length, however it is split up
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return TuneSampler(train_dataset or self.train_dataset, batch_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not (self.sums_loss and model.training):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # The model divides by the number of frames in a batch with so many labels: by one.
+        # With the labels of one frame as the number of items, the model divides by one.
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=inputs["labels"].shape[-1])
         if self.args.average_tokens_across_devices:
             return result
-        # Processes average their gradients. Trainer makes up for it where it counts the labels of all of them.
+        # Processes average their gradients. Trainer corrects for that only if it counts the labels of all of them.
         loss, *outputs = result if return_outputs else (result,)
         return (loss * self.args.world_size, *outputs) if return_outputs else loss * self.args.world_size
 
 
 def tune_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    (tunes, 2): a tune's negative log-likelihood in nats, summed over its predicted frames, and their number. Trainer
-    keeps this of a batch (`preprocess_logits_for_metrics`) in place of its logits.
+    (tunes, 2): each tune's negative log-likelihood in nats, summed over its predicted frames, and their number.
+    Trainer keeps this instead of the logits (`preprocess_logits_for_metrics`).
     """
     is_real = (labels[:, 1:] != -100).all(dim=-1)
     nats = next_frame_nats(logits, labels)
@@ -150,7 +149,7 @@ def make_compute_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, f
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nats, num_frames = prediction.predictions.astype(np.float64).T
         metrics = compute_metric("nll_per_frame", nats, num_frames.astype(np.int64))
-        # Trainer's own loss is a mean over batches, which is not one over frames. This one takes its place.
+        # Replaces Trainer's own loss, a mean over batches, by the mean over frames.
         return {"loss": metrics["nll_per_frame"], **metrics, "predicted_frames": int(num_frames.sum())}
 
     return compute_metrics

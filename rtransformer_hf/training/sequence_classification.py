@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Rows of text, or of images, with a label each, for sequence classification: from a data set to checked rows, from those
-to token ids or pixel sequences with class indices; and the metrics over them.
+Data and metrics of sequence classification: reads texts or images with a label each, checks them, and encodes them as
+token ids or pixel sequences with class indices.
 """
 
 import hashlib
@@ -54,17 +54,15 @@ VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the sa
 
 @dataclass
 class ClassificationArguments(DataFileArguments):
-    text_column: str = field(
-        default="text", metadata={"help": "Column that holds the text. Integers are read as their digits."}
-    )
+    text_column: str = field(default="text", metadata={"help": "Column of the text. Integers are read as digits."})
     image_column: str | None = field(
-        default=None, metadata={"help": "Column that holds images, read as sequences of pixels in place of text."}
+        default=None, metadata={"help": "Column of images, which are read as sequences of pixels, in place of text."}
     )
     label_column: str = field(
         default="label",
         metadata={
-            "help": "Column that holds the label: a class of the data set, a name, or an integer. Names are taken as "
-            "written, but for white space around them."
+            "help": "Column of the label: a class of the data set, a name, or an integer. White space around names is "
+            "removed."
         },
     )
     text_pair_column: str | None = field(
@@ -120,7 +118,7 @@ class ClassificationArguments(DataFileArguments):
         default=None, metadata={"help": "Standard deviation of the pixels, as --image_mean."}
     )
     permutation_seed: int | None = field(
-        default=None, metadata={"help": "Put the pixels of all images into one random order, that of this seed."}
+        default=None, metadata={"help": "Permute the pixels of all images by this seed."}
     )
 
     image_size: int | None = field(
@@ -134,21 +132,21 @@ class ClassificationArguments(DataFileArguments):
     augment_shift: float = field(
         default=0.0,
         metadata={
-            "help": "Shift training images by up to so many pixels, anew every epoch.",
+            "help": "Shift training images by up to this many pixels, at random each epoch.",
             "type": number(float, at_least=0),
         },
     )
     augment_rotation: float = field(
         default=0.0,
         metadata={
-            "help": "Rotate training images by up to so many degrees, anew every epoch.",
+            "help": "Rotate training images by up to this many degrees, at random each epoch.",
             "type": number(float, at_least=0, less_than=360),
         },
     )
     augment_scale: float = field(
         default=0.0,
         metadata={
-            "help": "Scale training images by up to this fraction, anew every epoch; 0.1: 0.9 to 1.1 times.",
+            "help": "Scale training images by up to this fraction, at random each epoch; 0.1: by 0.9 to 1.1.",
             "type": number(float, at_least=0, less_than=1),
         },
     )
@@ -195,7 +193,7 @@ def hold_out(splits: dict[str, datasets.Dataset], args: DataFileArguments) -> di
     The splits with a part of the training rows, drawn at random, as "validation" where there is none.
 
     Raises:
-        UsageError: there are too few rows.
+        UsageError: too few rows are left.
     """
     if "validation" in splits:
         return splits
@@ -575,7 +573,7 @@ def make_image_processor(
         checkpoint: the model to train further, if it is one; where it has no processor, there is a new one.
 
     Raises:
-        UsageError: the flags are out of their range.
+        UsageError: a flag is out of range.
     """
     flags = {name: getattr(args, name) for name in ("image_mean", "image_std", "permutation_seed")}
     flags = {name: value for name, value in flags.items() if value is not None}
@@ -586,7 +584,7 @@ def make_image_processor(
         if checkpoint is not None:
             try:
                 return RTransformerImageProcessor.from_pretrained(checkpoint, **flags)
-            except OSError:  # it has none
+            except OSError:  # the checkpoint has no image processor
                 pass
         first = rows[0][args.image_column]
         return RTransformerImageProcessor(**{"size": {"height": first.height, "width": first.width}, **flags})
@@ -682,7 +680,7 @@ def targets(rows: datasets.Dataset, args: ClassificationArguments) -> list[str] 
 
 
 def log_unknown_words(encoded: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, where: str):
-    """Says how many tokens of the rows of [`encode`] are unknown to the tokenizer, if any could be."""
+    """Logs how many tokens of encoded rows are unknown, if the tokenizer has a token for unknown words."""
     unknown_id = unknown_token_id(tokenizer)
     if unknown_id is None:
         return
@@ -711,7 +709,7 @@ def make_collator(
 
 
 def sha256_of(rows: datasets.Dataset) -> str:
-    """A digest of the values in rows of [`encode`]."""
+    """A digest of all values in encoded rows."""
     digest = hashlib.sha256()
     for batch in rows.with_format("arrow").iter(batch_size=1000):
         for column in batch.columns:
@@ -749,7 +747,7 @@ def make_compute_metrics(
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = torch.from_numpy(prediction.predictions).double(), torch.from_numpy(prediction.label_ids)
-        # Trainer's own loss is a mean over batches, which is not one over rows. This one takes its place.
+        # Replaces Trainer's own loss, a mean over batches, by the mean over rows.
         if problem_type == "regression":
             metrics = regression_metrics(logits[:, 0], labels.double())
         elif problem_type == "multi_label_classification":
