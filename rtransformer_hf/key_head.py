@@ -163,7 +163,7 @@ def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor |
 
 
 class FrameSamplingMixin:
-    """Sampling for the music model, which is to it what `GenerationMixin` is to a language model."""
+    """Adds `sample` to the music model, as `GenerationMixin` adds `generate` to a language model."""
 
     @torch.no_grad()
     def sample(

@@ -43,8 +43,8 @@ class PaddingOrder(NamedTuple):
     @classmethod
     def if_needed(cls, token_mask: torch.Tensor | None, cache: Cache | None) -> "PaddingOrder | None":
         """
-        The order, or None if padding may stay where it is: where it separates no real inputs, including those in the
-        cache and those still to come. A traced graph cannot depend on the mask's values, so it always gets the order.
+        The order, or None if padding may stay where it is because it does not separate real inputs, including cached
+        and future ones. A traced graph cannot depend on the mask's values, so it always gets an order.
         """
         if token_mask is None:
             return None
@@ -116,7 +116,7 @@ def last_real_positions(
 
     Args:
         hidden_states: (batch, time, hidden).
-        input_ids, pad_token_id: tell the padding if there is no `attention_mask`; without these, no row is padded.
+        input_ids, pad_token_id: used to find padding if there is no `attention_mask`. Without them no row is padded.
         is_continued: whether earlier inputs are cached.
 
     Raises:
