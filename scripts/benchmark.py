@@ -6,6 +6,8 @@ Measures this package's model beside the algorithm of the published code and bes
     python scripts/benchmark.py train --configs smnist ptb_char  # forward pass and full training step
     python scripts/benchmark.py generate --contexts 64 1024      # prefill, then a token at a time
     python scripts/benchmark.py scaling                          # time and memory against the sequence length
+    python scripts/benchmark.py linear                           # one linear layer, d to 4 d, of each projection type
+    python scripts/benchmark.py train --structures heads_4       # our model with recurrent heads too
     python scripts/benchmark.py train --device cuda --dtype bfloat16 --compile
 
 Prints a table and writes it as JSON and as a picture. Every round runs all models, a matrix product and a copy, so
@@ -45,6 +47,7 @@ from rtransformer_hf.training.benchmark_settings import (
     IMPLEMENTATIONS,
     PEERS,
     SETTINGS,
+    STRUCTURES,
     Setting,
     Sizes,
 )
@@ -114,12 +117,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "in generation likewise. (default: %(default)s)",
     )
 
+    structures = argparse.ArgumentParser(add_help=False)
+    structures.add_argument(
+        "--structures",
+        nargs="*",
+        choices=STRUCTURES,
+        default=(),
+        help="Measure our model with these weights too: butterfly or Monarch projections, recurrent heads. "
+        "(default: none)",
+    )
+
     parser = CommandParser(description=__doc__)
     add_command = parser.add_subparsers(dest="command", required=True).add_parser
     add_command("operator", parents=[configs, common], help="The LocalRNN alone.")
-    train = add_command("train", parents=[configs, common, peers], help="Forward pass and full training step.")
+    train = add_command(
+        "train", parents=[configs, common, peers, structures], help="Forward pass and full training step."
+    )
     train.add_argument("--no-dropout", dest="dropout", action="store_false", help="Train all models without dropout.")
-    generate = add_command("generate", parents=[configs, common, peers], help="Prefill, and a token after it.")
+    generate = add_command(
+        "generate", parents=[configs, common, peers, structures], help="Prefill, and a token after it."
+    )
     generate.add_argument(
         "--contexts",
         type=positive_integer,
@@ -151,6 +168,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=[2**i for i in range(8, 15)],
         help="Sequence lengths. (default: %(default)s)",
     )
+    linear = add_command("linear", parents=[common], help="One linear layer, d to 4 d, of each projection type.")
+    linear.add_argument(
+        "--hidden_sizes",
+        type=multiple_of_heads,
+        nargs="+",
+        default=(128, 512, 1024, 2048),
+        help=f"Positive multiples of {SCALING_HEADS}. (default: %(default)s)",
+    )
+    linear.add_argument(
+        "--rows", type=positive_integer, default=1280, help="Vectors in a batch. (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if Path(args.output_dir).is_file():
         parser.error(f"--output_dir: {args.output_dir} is a file (expected a folder)")
@@ -171,6 +199,11 @@ def settings_of(args: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
             sizes = Sizes(size, 3, 1, SCALING_HEADS, "gru", 7, dropout=0.0)
             yield f"d {size}", Setting("RTransformerForCausalLM", 1, length, {"vocab_size": 49}, sizes)
         return
+    if args.command == "linear":
+        for size in args.hidden_sizes:
+            sizes = Sizes(size, 1, 1, SCALING_HEADS, "gru", 7, dropout=0.0)
+            yield f"d {size}", Setting("RTransformerForCausalLM", 1, args.rows, {"vocab_size": 49}, sizes)
+        return
     for name in args.configs:
         setting = SETTINGS[name]
         if args.command == "generate":
@@ -188,6 +221,7 @@ def format_table(rows: list[dict]) -> str:
     columns = {
         **{name: (name.replace("_size", ""), str) for name in ("config", "batch_size", "length")},
         **{name: (name, str) for name in ("phase", "model", "dtype")},
+        "parameters": ("parameters", "{:,}".format),
         "seconds": ("ms", lambda seconds: f"{seconds * 1e3:.3f}"),
         "tokens_per_second": ("tokens/s", "{:,.0f}".format),
         **{name: (header, "{:.2f}".format) for name, header in ratios.items()},

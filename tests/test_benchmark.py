@@ -168,6 +168,28 @@ def test_generate(tmp_path):
     assert {(row["batch_size"], row["length"]) for row in rows} == {(1, 3), (1, 6)}
 
 
+def test_linear(tmp_path):
+    rows = run(tmp_path, "linear", "--hidden_sizes", "8", "256", "--rows", "4")
+    names = [(row["config"], row["phase"], row["model"]) for row in rows]
+    kinds = ("dense", "butterfly", "monarch")
+    assert names == [
+        (f"d {d}", phase, kind) for d in (8, 256) for phase in ("forward", "step", "row") for kind in kinds
+    ]
+    parameters = {(row["config"], row["model"]): row["parameters"] for row in rows}
+    assert parameters["d 256", "dense"] == 257 * 1024
+    assert parameters["d 256", "butterfly"] < parameters["d 256", "monarch"] < parameters["d 256", "dense"]
+    assert all(row["speed_ratio_to_dense"] == 1 for row in rows if row["model"] == "dense")
+
+
+def test_structures_can_be_measured_too():
+    args = benchmark.parse_arguments(["train", "--no-peers", "--structures", "monarch", "heads_2"])
+    assert benchmarks.model_names(args) == ["ours", "monarch", "heads_2", "published"]
+    setting = Setting("RTransformerForCausalLM", 2, 5, {"vocab_size": 9}, Sizes(32, 1, 1, 8, "gru", 3, 0.0))
+    models = {name: benchmarks.make_model(args, setting, name)[0] for name in ("ours", *args.structures)}
+    parameters = {name: model.num_parameters() for name, model in models.items()}
+    assert parameters["ours"] > parameters["heads_2"] > parameters["monarch"]
+
+
 def test_generate_in_batches(tmp_path):
     rows = run(tmp_path, "generate", "--configs", "tiny_text", "--contexts", "3", "--batch_size", "5", "--no-peers")
     assert {(row["batch_size"], row["length"]) for row in rows} == {(5, 3)}

@@ -14,7 +14,21 @@ IMPLEMENTATIONS = ("reference", "shared_projection", "blocked", "triton")  # tho
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 DTYPES = ("float32", "bfloat16", "float16")
 TRAIN_PHASES, GENERATE_PHASES = ("forward", "step"), ("prefill", "token")
-PHASES = {"operator": TRAIN_PHASES, "train": TRAIN_PHASES, "generate": GENERATE_PHASES, "scaling": TRAIN_PHASES}
+STRUCTURES = {
+    "butterfly": {"projection_type": "butterfly"},
+    "monarch": {"projection_type": "monarch", "local_rnn_projection_type": "dense"},
+    "heads_2": {"local_rnn_num_heads": 2},
+    "heads_4": {"local_rnn_num_heads": 4},
+    "heads_8": {"local_rnn_num_heads": 8},
+}
+PROJECTION_TYPES = ("dense", "butterfly", "monarch")
+PHASES = {
+    "linear": (*TRAIN_PHASES, "row"),
+    "operator": TRAIN_PHASES,
+    "train": TRAIN_PHASES,
+    "generate": GENERATE_PHASES,
+    "scaling": TRAIN_PHASES,
+}
 
 
 class Sizes(NamedTuple):

@@ -20,7 +20,8 @@ from transformers.utils.import_utils import is_mamba_ssm_available
 from ..cache_rtransformer import CACHE_NAME
 from ..local_rnn import num_gates
 from ..modeling_rtransformer import RTransformerLocalRNN
-from .benchmark_settings import IMPLEMENTATIONS, PEERS, PHASES, Setting
+from ..structured_linear import make_linear
+from .benchmark_settings import IMPLEMENTATIONS, PEERS, PHASES, PROJECTION_TYPES, STRUCTURES, Setting
 from .published_rtransformer import LOSSES, LocalRNN, PublishedRTransformer
 from .timing import Phase, in_fresh_process, peak_bytes, saved_bytes, time_interleaved
 
@@ -37,7 +38,9 @@ def model_names(args: argparse.Namespace) -> list[str]:
         return [*(name for name in IMPLEMENTATIONS if args.implementation in (name, None)), "published"]
     if args.command == "scaling":
         return ["local_rnn", "ours"]
-    return ["ours", "published", *args.peers]
+    if args.command == "linear":
+        return [*PROJECTION_TYPES]
+    return ["ours", *args.structures, "published", *args.peers]
 
 
 def model_dtype(args: argparse.Namespace, name: str) -> torch.dtype:
@@ -48,6 +51,11 @@ def make_model(args: argparse.Namespace, setting: Setting, name: str) -> tuple[n
     """A model, or its operator alone, and what to time of it."""
     config = setting.config
     config.local_rnn_implementation = name if args.command == "operator" else args.implementation
+    for field, value in STRUCTURES.get(name, {}).items() if args.command != "linear" else ():
+        setattr(config, field, value)
+    if args.command == "linear":
+        model = make_linear(config, config.hidden_size, 4 * config.hidden_size, bias=True, projection_type=name)
+        return model.to(args.device), linear_phases(args, setting, model)
     if name == "published":
         model = LocalRNN(config) if is_operator(args, name) else PublishedRTransformer(setting.model_class, config)
     elif name in PEERS:
@@ -94,6 +102,29 @@ def train_phases(args: argparse.Namespace, setting: Setting, name: str, model: n
     return {
         "forward": Phase(torch.no_grad()(graph), tokens, prepare=model.eval),
         "step": Phase(step, tokens, prepare=model.train, graph=graph),
+    }
+
+
+def linear_phases(args: argparse.Namespace, setting: Setting, model: nn.Module) -> dict[str, Phase]:
+    """One layer, d to 4 d: forward pass and training step over all rows, and a row alone, as in decoding."""
+    dtype = getattr(torch, args.dtype)
+    inputs = torch.randn(setting.length, setting.config.hidden_size, device=args.device, requires_grad=True)
+
+    def graph(rows: torch.Tensor = inputs) -> torch.Tensor:
+        with torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
+            return model(rows)
+
+    def step():
+        outputs = graph()
+        outputs.backward(torch.ones_like(outputs))
+        model.zero_grad()
+        inputs.grad = None
+
+    row = inputs.detach()[:1]
+    return {
+        "forward": Phase(torch.no_grad()(graph), setting.length, prepare=model.eval),
+        "step": Phase(step, setting.length, prepare=model.train, graph=graph),
+        "row": Phase(torch.no_grad()(partial(graph, row)), 1, prepare=model.eval, calls=TOKENS_AFTER_PREFILL),
     }
 
 
@@ -224,7 +255,7 @@ def min_flops(command: str, setting: Setting) -> dict[str, int]:
     The fewest floating-point operations of each phase. None for a single token, which is bound by memory, and for
     `scaling`, whose models differ.
     """
-    if command == "scaling":
+    if command in ("linear", "scaling"):
         return {}
     config, tokens = setting.config, setting.batch_size * setting.length
     product = 2 * tokens * config.hidden_size * num_gates(config.local_rnn_type) * config.hidden_size
@@ -304,7 +335,7 @@ def measure(args: argparse.Namespace, config_name: str, setting: Setting) -> lis
             row["tokens_per_second"] = phases[name, phase_name].tokens / time
         if name not in PEERS:
             row["mfu"] = ratio(ratio(flops.get(phase_name), time), matmul_rate)
-        for other in ("published", *getattr(args, "peers", ())):
+        for other in ("dense",) if args.command == "linear" else ("published", *getattr(args, "peers", ())):
             row[f"speed_ratio_to_{other}"] = ratio(seconds.get((other, phase_name)), time)
         for kind in own_memory:
             row[f"{kind}_ratio_to_published"] = ratio(own_memory[kind], published_memory.get(kind))
