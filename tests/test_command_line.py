@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import ast
+import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,13 @@ def test_ctrl_c_is_one_line(stopped):
 
     assert stopped(interrupted_training) == ("\nsome_command.py: stopped. The same command goes on.\n", 130)
     assert stopped(interrupt) == ("\nsome_command.py: stopped.\n", 130)
+
+
+def test_garbage_is_collected_once_the_imports_are_done():
+    found = []
+    gc.disable()
+    run_command(lambda: found.append(gc.isenabled()))
+    assert found == [True]
 
 
 def test_unusable_input_is_one_line(stopped):
@@ -104,7 +112,8 @@ def test_every_command_is_run_the_same_way(path):
     source = path.read_text()
     assert source.endswith('\n\nif __name__ == "__main__":\n    run_command(main)\n')
     assert "argparse.ArgumentParser(description" not in source
-    imported = re.findall(r"^(?:import|from) ([\w.]+)", source, re.MULTILINE)
+    nodes = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in nodes]
     slow = [name for name in imported if name.split(".")[0] not in sys.stdlib_module_names]
     assert slow[0] == "rtransformer_hf.training.command_line"  # so that Ctrl-C is answered while the others load
 
