@@ -215,7 +215,7 @@ def test_a_shared_folder_has_a_card_of_its_own(trained, capsys, monkeypatch):
     card = read_card(trained / "shared" / "mit")
     assert (card.data.license, card.data.license_name) == ("other", "ours") and "trained on X.\n" in card.text
     assert capsys.readouterr().out.startswith("shared/mit: ")
-    with pytest.raises(SystemExit, match="--example: 'a day' is no input of this model"):
+    with pytest.raises(UsageError, match="--example: 'a day' is no input of this model"):
         make_hub_folder.main(["tunes", "shared/other", "--example", "a day"])
     assert not Path("shared/other").exists()
 
