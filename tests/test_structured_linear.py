@@ -315,6 +315,23 @@ def test_compiled(model):
         torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_exported(model):
+    ids = torch.randint(3, 30, (2, 6))
+    exported = torch.export.export(model, (ids,), {"use_cache": False}).module()
+    torch.testing.assert_close(exported(ids, use_cache=False).logits, model(ids).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_quantisation_leaves_structured_layers_as_they_are(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    ids = torch.randint(3, 30, (2, 6))
+    quantized = copy.deepcopy(model)
+    quantization.quantize_(quantized, quantization.Int8WeightOnlyConfig())
+    assert type(quantized.lm_head.weight) is not nn.Parameter
+    torch.testing.assert_close(quantized(ids).logits, model(ids).logits, atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("include_local_rnn", [False, True])
 def test_compressed_model(include_local_rnn, tmp_path):
     dense = RTransformerForCausalLM(make_config("heads", hidden_size=32, local_rnn_num_heads=1)).eval()
