@@ -208,11 +208,12 @@ def forward_window_kernel(
     HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     head_unit = tl.arange(0, BLOCK_UNITS)  # units beyond the head are masked
-    unit = tl.program_id(1) * HEAD + head_unit
+    head = 0 if NUM_HEADS == 1 else tl.program_id(1)  # a constant saves registers
+    unit = head * HEAD + head_unit
     mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
-    weights = load_recurrent_weight(recurrent_weight, tl.program_id(1), head_unit, HEAD, NUM_GATES)
+    weights = load_recurrent_weight(recurrent_weight, head, head_unit, HEAD, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
     # The state is zero before the first step, so there is no product.
@@ -264,12 +265,13 @@ def backward_window_kernel(
     HEAD: tl.constexpr = HIDDEN // NUM_HEADS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     head_unit = tl.arange(0, BLOCK_UNITS)  # units beyond the head are masked
-    unit = tl.program_id(1) * HEAD + head_unit
+    head = 0 if NUM_HEADS == 1 else tl.program_id(1)  # a constant saves registers
+    unit = head * HEAD + head_unit
     mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
     grad_offsets = row[:, None] * (NUM_GRADIENTS * HIDDEN) + unit[None, :]
-    weights = load_recurrent_weight(recurrent_weight, tl.program_id(1), head_unit, HEAD, NUM_GATES)
+    weights = load_recurrent_weight(recurrent_weight, head, head_unit, HEAD, NUM_GATES)
     bias = load_gates(recurrent_bias + unit[None, :], unit[None, :] < HIDDEN, HIDDEN, NUM_GATES)
 
     grad_hidden = tl.load(grad_output + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -337,7 +339,8 @@ def forward_step_kernel(
     blocks_of_units: tl.constexpr = (HEAD + BLOCK_UNITS - 1) // BLOCK_UNITS
     row = (tl.program_id(0) // blocks_of_units).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     head_unit = tl.program_id(0) % blocks_of_units * BLOCK_UNITS + tl.arange(0, BLOCK_UNITS)
-    unit = tl.program_id(1) * HEAD + head_unit
+    head = 0 if NUM_HEADS == 1 else tl.program_id(1)  # a constant saves registers
+    unit = head * HEAD + head_unit
     mask = (row < rows)[:, None] & (head_unit < HEAD)[None, :]
     offsets = row[:, None] * HIDDEN + unit[None, :]
     gate_offsets = row[:, None] * (NUM_GATES * HIDDEN) + unit[None, :]
@@ -347,10 +350,10 @@ def forward_step_kernel(
         sums = ()
         for _ in tl.static_range(NUM_GATES):
             sums += (tl.zeros((BLOCK_ROWS, BLOCK_UNITS), tl.float32),)
-        head_weight = recurrent_weight + tl.program_id(1) * (NUM_GATES * HEAD * HEAD)
+        head_weight = recurrent_weight + head * (NUM_GATES * HEAD * HEAD)
         for start in range(0, HEAD, BLOCK_INNER):
             inner = start + tl.arange(0, BLOCK_INNER)
-            state_pointers = state + row[:, None] * HIDDEN + tl.program_id(1) * HEAD + inner[None, :]
+            state_pointers = state + row[:, None] * HIDDEN + head * HEAD + inner[None, :]
             state_mask = (row < rows)[:, None] & (inner < HEAD)[None, :]
             weight_pointers = head_weight + head_unit[None, :] * HEAD + inner[:, None]
             weight_mask = (inner < HEAD)[:, None] & (head_unit < HEAD)[None, :]
@@ -415,7 +418,8 @@ def backward_step_kernel(
     blocks_of_units: tl.constexpr = (HEAD + PARTS * BLOCK_UNITS - 1) // (PARTS * BLOCK_UNITS)
     row = (tl.program_id(0) // blocks_of_units).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first_unit = tl.program_id(0) % blocks_of_units * (PARTS * BLOCK_UNITS) + tl.arange(0, BLOCK_UNITS)
-    head_start = tl.program_id(1) * HEAD
+    head = 0 if NUM_HEADS == 1 else tl.program_id(1)  # a constant saves registers
+    head_start = head * HEAD
 
     # The product covers all parts at once, the epilogue one part at a time, to save registers.
     grad_hidden = ()
