@@ -8,8 +8,8 @@ their learning curves in one picture.
 
 A run is the output folder of a training command, or a folder of make_hub_folder.py. FLOPs are those of matrix products
 in a forward pass, a position; a training step takes about three times as many. Memory is the most that a process of
-the training had at a time: tensors on an accelerator, or on a CPU all resident memory. `--evaluation` adds a column
-from files that `evaluate_checkpoint.py --output` has written into the folders.
+the training had at a time: tensors on an accelerator, or on a CPU all resident memory. `--evaluation` adds a column of
+the files that `evaluate_checkpoint.py --output` has written into the folders.
 """
 
 import argparse
