@@ -23,13 +23,13 @@ case "${1:-}" in
         ;;
 esac
 if [ $# -gt 1 ] || [[ "${1:-}" == -* ]]; then
-    echo "quickstart.sh: error: got the arguments '$*'; one text file, --help or nothing is accepted." >&2
+    echo "quickstart.sh: error: got the arguments '$*' (expected one text file, --help or nothing)." >&2
     exit 2
 fi
 text=
 if [ $# -eq 1 ]; then
     if [ ! -f "$1" ] || [ ! -r "$1" ]; then
-        echo "quickstart.sh: error: TEXT_FILE '$1' is no readable file; a UTF-8 text file is accepted." >&2
+        echo "quickstart.sh: error: TEXT_FILE '$1' is no readable file (expected UTF-8 text)." >&2
         exit 2
     fi
     text=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")

@@ -237,8 +237,8 @@ def make_classifier(
         if model.config.input_size != settings["input_size"]:
             raise UsageError(
                 f"--image_mean {list(processing_class.image_mean)} is that of images of {settings['input_size']} "
-                f"channels; as many values as the input_size {model.config.input_size} of --model_name_or_path "
-                f"{path!r} are accepted."
+                f"channels (expected as many values as the input_size {model.config.input_size} of "
+                f"--model_name_or_path {path!r})"
             )
         return model
 

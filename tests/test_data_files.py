@@ -192,11 +192,11 @@ def refused(**arguments) -> str:
         (
             "a.csv",
             "text;label\nhi;1\n",
-            "--text_column 'text' is no column of --train_file a.csv; accepted: 'text;label'",
+            "--text_column 'text' is no column of --train_file a.csv (expected 'text;label'",
         ),
         ("a.csv", "text;label\nhi, you;1\n", "row 0 has more cells than the first line names columns ('text;label')"),
-        ("a.csv", "hi,1\nho,2\n", "accepted: 'hi', '1'; the first line names the columns, with commas between them."),
-        ("a.tsv", "text,label\nhi,1\n", "accepted: 'text,label'; the first line names the columns, with tabs between"),
+        ("a.csv", "hi,1\nho,2\n", "(expected 'hi', '1'; the first line names the columns, with commas between them)"),
+        ("a.tsv", "text,label\nhi,1\n", "(expected 'text,label'; the first line names the columns, with tabs between"),
         (
             "a.csv",
             "text,label\nhi, you,1\n",
@@ -230,12 +230,12 @@ def refused(**arguments) -> str:
             "'label' of --train_file a.csv holds the fraction 0.5 in row 1 (from 0)",
         ),
         ("a.json", '[{"text": "a", "label": 0.00001}]', "holds the fraction 0.00001 in row 0 (from 0)"),
-        ("a.json", '{"data": [{"text": "a", "label": 1}]}', "accepted: 'data'; of JSON, an object a row is read"),
+        ("a.json", '{"data": [{"text": "a", "label": 1}]}', "(expected 'data'; of JSON, an object a row is read"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "a.jsonl holds values of several kinds"),
         (
             "a.csv",
             "text,label\n",
-            "--train_file a.csv can't be read; a CSV, TSV, JSON or Parquet file in UTF-8, with rows",
+            "--train_file a.csv can't be read (expected a CSV, TSV, JSON or Parquet file in UTF-8, with rows",
         ),
         ("a.csv", 'text,label\n"hi,1\nho,2\n', "--train_file a.csv can't be read"),
         (
@@ -263,9 +263,9 @@ def test_tables_that_are_refused(name, content, named):
     [
         (
             "latin1",
-            "is not in UTF-8, which is accepted: line 3 holds the byte 0xe9. From Latin-1, convert it with: iconv",
+            "is not in UTF-8: line 3 holds the byte 0xe9. From Latin-1, convert it with: iconv",
         ),
-        ("utf-16", "is text in UTF-16; text in UTF-8 is accepted."),
+        ("utf-16", "is text in UTF-16 (expected UTF-8)"),
         ("utf-16-le", "holds zero bytes"),
     ],
 )
@@ -292,7 +292,7 @@ def test_the_file_is_named_among_several():
     good = write("a.csv", "text,label\nhi,1\n")
     named = "of --train_file b.csv is missing in row 1 (from 0)"
     assert named in refused(train_file=[good, write("b.csv", "text,label\nhi,1\n,2\n")])
-    named = "--label_column 'label' is no column of --train_file c.csv; accepted: 'text', 'y'"
+    named = "--label_column 'label' is no column of --train_file c.csv (expected 'text', 'y'"
     assert named in refused(train_file=[good, write("c.csv", "text,y\nhi,1\n")])
 
 

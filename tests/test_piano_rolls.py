@@ -228,7 +228,7 @@ def assert_refused(data: str | Path, named: list[str], split_name: str = "train"
     """The message names the data, and all of `named`."""
     with pytest.raises(UsageError) as raised:
         load_split(PianoRollArguments(data=str(data), **arguments), split_name)
-    missing = [part for part in [str(data), "accepted", *named] if part not in str(raised.value)]
+    missing = [part for part in [str(data), "expected", *named] if part not in str(raised.value)]
     assert not missing, str(raised.value)
 
 
@@ -281,7 +281,7 @@ def test_splits_that_do_not_exist(tmp_path, mat_file, midi_folder):
     assert_refused(tmp_path / "part.mat", ["testdata", "cell array"], split_name="test")
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "data" / "train.json").write_text('{"piano_roll": [[60], [62]]}')
-    assert_refused(tmp_path / "data", ["'test'", "accepted: train"], split_name="test")
+    assert_refused(tmp_path / "data", ["'test'", "expected train"], split_name="test")
 
 
 def test_a_midi_sub_folder_without_midi(midi_folder):
@@ -296,7 +296,7 @@ def test_midi_files_that_are_no_tunes(tmp_path):
     with_smpte_time = good[:12] + b"\xe7\x28" + good[14:]
     for content in (b"", b"not a MIDI file", good[:30], with_smpte_time):
         path.write_bytes(content)
-        assert_refused(tmp_path, [str(path), "can't be read", "a MIDI file is accepted"])
+        assert_refused(tmp_path, [str(path), "can't be read", "(expected a MIDI file)"])
     for pitch in (20, 109):
         save_midi(path, note(pitch, 192, 96))
         assert_refused(tmp_path, [str(path), "holds 0 frames", "1 note outside of the piano (pitches 21 to 108)"])
@@ -400,7 +400,7 @@ def test_what_is_wrong_with_a_midi_file(tmp_path, content, fault):
     path.write_bytes(content)
     with pytest.raises(UsageError) as raised:
         read_midi(path, frames_per_beat=1)
-    assert f"'{path}' can't be read; a MIDI file is accepted: " in str(raised.value) and fault in str(raised.value)
+    assert f"'{path}' can't be read (expected a MIDI file): " in str(raised.value) and fault in str(raised.value)
 
 
 def bad_tunes(tmp_path: Path, kind: str, splits: dict) -> tuple[str, list[str], list[str]]:

@@ -119,7 +119,7 @@ def test_quickstart_takes_a_text_file(repository, tmp_path):
 def test_quickstart_refuses_other_arguments(repository, arguments):
     result = run(repository, "scripts/quickstart.sh", *arguments)
     assert result.returncode == 2
-    assert arguments[0] in result.stderr and "accepted" in result.stderr
+    assert arguments[0] in result.stderr and "expected" in result.stderr
     assert not (repository / ".venv").exists()
 
 

@@ -446,7 +446,7 @@ def test_flags_win_over_the_recipe(folder):
         ("hiden_size: 8", [], "recipe 'recipe.yaml' has an unknown key 'hiden_size' (did you mean hidden_size?)"),
         ("hidden_size: big", [], "invalid int value: 'big'"),
         ("- a list", [], "recipe 'recipe.yaml' has no lines of"),
-        ("a: b: c", [], "recipe 'recipe.yaml' can't be read; a YAML file is accepted"),
+        ("a: b: c", [], "recipe 'recipe.yaml' can't be read (expected a YAML file)"),
         ("", [], "recipe 'recipe.yaml' has no lines of"),
         ("block_size: 0", [], "--context_length: 0 (expected an integer of at least 1)"),
         ("preprocessing_num_workers: 0", [], "--preprocessing_num_workers: 0 (expected an integer of at least 1)"),

@@ -266,7 +266,7 @@ def test_padding_carries_no_loss():
 @pytest.mark.parametrize("roll", [np.full((3, 88), 0.5), np.full((3, 88), 64), np.ones((3, 87)), np.ones(88)])
 def test_arrays_that_are_no_tunes(roll):
     with pytest.raises(
-        UsageError, match=r"tune 1 (holds (0.5|64)|has the shape \((3, 87|88,)\)); a \(frames, 88\) matrix"
+        UsageError, match=r"tune 1 (holds (0.5|64)|has the shape \((3, 87|88,)\)) \(expected a \(frames, 88\) matrix"
     ):
         Tunes([np.ones((2, 88)), roll])
 
@@ -275,13 +275,13 @@ def test_arrays_that_are_no_tunes(roll):
     ("flags", "named"),
     [
         (["--data", "missing.mat"], "missing.mat"),
-        (["--validation_split", "valid"], "'valid' of 'tunes.mat' does not exist; accepted: train, validation, test"),
+        (["--validation_split", "valid"], r"'valid' of 'tunes.mat' does not exist \(expected train, validation, test"),
         (["--transpose", "-1"], r"--transpose: -1 \(expected an integer of at least 0 and less than 88\)"),
         (
             ["--validation_fraction", "1"],
             r"--validation_fraction: 1 \(expected a number of more than 0",
         ),
-        (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM; accepted: .*PolyphonicMusic"),
+        (["--model_name_or_path", "language"], "it holds RTransformerForCausalLM \\(expected .*PolyphonicMusic"),
         (["--key_head_type", "joint"], "`key_head_type` must be one of"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor: 0.1 .*each key of a frame"),
     ],
@@ -340,7 +340,7 @@ def test_a_corpus_of_midi_files_with_bad_ones(folder, capsys, caplog, monkeypatc
     assert json.loads(printed.out)["nll_per_frame"] == pytest.approx(results["eval_nll_per_frame"], rel=1e-6)
     evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "all", "--skip_unreadable"])
     assert "2 of 14 tunes are left out" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="2 of 14 tunes of 'corpus' can't be used"):
+    with pytest.raises(UsageError, match="2 of 14 tunes of 'corpus' can't be used"):
         evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "all"])
 
 

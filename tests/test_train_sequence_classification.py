@@ -364,17 +364,17 @@ def test_bad_flags(folder, capsys, flags, named):
         (
             "train",
             [0.5, 0.1, 1.0],
-            "--train_file train.csv holds the fraction 0.5 in row 0 (from 0); names and integers",
+            "--train_file train.csv holds the fraction 0.5 in row 0 (from 0; expected names or integers",
         ),
         (
             "validation",
             ["long", "wide", "short"],
-            "of --validation_file validation.csv holds 'wide', first in row 1 (from 0); accepted: the labels of the",
+            "of --validation_file validation.csv holds 'wide', first in row 1 (from 0; expected the labels of the",
         ),
         (
             "validation",
             [0, 1, 0],
-            "--validation_file validation.csv holds '0', '1', first in row 0 (from 0); accepted",
+            "--validation_file validation.csv holds '0', '1', first in row 0 (from 0; expected",
         ),
     ],
 )
@@ -388,10 +388,13 @@ def test_bad_labels(folder, name, labels, named):
     [
         (
             ["--text_column", "txt"],
-            "--text_column 'txt' is no column of --train_file train.csv; accepted: 'text', 'label'; the",
+            "--text_column 'txt' is no column of --train_file train.csv (expected 'text', 'label'; the",
         ),
-        (["--label_column", "y"], "--label_column 'y' is no column of --train_file train.csv; accepted: 'text',"),
-        (["--image_column", "text"], "--image_column 'text' of --train_file train.csv holds string; images (the"),
+        (["--label_column", "y"], "--label_column 'y' is no column of --train_file train.csv (expected 'text',"),
+        (
+            ["--image_column", "text"],
+            "--image_column 'text' of --train_file train.csv holds string (expected images, the",
+        ),
         (["--text_column", "gap"], "--text_column 'gap' of --train_file numbers.csv is missing in row 1"),
         (["--text_column", "blank"], "--text_column 'blank' of --train_file numbers.csv is missing in row 1"),
         (["--tokenizer", "./none"], "--tokenizer './none' can't be loaded"),
@@ -687,7 +690,7 @@ def test_training_goes_on_from_a_classifier(folder):
     save(None)
     assert_refused("has 2 labels (long, short), those of --model_name_or_path are 3 (LABEL_0", train, *flags)
     write_images("train", [Image.fromarray(image) for image in random_pixels(9)])
-    assert_refused("'first' reads tokens; with --image_column", train_on_images, *flags)
+    assert_refused("'first' reads tokens (expected, with --image_column", train_on_images, *flags)
     save(None, input_size=2)
     assert_refused(
         "of images of 1 channels; as many values as the input_size 2 of --model_name_or_path 'first'",

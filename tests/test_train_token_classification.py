@@ -302,8 +302,8 @@ def test_bad_conll_files(folder, text, named):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--tags_column", "ner"], "--tags_column 'ner' is no column of --train_file rows.json; accepted: 'tokens'"),
-        (["--tokens_column", "words"], "--tokens_column 'words' is no column of --train_file rows.json; accepted"),
+        (["--tags_column", "ner"], "--tags_column 'ner' is no column of --train_file rows.json (expected 'tokens'"),
+        (["--tokens_column", "words"], "--tokens_column 'words' is no column of --train_file rows.json (expected"),
         (["--train_file", "rows.json", "train.conll"], "mixes CoNLL and json files"),
         (["--train_file", "rows.csv"], "--train_file: 'rows.csv' is CSV, whose cells hold no lists (expected CoNLL"),
         (["--validation_file", "bad.conll"], "unknown: 'B-ORG' in row 1, from 0, word 0 ('Acme') (expected those of"),

@@ -147,9 +147,9 @@ def recipe_flags(path: str, known: set[str], unsupported: set[str]) -> list[str]
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"recipe {path!r} can't be read; a YAML file is accepted: {error}") from error
+        raise UsageError(f"recipe {path!r} can't be read (expected a YAML file): {error}") from error
     if not isinstance(recipe, dict):
-        raise UsageError(f"recipe {path!r} has no lines of `flag: value`, which are accepted.")
+        raise UsageError(f"recipe {path!r} has no lines (expected `flag: value`)")
     flags = []
     for key, value in recipe.items():
         if key in unsupported:

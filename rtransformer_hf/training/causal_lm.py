@@ -417,7 +417,7 @@ def make_windows(
         counts = tokenized.remove_columns("input_ids").with_format("numpy")[:]
         tokens = TokenStream(tokenized)
         if len(tokens) < 2:
-            raise UsageError(f"{args.source(split)} holds {len(tokens)} tokens; at least 2 are accepted.")
+            raise UsageError(f"{args.source(split)} holds {len(tokens)} tokens (expected at least 2)")
         check_token_ids(counts["largest"].max(), vocab_size, args, split)
         if unknown := counts["unknown"].sum():
             share = f"{unknown:,} of {len(tokens):,} tokens are unknown ({100 * unknown / len(tokens):.1f} %)"

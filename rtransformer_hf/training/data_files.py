@@ -175,11 +175,11 @@ def load_split(
         for flag, column in columns.items():
             if column not in names:
                 raise UsageError(
-                    f"{flag} {column!r} is no column of {where}; accepted: "
-                    f"{', '.join(map(repr, names))}{layout(args, split)}."
+                    f"{flag} {column!r} is no column of {where} (expected "
+                    f"{', '.join(map(repr, names))}{layout(args, split)})"
                 )
         if not streaming and len(rows) == 0:
-            raise UsageError(f"{where} holds no rows; at least one is accepted.")
+            raise UsageError(f"{where} holds no rows (expected at least one)")
     return parts and [(where, rows.select_columns(list(columns.values()))) for where, rows in parts]
 
 
@@ -193,7 +193,7 @@ def first_row(where: str, rows: datasets.IterableDataset) -> dict:
     except Exception as error:  # the formats' readers raise many kinds
         raise UsageError(f"{where} can't be read: {error.__cause__ or error}") from error
     if row is None:
-        raise UsageError(f"{where} holds no rows; at least one is accepted.")
+        raise UsageError(f"{where} holds no rows (expected at least one)")
     return row
 
 
@@ -216,7 +216,7 @@ def load_data_set(
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"{args.location} can't be loaded; an id on the Hub and a local folder are accepted: {error}"
+            f"{args.location} can't be loaded (expected an id on the Hub or a local folder): {error}"
         ) from error
     try:
         rows = datasets.load_dataset(*name, split=split_name or "validation", streaming=streaming, **options)
@@ -226,7 +226,7 @@ def load_data_set(
         raise UsageError(f"{args.source(split)} can't be read: {error.__cause__ or error}") from error
     except ValueError as error:
         part = "" if streaming else f", or a part such as {available[0]}[:10%]"
-        raise UsageError(f"{args.source(split)} does not exist; accepted: {', '.join(available)}{part}.") from error
+        raise UsageError(f"{args.source(split)} does not exist (expected {', '.join(available)}{part})") from error
     check_quotes(args.source(split), rows, builder)
     return [(args.source(split), rows)]
 
@@ -237,7 +237,7 @@ def load_files(
     files = getattr(args, f"{split}_file")
     formats = {format_of(file) for file in files}
     if len(formats) > 1:
-        raise UsageError(f"{args.source(split)} mixes {' and '.join(sorted(formats))}; one format is accepted.")
+        raise UsageError(f"{args.source(split)} mixes {' and '.join(sorted(formats))} (expected one format)")
     (file_format,) = formats
     for file in files:
         check_content(args.source(split, [file]), file)
@@ -261,7 +261,7 @@ def load_file(
     except Exception as error:  # the formats' readers raise many kinds
         check_utf8(where, file)
         raise UsageError(
-            f"{where} can't be read; a {args.file_kinds} file in UTF-8, with rows in it, is accepted: "
+            f"{where} can't be read (expected a {args.file_kinds} file in UTF-8, with rows in it): "
             f"{error.__cause__ or error}"
         ) from error
     check_quotes(where, rows, builder)
@@ -331,7 +331,7 @@ def check_content(where: str, file: str):
     try:
         compression = Extractor.infer_extractor_format(file)
         if compression in ARCHIVES:
-            raise UsageError(f"{where} is an archive ({compression}); the files in it are accepted.")
+            raise UsageError(f"{where} is an archive ({compression}) (expected the files in it)")
         package = COMPRESSION_PACKAGES.get(compression)
         if package is not None and importlib.util.find_spec(package) is None:
             raise UsageError(f"{where} can't be unpacked without the package {package}: pip install {package}")
@@ -345,7 +345,7 @@ def check_content(where: str, file: str):
         raise UsageError(f"{where} can't be unpacked: {error}") from error
     for mark, encoding in OTHER_ENCODINGS.items():
         if start.startswith(mark):
-            raise UsageError(f"{where} is text in {encoding}; text in UTF-8 is accepted.")
+            raise UsageError(f"{where} is text in {encoding} (expected UTF-8)")
     if b"\0" in start:
         raise UsageError(f"{where} holds zero bytes, which text in UTF-8 has not; is it a file of another kind?")
     if format_of(file) == "json":  # whose reader lets other bytes through
@@ -365,7 +365,7 @@ def check_utf8(where: str, file: str):
                 line.decode()
             except UnicodeDecodeError as error:
                 raise UsageError(
-                    f"{where} is not in UTF-8, which is accepted: line {number} holds the byte "
+                    f"{where} is not in UTF-8: line {number} holds the byte "
                     f"0x{line[error.start]:02x}. From Latin-1, convert it with: iconv -f latin1 -t utf-8"
                 ) from error
 
@@ -406,7 +406,7 @@ def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset
     if kind.startswith(("int", "uint")):
         return rows.cast_column(column, datasets.Value("string"))
     if kind not in ("string", "large_string"):
-        raise UsageError(f"--text_column {column!r} of {where} holds {kind}; text is accepted.")
+        raise UsageError(f"--text_column {column!r} of {where} holds {kind} (expected text)")
     if pc.any(pc.starts_with(rows.with_format("arrow")[:][column], BYTE_ORDER_MARK)).as_py():
         return rows.map(without_byte_order_marks, input_columns=column, fn_kwargs={"column": column}, batched=True)
     return rows
@@ -422,7 +422,7 @@ def texts_of(values: pa.ChunkedArray, column: str, where: str) -> list[str | Non
     if pa.types.is_integer(values.type):
         values = values.cast(pa.string())
     elif not any(is_kind(values.type) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)):
-        raise UsageError(f"--text_column {column!r} of {where} holds {values.type}; text is accepted.")
+        raise UsageError(f"--text_column {column!r} of {where} holds {values.type} (expected text)")
     return without_byte_order_marks(values.to_pylist(), column)[column]
 
 

@@ -130,7 +130,7 @@ def fit_forecast_extractor(series: Sequence[Series], setting: ForecastSetting) -
             step, channel = np.argwhere(is_missing)[0]
             raise UsageError(
                 f"{part.where}: column {part.channels[setting.num_targets + channel]!r} is empty in row "
-                f"{part.rows[step]} (from 0) (expected covariates without missing values)"
+                f"{part.rows[step]} (from 0; expected covariates without missing values)"
             )
     steps = np.concatenate([part.values[: setting.train_end(part)] for part in series])
     mean, std = np.zeros(steps.shape[1]), np.ones(steps.shape[1])

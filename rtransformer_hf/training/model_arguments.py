@@ -200,7 +200,7 @@ def check_architecture(checkpoint: str, *accepted: str) -> str:
     """
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
     if not architectures[0].endswith(accepted):
-        raise ValueError(f"it holds {architectures[0]}; accepted: a class that ends with {' or '.join(accepted)}.")
+        raise ValueError(f"it holds {architectures[0]} (expected a class that ends with {' or '.join(accepted)})")
     return architectures[0]
 
 

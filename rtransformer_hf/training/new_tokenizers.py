@@ -33,8 +33,8 @@ def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = Non
             return AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--tokenizer {name!r} can't be loaded; accepted: {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
-                f"the Hub: {error}"
+                f"--tokenizer {name!r} can't be loaded (expected {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
+                f"the Hub): {error}"
             ) from error
     return NEW_TOKENIZERS[name](texts, vocab_size)
 

@@ -43,9 +43,9 @@ SKIPPED_FILE = "skipped_tunes.json"
 MAX_FRAMES = 1_000_000  # of a MIDI file, where a few bytes can claim silence of years
 TICKS_PER_FRAME = 120  # of the MIDI files written here
 SAMPLE_RATE = 44100  # Hz
-ACCEPTED_DATA = (
-    "a .mat file, a folder of MIDI files, with or without a sub-folder for each split, and a data set's id on the Hub "
-    "or local folder are accepted"
+EXPECTED_DATA = (
+    "expected a .mat file, a folder of MIDI files with or without a sub-folder for each split, or a data set by id on "
+    "the Hub or by local folder"
 )
 
 
@@ -101,10 +101,10 @@ class PianoRollArguments:
 
     def __post_init__(self):
         if not self.data:
-            raise UsageError(f"--data {self.data!r} is no data; {ACCEPTED_DATA}.")
+            raise UsageError(f"--data {self.data!r} is no data ({EXPECTED_DATA})")
         for name in ("train_split", "validation_split"):
             if not getattr(self, name):
-                raise UsageError(f"--{name} {getattr(self, name)!r} is no name; the name of a split is accepted.")
+                raise UsageError(f"--{name} {getattr(self, name)!r} is no name (expected the name of a split)")
         self.test_split = self.test_split or None
 
 
@@ -184,14 +184,14 @@ def read_split(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     if is_midi_folder(args.data):
         return read_midi_files(args, split_name)
     if path.is_file():
-        raise UsageError(f"{args.data!r} is a file of another kind; {ACCEPTED_DATA}.")
+        raise UsageError(f"{args.data!r} is a file of another kind ({EXPECTED_DATA})")
     return read_data_set(args, split_name)
 
 
 def usable_rolls(args: PianoRollArguments, split_name: str, tunes: list[ReadTune]) -> list[np.ndarray]:
     rolls = [tune.roll for tune in tunes if tune.roll is not None]
     if not rolls:
-        raise UsageError(f"Split {split_name!r} of {args.data!r} holds no tune; at least one is accepted.")
+        raise UsageError(f"Split {split_name!r} of {args.data!r} holds no tune (expected at least one)")
     return rolls
 
 
@@ -250,28 +250,28 @@ def read_tune(name: str, read: Callable[[], tuple[np.ndarray, str | None]]) -> R
         return ReadTune(name, fault=str(error))
     if len(roll) < 2:
         why = f" (left out: {left_out})" if left_out else ""
-        return ReadTune(name, fault=f"{name} holds {len(roll)} frames{why}; a tune of at least 2 is accepted.")
+        return ReadTune(name, fault=f"{name} holds {len(roll)} frames{why} (expected at least 2)")
     return ReadTune(name, roll, left_out=left_out)
 
 
 def read_mat(path: Path, split_name: str) -> list[ReadTune]:
     """A split's tunes from a .mat file of `MAT_ARRAYS`, cell arrays of (frames, 88) matrices."""
     if split_name not in MAT_ARRAYS:
-        raise UsageError(f"Split {split_name!r} of '{path}' does not exist; accepted: {', '.join(MAT_ARRAYS)}.")
+        raise UsageError(f"Split {split_name!r} of '{path}' does not exist (expected {', '.join(MAT_ARRAYS)})")
     array = MAT_ARRAYS[split_name]
     try:
         with path.open("rb") as file:
             cells = loadmat(file, variable_names=[array]).get(array)
     except Exception as error:  # a damaged file makes the reader raise errors of many kinds
         raise UsageError(
-            f"'{path}' can't be read; a .mat file of MATLAB 7.2 or before with {', '.join(MAT_ARRAYS.values())} is "
-            f"accepted: {error}"
+            f"'{path}' can't be read (expected a .mat file of MATLAB 7.2 or before with "
+            f"{', '.join(MAT_ARRAYS.values())}): {error}"
         ) from error
-    accepted = f"a cell array of (frames, {NUM_KEYS}) matrices of zeros and ones is accepted"
+    expected = f"expected a cell array of (frames, {NUM_KEYS}) matrices of zeros and ones"
     if cells is None:
-        raise UsageError(f"'{path}' has no array {array}; {accepted}.")
+        raise UsageError(f"'{path}' has no array {array} ({expected})")
     if cells.dtype != object and cells.size > 0:
-        raise UsageError(f"{array} of '{path}' is a {cells.shape} array of {cells.dtype}; {accepted}.")
+        raise UsageError(f"{array} of '{path}' is a {cells.shape} array of {cells.dtype} ({expected})")
     names = [f"{array}[{index}] of '{path}'" for index in range(cells.size)]
     return [
         read_tune(name, lambda name=name, roll=roll: (checked_roll(roll, name), None))
@@ -286,12 +286,12 @@ def checked_roll(roll: np.ndarray, name: str) -> np.ndarray:
     Raises:
         UsageError: it is something else.
     """
-    accepted = f"a (frames, {NUM_KEYS}) matrix of zeros and ones is accepted"
+    expected = f"expected a (frames, {NUM_KEYS}) matrix of zeros and ones"
     if not isinstance(roll, np.ndarray) or roll.ndim != 2 or roll.shape[1] != NUM_KEYS:
-        raise UsageError(f"{name} has the shape {np.shape(roll)}; {accepted}.")
-    is_accepted = np.isin(roll, (0, 1))
-    if not is_accepted.all():
-        raise UsageError(f"{name} holds {roll[~is_accepted][0]}; {accepted}.")
+        raise UsageError(f"{name} has the shape {np.shape(roll)} ({expected})")
+    is_valid = np.isin(roll, (0, 1))
+    if not is_valid.all():
+        raise UsageError(f"{name} holds {roll[~is_valid][0]} ({expected})")
     return roll.astype(np.uint8, copy=False)
 
 
@@ -302,24 +302,24 @@ def read_data_set(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
         available = datasets.get_dataset_split_names(*data_set)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{args.data!r} (--dataset_config_name {args.dataset_config_name}) can't be loaded; {ACCEPTED_DATA}: "
+            f"{args.data!r} (--dataset_config_name {args.dataset_config_name}) can't be loaded ({EXPECTED_DATA}): "
             f"{error}"
         ) from error
     try:
         rows = datasets.load_dataset(*data_set, split=split_name)
     except datasets.exceptions.DatasetGenerationError as error:
         raise UsageError(
-            f"Split {split_name!r} of {args.data!r} can't be read; rows of one kind are accepted: {error.__cause__}"
+            f"Split {split_name!r} of {args.data!r} can't be read (expected rows of one kind): {error.__cause__}"
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"Split {split_name!r} of {args.data!r} does not exist; accepted: {', '.join(available)}, or a part such "
-            f"as {available[0]}[:10%]."
+            f"Split {split_name!r} of {args.data!r} does not exist (expected {', '.join(available)}, or a part such "
+            f"as {available[0]}[:10%])"
         ) from error
     if args.piano_roll_column not in rows.column_names:
         raise UsageError(
-            f"--piano_roll_column {args.piano_roll_column!r} is no column of {args.data!r}; accepted: "
-            f"{', '.join(rows.column_names)}."
+            f"--piano_roll_column {args.piano_roll_column!r} is no column of {args.data!r} (expected "
+            f"{', '.join(rows.column_names)})"
         )
     names = [f"Row {index} of split {split_name!r} of {args.data!r}" for index in range(len(rows))]
     return [
@@ -333,16 +333,16 @@ def roll_of_frames(frames: list[list[int]], name: str) -> np.ndarray:
     (frames, 88) from lists. They hold zeros and ones where every frame has 88 values and no other ones, and else the
     pitches that sound. No tune is both: 0 and 1 are no pitches of a piano.
     """
-    accepted = f"frames of {NUM_KEYS} zeros and ones, or of MIDI pitches {PITCHES[0]} to {PITCHES[-1]}, are accepted"
+    expected = f"expected frames of {NUM_KEYS} zeros and ones, or of MIDI pitches {PITCHES[0]} to {PITCHES[-1]}"
     if not isinstance(frames, list) or not all(isinstance(frame, list) for frame in frames):
-        raise UsageError(f"{name} holds no list of frames; {accepted}.")
+        raise UsageError(f"{name} holds no list of frames ({expected})")
     if frames and all(len(frame) == NUM_KEYS and all(value in (0, 1) for value in frame) for frame in frames):
         return np.array(frames, dtype=np.uint8)
     roll = np.zeros((len(frames), NUM_KEYS), dtype=np.uint8)
     for time, frame in enumerate(frames):
         for pitch in frame:
             if pitch not in PITCHES:
-                raise UsageError(f"{name} holds {pitch!r} in frame {time}, of {len(frame)} values; {accepted}.")
+                raise UsageError(f"{name} holds {pitch!r} in frame {time}, of {len(frame)} values ({expected})")
             roll[time, int(pitch) - LOWEST_PITCH] = 1
     return roll
 
@@ -385,8 +385,8 @@ def read_midi_files(args: PianoRollArguments, split_name: str) -> list[ReadTune]
     splits = midi_splits(args)
     if split_name not in splits:
         raise UsageError(
-            f"Split {split_name!r} of {args.data!r} does not exist; accepted: {', '.join(splits)}, of which "
-            "sub-folders are the splits if one is named train, validation or test. Without validation, some of at "
+            f"Split {split_name!r} of {args.data!r} does not exist (expected {', '.join(splits)}). "
+            "Sub-folders are the splits if one is named train, validation or test. Without validation, some of at "
             "least two files of train are held out (--validation_fraction)."
         )
     frames_per_beat = args.frames_per_beat or DEFAULT_FRAMES_PER_BEAT
@@ -417,7 +417,7 @@ def read_midi_and_rest(path: str | Path, frames_per_beat: int) -> tuple[np.ndarr
         ticks_per_beat, notes, num_endless = parse_midi(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         why = error.strerror or error if isinstance(error, OSError) else error
-        raise UsageError(f"'{path}' can't be read; a MIDI file is accepted: {why}") from error
+        raise UsageError(f"'{path}' can't be read (expected a MIDI file): {why}") from error
 
     def first_frame_from(tick: int) -> int:
         """The first frame that is a quarter over at this time or later: (frame + 1 / 4) * ticks_per_frame >= tick."""
@@ -431,7 +431,7 @@ def read_midi_and_rest(path: str | Path, frames_per_beat: int) -> tuple[np.ndarr
     ]
     num_frames = max((end for _, start, end in spans if end > start), default=0)
     if num_frames > MAX_FRAMES:
-        raise UsageError(f"'{path}' holds {num_frames:,} frames; at most {MAX_FRAMES:,} are accepted.")
+        raise UsageError(f"'{path}' holds {num_frames:,} frames (expected at most {MAX_FRAMES:,})")
     roll = np.zeros((num_frames, NUM_KEYS), dtype=np.uint8)
     for key, start, end in spans:
         roll[start:end, key] = 1

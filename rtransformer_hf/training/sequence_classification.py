@@ -202,8 +202,8 @@ def hold_out(splits: dict[str, datasets.Dataset], args: DataFileArguments) -> di
     except ValueError as error:
         raise UsageError(
             f"--validation_fraction {args.validation_fraction} of the {len(splits['train'])} rows of "
-            f"{args.source('train')} leaves none to train on; a --validation_file, a --validation_split or more rows "
-            "are accepted."
+            f"{args.source('train')} leaves none to train on (expected more rows, a --validation_file or a "
+            "--validation_split)"
         ) from error
     return {**splits, "train": parts["train"], "validation": parts["test"]}
 
@@ -274,15 +274,15 @@ def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments
         if missing.any():
             raise UsageError(
                 f"{flag} {column!r} of {where} is missing in row {missing.argmax()} (from 0), and in {missing.sum()} "
-                "rows in all; a value in every row, not white space alone, is accepted."
+                "rows in all (expected a value in every row, more than white space)"
             )
     for flag, column in args.input_columns.items():
         if flag != "--image_column":
             rows = as_text(rows, column, where)
         elif kind_of(rows.features[column]) != "Image":
             raise UsageError(
-                f"--image_column {column!r} of {where} holds {kind_of(rows.features[column])}; images (the feature "
-                "Image of datasets) are accepted."
+                f"--image_column {column!r} of {where} holds {kind_of(rows.features[column])} (expected images, "
+                "the feature Image of datasets)"
             )
     feature = rows.features[label_column]
     kind = kind_of(feature)
@@ -303,8 +303,8 @@ def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments
         return rows
     if kind not in ("ClassLabel", "string", "large_string", "bool") and not kind.startswith(("int", "uint", "float")):
         raise UsageError(
-            f"--label_column {label_column!r} of {where} holds {kind}; classes (ClassLabel), strings and integers are "
-            "accepted."
+            f"--label_column {label_column!r} of {where} holds {kind} (expected classes (ClassLabel), strings or "
+            "integers)"
         )
     return rows
 
@@ -333,8 +333,8 @@ def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[
         for row, name in enumerate(part):
             if name in fractions:
                 raise UsageError(
-                    f"--label_column {column!r} of {where} holds the fraction {name} in row {row} (from 0); names and "
-                    "integers are accepted."
+                    f"--label_column {column!r} of {where} holds the fraction {name} in row {row} (from 0; expected "
+                    "names or integers)"
                 )
     return [[str(int(float(name))) for name in part] for part in names]
 
@@ -427,8 +427,8 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
             names.sort(key=int)
     if len(names) < 2:
         raise UsageError(
-            f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r}; at "
-            "least two are accepted."
+            f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r} "
+            "(expected at least two)"
         )
     return {name: index for index, name in enumerate(names)}
 
@@ -460,7 +460,7 @@ def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) 
         return trained
     raise UsageError(
         f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
-        f"({listed(trained)}); accepted: labels of the model, or a model of another task, which gets a new head."
+        f"({listed(trained)}) (expected labels of the model, or a model of another task, which gets a new head)"
     )
 
 
@@ -481,8 +481,8 @@ def open_config(checkpoint: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"--model_name_or_path {checkpoint!r} can't be opened; the folder of a model and an id on the Hub are "
-            f"accepted: {error}"
+            f"--model_name_or_path {checkpoint!r} can't be opened (expected the folder of a model or an id on "
+            f"the Hub): {error}"
         ) from error
 
 
@@ -501,13 +501,13 @@ def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedCon
     input_size = getattr(config, "input_size", None)
     if args.image_column is not None and input_size is None:
         raise UsageError(
-            f"--model_name_or_path {checkpoint!r} reads tokens; with --image_column {args.image_column!r} a model "
-            "with an input_size, the channels of an image, is accepted."
+            f"--model_name_or_path {checkpoint!r} reads tokens (expected, with --image_column "
+            f"{args.image_column!r}, a model whose input_size is the channels of an image)"
         )
     if args.image_column is None and input_size is not None:
         raise UsageError(
-            f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values (input_size); with "
-            f"--text_column {args.text_column!r} a model of tokens is accepted."
+            f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values (input_size) (expected, "
+            f"with --text_column {args.text_column!r}, a model of tokens)"
         )
     return config
 
@@ -627,8 +627,8 @@ def encode(
         )
         raise UsageError(
             f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}, first "
-            f"in row {row} (from 0); accepted: the labels of the training rows, or of the trained model, "
-            f"{listed(label2id)}."
+            f"in row {row} (from 0; expected the labels of the training rows, or of the trained model: "
+            f"{listed(label2id)})"
         )
 
     def with_labels(indices: list[int], name: str, values: Sequence) -> dict:
@@ -647,8 +647,8 @@ def encode(
         if not all(input_ids):
             raise UsageError(
                 f"--text_column {args.text_column!r} of {args.source(split)} holds the text "
-                f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token; texts with at least one are "
-                "accepted."
+                f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token (expected at least one per "
+                "text)"
             )
         return with_labels(indices, "input_ids", input_ids)
 

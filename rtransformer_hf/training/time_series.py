@@ -207,7 +207,7 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
     files = getattr(args, f"{split}_file")
     if files and any(suffix(file) == ".npz" for file in files):
         if not all(suffix(file) == ".npz" for file in files):
-            raise UsageError(f"{args.source(split)} mixes .npz with other files; one format is accepted.")
+            raise UsageError(f"{args.source(split)} mixes .npz with other files (expected one format)")
         series = [part for file in files for part in read_npz(args, args.source(split, [file]), file)]
     else:
         load = load_files if files else load_data_set
@@ -470,7 +470,7 @@ def check_channels(series: Sequence[Series]):
         if part.values.shape[1] != series[0].values.shape[1]:
             raise UsageError(
                 f"{part.where} has {part.values.shape[1]} channels ({listed(part.channels)}), {series[0].where} has "
-                f"{series[0].values.shape[1]} ({listed(series[0].channels)}); one number is accepted."
+                f"{series[0].values.shape[1]} ({listed(series[0].channels)}) (expected the same number)"
             )
         is_empty = np.isnan(part.values).all(axis=0)
         if is_empty.any():

@@ -124,7 +124,7 @@ class StreamedWindows(torch.utils.data.IterableDataset):
                 yield window(tokens[: self.window_size], predicted - start)
                 start, predicted = start + self.stride, start + self.window_size
         if position + len(tokens) < 2:
-            raise UsageError(f"{self.source} holds {position + len(tokens)} tokens; at least 2 are accepted.")
+            raise UsageError(f"{self.source} holds {position + len(tokens)} tokens (expected at least 2)")
         last = tokens[-self.window_size :]
         yield window(last, predicted - (position + len(tokens) - len(last)))
 
