@@ -227,9 +227,9 @@ def refused(**arguments) -> str:
         (
             "a.csv",
             "text,label\nhi,1\nho,0.5\n",
-            "'label' of --train_file a.csv holds the fraction 0.5 in row 1 (from 0)",
+            "'label' of --train_file a.csv holds the fraction 0.5 in row 1 (from 0;",
         ),
-        ("a.json", '[{"text": "a", "label": 0.00001}]', "holds the fraction 0.00001 in row 0 (from 0)"),
+        ("a.json", '[{"text": "a", "label": 0.00001}]', "holds the fraction 0.00001 in row 0 (from 0;"),
         ("a.json", '{"data": [{"text": "a", "label": 1}]}', "(expected 'data'; of JSON, an object a row is read"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "a.jsonl holds values of several kinds"),
         (

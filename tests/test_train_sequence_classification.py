@@ -693,7 +693,7 @@ def test_training_goes_on_from_a_classifier(folder):
     assert_refused("'first' reads tokens (expected, with --image_column", train_on_images, *flags)
     save(None, input_size=2)
     assert_refused(
-        "of images of 1 channels; as many values as the input_size 2 of --model_name_or_path 'first'",
+        "of images of 1 channels (expected as many values as the input_size 2 of --model_name_or_path 'first'",
         train_on_images,
         *flags,
     )
