@@ -698,7 +698,7 @@ def test_training_goes_on_from_a_classifier(folder):
         *flags,
     )
     save(["short", "long"], input_size=1)
-    assert_refused("'first' reads vectors of 1 values (input_size); with --text_column", train, *flags)
+    assert_refused("'first' reads vectors of 1 values, its input_size (expected, with --text_column", train, *flags)
     save(None, input_size=1)  # as a converted checkpoint is: no names of labels, no processor
     train_on_images(*flags)
     assert AutoModelForSequenceClassification.from_pretrained("out").config.id2label[2] == "bright"

@@ -506,7 +506,7 @@ def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedCon
         )
     if args.image_column is None and input_size is not None:
         raise UsageError(
-            f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values (input_size) (expected, "
+            f"--model_name_or_path {checkpoint!r} reads vectors of {input_size} values, its input_size (expected, "
             f"with --text_column {args.text_column!r}, a model of tokens)"
         )
     return config
