@@ -31,6 +31,7 @@ COMPLETIONS, CHAT_COMPLETIONS, RESPONSES = "/v1/completions", "/v1/chat/completi
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     serve(args.checkpoint, args.host, args.port, args.device, args.dtype)
+    raise KeyboardInterrupt  # the server answers Ctrl-C itself: when it returns, it has been stopped
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -22,9 +22,13 @@ SENTENCES = ("the cat sat on the mat", "my dog ran to the log", "one bird flew o
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """What a process begins with: its random numbers, and no precision or device that Accelerate has settled on."""
+    """
+    What a process begins with: its random numbers, no precision or device that Accelerate has settled on, and no
+    compiled code, of which a function may have a few versions only.
+    """
     torch.manual_seed(0)
     AcceleratorState._reset_state(reset_partial_state=True)
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -317,7 +317,8 @@ def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
     assert said.startswith(
         f"Model: RTransformerForCausalLM, {model.num_parameters():,} parameters, a vocabulary of "
         f"{model.config.vocab_size}.\n"
-        f"Data: train {tokens[0]:,}, validation {tokens[1]:,}, test {tokens[2]:,} tokens, in windows of 16.\n"
+        f"Data: train {tokens[0]:,} tokens, validation {tokens[1]:,} tokens, test {tokens[2]:,} tokens, in windows of "
+        "16.\n"
         "Device: cpu, 1 process. Batch: 8 (4 a device x 1 process x 2 accumulated).\n"
         f"Steps: 6, {6 / steps_per_epoch:.3g} epochs of {steps_per_epoch}.\n"
         "Logs: the terminal. Model and checkpoints: out put.\n"

@@ -148,7 +148,7 @@ def test_start_and_end_say_what_is_trained_and_how_to_use_it(folder, capsys):
     said = capsys.readouterr().out
     assert re.match(
         r"Model: RTransformerForCausalLM, [\d,]+ parameters, a vocabulary of \d+.\n"
-        r"Data: train [\d,]+, validation \d+, test \d+ tokens, in windows of 16.\n"
+        r"Data: train [\d,]+ tokens, validation \d+ tokens, test \d+ tokens, in windows of 16.\n"
         r"Device: cpu, 1 process. Batch: 12 \(4 a device x 1 process x 3 accumulated\).\n"
         r"Steps: 2, 0.5 epochs of 4.\nLogs: the terminal.* Model and checkpoints: out.\n",
         said,

@@ -149,7 +149,7 @@ def recipe_flags(path: str, known: set[str], unsupported: set[str]) -> list[str]
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"recipe {path!r} can't be read (expected a YAML file): {error}") from error
     if not isinstance(recipe, dict):
-        raise UsageError(f"recipe {path!r} has no lines (expected `flag: value`)")
+        raise UsageError(f"recipe {path!r} has no lines of `flag: value` (expected at least one)")
     flags = []
     for key, value in recipe.items():
         if key in unsupported:
