@@ -60,6 +60,21 @@ def test_unusable_input_is_one_line(stopped):
     assert stopped(refuse) == ("", "some_command.py: error: --data: no such file: 'x' (expected text)")
 
 
+HELP = """
+import atexit
+from rtransformer_hf.training.command_line import CommandParser, run_command
+atexit.register(print, "Python's own end")
+run_command(lambda: CommandParser(description="What it does.").parse_args(["--help"]))
+"""
+
+
+def test_help_ends_at_once():
+    command = start(HELP)
+    said, complained = command.communicate(timeout=30)
+    assert "What it does." in said and "Python's own end" not in said
+    assert (complained, command.returncode) == ("", 0)
+
+
 # Stands for a training of two processes. The first is stopped; the second, which waits for it, fails in its own way.
 MEMBER = """
 import os, signal, sys

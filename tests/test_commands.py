@@ -60,12 +60,13 @@ def test_imports_go_down_only(path):
 
 # Runs commands one after another in one process, which saves the imports.
 RUN = """
-import json, logging, runpy, sys
+import json, logging, os, runpy, sys
 from rtransformer_hf.training import command_line
 
 ours = logging.getLogger("rtransformer_hf")
 ours.addHandler(logging.NullHandler())
 ours.propagate = False
+os._exit = sys.exit  # the end of --help, which saves Python's own
 for path, *arguments in json.loads(sys.argv[1]):
     sys.argv = [path, *arguments]
     try:

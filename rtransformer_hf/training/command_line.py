@@ -122,6 +122,11 @@ def run_command(main: Callable[[], None]):
         signal.signal(signal.SIGINT, interrupt)
     try:
         main()
+    except SystemExit as end:
+        if end.code in (0, None):  # --help: nothing has begun, and Python would take a second to free what it loaded
+            sys.stdout.flush()
+            os._exit(0)
+        raise
     except UsageError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
     except KeyboardInterrupt:

@@ -19,10 +19,10 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy  # loads its parts when they are used, as sklearn does
+import sklearn
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
-from sklearn.metrics import confusion_matrix, f1_score, r2_score, roc_auc_score
 from tokenizers import processors
 from transformers import (
     AutoConfig,
@@ -758,7 +758,9 @@ def make_compute_metrics(
             metrics = {
                 "loss": F.cross_entropy(logits, labels).item(),
                 **compute_metric("accuracy", predicted, labels),
-                "macro_f1": float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)),
+                "macro_f1": float(
+                    sklearn.metrics.f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)
+                ),
             }
             hits = F.one_hot(labels, logits.shape[1]).bool().numpy()
             metrics |= auroc(logits.softmax(dim=-1).numpy(), hits)
@@ -773,9 +775,9 @@ def regression_metrics(predicted: torch.Tensor, labels: torch.Tensor) -> dict[st
     errors = predicted - labels
     metrics = {"loss": errors.square().mean().item(), "mae": errors.abs().mean().item()}
     if len(labels) > 1 and labels.std() > 0:  # or else neither is defined
-        metrics["r2"] = float(r2_score(labels.numpy(), predicted.numpy()))
+        metrics["r2"] = float(sklearn.metrics.r2_score(labels.numpy(), predicted.numpy()))
         if predicted.std() > 0:
-            metrics["spearman"] = float(spearmanr(labels.numpy(), predicted.numpy()).statistic)
+            metrics["spearman"] = float(scipy.stats.spearmanr(labels.numpy(), predicted.numpy()).statistic)
     return metrics
 
 
@@ -783,11 +785,11 @@ def several_labels_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dic
     predicted = probabilities > 0.5
     return {
         "accuracy": float((predicted == labels).all(axis=1).mean()),
-        "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0)),
+        "micro_f1": float(sklearn.metrics.f1_score(labels, predicted, average="micro", zero_division=0)),
         "macro_f1": float(
             np.mean(
                 [
-                    f1_score(labels[:, index], predicted[:, index], zero_division=0)
+                    sklearn.metrics.f1_score(labels[:, index], predicted[:, index], zero_division=0)
                     for index in np.flatnonzero(labels.any(axis=0) | predicted.any(axis=0))
                 ]
                 or [0.0]
@@ -801,7 +803,7 @@ def several_labels_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dic
 def auroc(scores: np.ndarray, hits: np.ndarray) -> dict[str, float]:
     """The mean over the columns, (rows, labels), that hold both hits and misses; nothing where none does."""
     columns = [index for index in range(hits.shape[1]) if 0 < hits[:, index].sum() < len(hits)]
-    values = [roc_auc_score(hits[:, index], scores[:, index]) for index in columns]
+    values = [sklearn.metrics.roc_auc_score(hits[:, index], scores[:, index]) for index in columns]
     return {"auroc": float(np.mean(values))} if values else {}
 
 
@@ -827,7 +829,10 @@ class ClassifierTrainer(ReportingTrainer):
             if self.model.config.problem_type == "single_label_classification":
                 split = "validation" if metric_key_prefix == "eval" else metric_key_prefix
                 classes, predicted = range(prediction.predictions.shape[1]), prediction.predictions.argmax(axis=-1)
-                self.confusion = split, confusion_matrix(prediction.label_ids, predicted, labels=classes)
+                self.confusion = (
+                    split,
+                    sklearn.metrics.confusion_matrix(prediction.label_ids, predicted, labels=classes),
+                )
             return compute_metrics(prediction)
 
         self.compute_metrics = keep_confusion

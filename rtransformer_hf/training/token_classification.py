@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import datasets
 import numpy as np
+import sklearn  # loads its parts when they are used
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import f1_score
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
@@ -492,7 +492,7 @@ def make_compute_metrics(label2id: dict[str, int]) -> Callable[[EvalPrediction],
             )
             metrics |= compute_metric("span_f1", predictions, references)
         else:
-            metrics["macro_f1"] = f1_score(
+            metrics["macro_f1"] = sklearn.metrics.f1_score(
                 labels[is_word],
                 predicted[is_word],
                 labels=np.unique(labels[is_word]),
