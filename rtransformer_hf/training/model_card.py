@@ -85,8 +85,8 @@ class Task:
 
 
 CLASSIFIER_LIMITS = (
-    "It gives one of the labels that it was trained on for whatever it reads, with the errors and the biases of its "
-    "training data. {inputs} unlike those are outside of what it has been tested on."
+    "For any input it returns one of its training labels, with the errors and biases of its training data. It has not "
+    "been tested on {inputs} of other kinds."
 )
 
 CLASSIFIER_NOTES = {
@@ -110,8 +110,8 @@ prompt = tokenizer({example}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8, max_new_tokens=100)[0]))""",
         metrics=("perplexity", "bits_per_character"),
         metrics_note="Every token of a split but the first is predicted exactly once. Perplexity is per token.",
-        limits="It has been trained to continue text like that which it was trained on, with its errors and its "
-        "biases, and knows nothing else. What it writes reads like language and states no facts.",
+        limits="It continues text in the manner of its training data, errors and biases included, and knows nothing "
+        "else. Do not take what it writes as fact.",
         loss_unit="nats per token",
     ),
     "text-classification": Task(
@@ -124,8 +124,8 @@ print(tokenizer.decode(model.generate(**prompt, do_sample=True, temperature=0.8,
 classifier = pipeline("text-classification", model={checkpoint}{options})
 print(classifier({example}))""",
         metrics=("accuracy", "macro_f1", "auroc", "calibration_error"),
-        metrics_note="Accuracy is the share of a split's texts whose own label gets the highest score.",
-        limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
+        metrics_note="Accuracy is the share of texts whose label gets the highest score.",
+        limits=CLASSIFIER_LIMITS.format(inputs="texts"),
         loss_unit="nats per text",
         more_notes=CLASSIFIER_NOTES,
     ),
@@ -141,7 +141,7 @@ print(classifier({example}))  # a label holds where its score is above 0.5""",
         metrics=("accuracy", "micro_f1", "macro_f1", "auroc", "calibration_error"),
         metrics_note="Accuracy is the share of a split's texts that are right in all labels; a label is predicted "
         "where its score is above 0.5. Micro F1 counts all labels of all texts alike.",
-        limits=CLASSIFIER_LIMITS.format(inputs="Texts"),
+        limits=CLASSIFIER_LIMITS.format(inputs="texts"),
         loss_unit="nats per label",
         more_notes=CLASSIFIER_NOTES,
     ),
@@ -157,8 +157,8 @@ print(scorer({example}))""",
         metrics=("mae", "r2", "spearman"),
         metrics_note="MAE is the mean absolute error, r2 the share of the variance that is explained, and spearman "
         "the rank correlation of predictions and labels.",
-        limits="It predicts numbers like those of its training data for whatever it reads, with the errors and the "
-        "biases of these. Texts unlike those are outside of what it has been tested on.",
+        limits="For any input it predicts numbers like those of its training data, with that data's errors and biases. "
+        "It has not been tested on texts of other kinds.",
         loss_unit="squared error",
     ),
     "token-classification": Task(
@@ -174,9 +174,8 @@ print(tagger({example}, ignore_labels=[]))""",
         metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
         "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
         "the mean of the tags' F1.",
-        limits="It sees a word and what stands before it, not what follows. It gives one of the tags that it was "
-        "trained on, with the errors and the biases of its training data; texts unlike those are outside of what it "
-        "has been tested on.",
+        limits="It sees a word and the text before it, not what follows. It returns its training tags, with the errors "
+        "and biases of its training data, and has not been tested on texts of other kinds.",
         loss_unit="nats per word",
     ),
     "image-classification": Task(
@@ -193,8 +192,8 @@ image = Image.new({example})  # a black one, in place of Image.open("yours.png")
 inputs = processor(image, return_tensors="pt")
 print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         metrics=("accuracy", "macro_f1", "auroc", "calibration_error"),
-        metrics_note="Accuracy is the share of a split's images whose own label gets the highest score.",
-        limits=CLASSIFIER_LIMITS.format(inputs="Images"),
+        metrics_note="Accuracy is the share of images whose label gets the highest score.",
+        limits=CLASSIFIER_LIMITS.format(inputs="images"),
         loss_unit="nats per image",
         more_notes=CLASSIFIER_NOTES,
     ),
@@ -223,9 +222,8 @@ print(tuple(median.shape), bool((low <= high).all()))""",
         "season within the training steps; sMAPE is in percent. The weighted quantile loss, over the levels 0.1 to "
         "0.9, approximates the CRPS, relative to the mean absolute value. Coverage 80 is the share of values between "
         "the quantiles 0.1 and 0.9, ideally 0.8. All steps that are judged come after all training steps.",
-        limits="It goes on with the patterns of the series that it was trained on. Events that these do not hold, and "
-        "changes of level or season after the training steps, are not foreseen; bands say what such series mostly "
-        "did, not what is possible.",
+        limits="It continues the patterns of its training series. It does not foresee new kinds of events, or changes of "
+        "level or season after the training steps; bands show what such series usually did, not all that is possible.",
         loss_unit="loss per value, after scaling",
     ),
     "time-series-classification": Task(
@@ -245,7 +243,7 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         metrics_note="Accuracy is the share of a split's series whose own label gets the highest score; macro F1 is "
         "the mean of the classes' F1. The nearest neighbour is the training series at the smallest Euclidean "
         "distance.",
-        limits=CLASSIFIER_LIMITS.format(inputs="Series"),
+        limits=CLASSIFIER_LIMITS.format(inputs="series"),
         loss_unit="nats per series",
     ),
     "time-series-labelling": Task(
@@ -264,7 +262,7 @@ print([model.config.id2label[index] for index in model(**inputs).logits[0].argma
         metrics=("accuracy", "macro_f1"),
         metrics_note="Accuracy is the share of a split's steps whose own label gets the highest score, from the steps "
         "up to it; macro F1 is the mean of the classes' F1.",
-        limits=CLASSIFIER_LIMITS.format(inputs="Series"),
+        limits=CLASSIFIER_LIMITS.format(inputs="series"),
         loss_unit="nats per step",
     ),
     "time-series-regression": Task(
@@ -283,8 +281,8 @@ print(model(**inputs).logits[0].tolist())""",
         metrics=("mae", "rmse", "r2"),
         metrics_note="Mean absolute error, root of the mean squared error, and the share of the variance that is "
         "explained, over all labels of a split.",
-        limits="It predicts numbers like those of its training data for whatever it reads. Series unlike those are "
-        "outside of what it has been tested on.",
+        limits="For any input it predicts numbers like those of its training data. It has not been tested on series of "
+        "other kinds.",
         loss_unit="squared error",
     ),
     "polyphonic-music": Task(
