@@ -157,8 +157,8 @@ print(scorer({example}))""",
         metrics=("mae", "r2", "spearman"),
         metrics_note="MAE is the mean absolute error, r2 the share of the variance that is explained, and spearman "
         "the rank correlation of predictions and labels.",
-        limits="For any input it predicts numbers like those of its training data, with that data's errors and biases. "
-        "It has not been tested on texts of other kinds.",
+        limits="For any input it predicts numbers like those of its training data, with that data's errors and "
+        "biases. It has not been tested on texts of other kinds.",
         loss_unit="squared error",
     ),
     "token-classification": Task(
@@ -174,8 +174,8 @@ print(tagger({example}, ignore_labels=[]))""",
         metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
         "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
         "the mean of the tags' F1.",
-        limits="It sees a word and the text before it, not what follows. It returns its training tags, with the errors "
-        "and biases of its training data, and has not been tested on texts of other kinds.",
+        limits="It sees a word and the text before it, not what follows. It returns its training tags, with the "
+        "errors and biases of its training data, and has not been tested on texts of other kinds.",
         loss_unit="nats per word",
     ),
     "image-classification": Task(
@@ -222,8 +222,8 @@ print(tuple(median.shape), bool((low <= high).all()))""",
         "season within the training steps; sMAPE is in percent. The weighted quantile loss, over the levels 0.1 to "
         "0.9, approximates the CRPS, relative to the mean absolute value. Coverage 80 is the share of values between "
         "the quantiles 0.1 and 0.9, ideally 0.8. All steps that are judged come after all training steps.",
-        limits="It continues the patterns of its training series. It does not foresee new kinds of events, or changes of "
-        "level or season after the training steps; bands show what such series usually did, not all that is possible.",
+        limits="It continues the patterns of its training series. It does not foresee new kinds of events, or changes "
+        "of level or season after the training steps; bands show what such series usually did, not all that is possible.",
         loss_unit="loss per value, after scaling",
     ),
     "time-series-classification": Task(
@@ -281,8 +281,8 @@ print(model(**inputs).logits[0].tolist())""",
         metrics=("mae", "rmse", "r2"),
         metrics_note="Mean absolute error, root of the mean squared error, and the share of the variance that is "
         "explained, over all labels of a split.",
-        limits="For any input it predicts numbers like those of its training data. It has not been tested on series of "
-        "other kinds.",
+        limits="For any input it predicts numbers like those of its training data. It has not been tested on series "
+        "of other kinds.",
         loss_unit="squared error",
     ),
     "polyphonic-music": Task(
