@@ -223,7 +223,8 @@ print(tuple(median.shape), bool((low <= high).all()))""",
         "0.9, approximates the CRPS, relative to the mean absolute value. Coverage 80 is the share of values between "
         "the quantiles 0.1 and 0.9, ideally 0.8. All steps that are judged come after all training steps.",
         limits="It continues the patterns of its training series. It does not foresee new kinds of events, or changes "
-        "of level or season after the training steps; bands show what such series usually did, not all that is possible.",
+        "of level or season after the training steps; bands show what such series usually did, not all that "
+        "is possible.",
         loss_unit="loss per value, after scaling",
     ),
     "time-series-classification": Task(
