@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of the training scripts: a recipe and flags, flags winning, and errors that say what to do."""
+"""The command line of the training scripts: a recipe and flags. Flags override the recipe; errors say what to do."""
 
 import json
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from .command_line import CommandParser, suggestion
 from .errors import UsageError
 
-# Of these Trainer's own defaults hold as soon as one is given: they go together.
+# These belong together: as soon as one is given, Trainer's own defaults hold for the others.
 EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")
 TRAINING_DEFAULTS = {
     "lr_scheduler_type": "cosine",
@@ -65,7 +65,7 @@ class Defaults:
         return [f"--{name}={value}" for name, value in values.items()]
 
     def explain(self, action: Action):
-        """Writes into a flag's help what it is by default."""
+        """Adds a flag's default to its help."""
         name = action.dest
         if name in self.fine_tuning and name in self.new and self.fine_tuning[name] != self.new[name]:
             text = f"{self.new[name]}; with --model_name_or_path {self.fine_tuning[name]}"
@@ -143,7 +143,7 @@ def given_flags(argv: list[str]) -> set[str]:
 
 
 def recipe_flags(path: str, known: set[str], unsupported: set[str]) -> list[str]:
-    """The lines of a recipe as flags, so that they are read and checked as those are."""
+    """The lines of a recipe as flags, so that both are parsed and checked alike."""
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Text for causal language models: from a data set to rows of text, from those to one stream of tokens, and from that to
-windows in which every token but the very first is predicted exactly once; and the metrics over these predictions.
+Text for causal language models: a data set becomes rows of text, these one stream of tokens, and the stream windows in
+which every token but the very first is predicted exactly once. Also the metrics over these predictions.
 """
 
 import hashlib
@@ -160,10 +160,10 @@ def model_and_windows(
     model_args: ArchitectureArguments, data_args: DataArguments, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, TokenWindows | StreamedWindows]]:
     """
-    The model and the tokenizer that the arguments ask for, and the windows of every split.
+    Model, tokenizer, and the windows of every split.
 
     Args:
-        seed: of the order in which a stream's windows come.
+        seed: determines the order of a stream's windows.
     """
     texts = load_texts(data_args)
     tokenizer_name = data_args.tokenizer or model_args.model_name_or_path or "char"
@@ -219,13 +219,13 @@ def run_identity(
 
 
 def evaluation_settings(args: DataArguments) -> dict:
-    """What scripts/evaluate_checkpoint.py needs to know to read a text as these arguments do."""
+    """The settings with which scripts/evaluate_checkpoint.py reads text as this training does."""
     names = ("text_column", "line_ending", "end_of_text", "context_length", "eval_stride")
     return {name: getattr(args, name) for name in names}
 
 
 def describe(windows: dict[str, TokenWindows | StreamedWindows]) -> str:
-    """What a model is trained and evaluated on, in words."""
+    """Describes the training and evaluation data, for the log."""
     sizes = [
         f"{split} streamed" if isinstance(part, StreamedWindows) else f"{split} {len(part.tokens):,} tokens"
         for split, part in windows.items()
@@ -257,7 +257,7 @@ def load_texts(args: DataArguments) -> dict[str, "datasets.Dataset | TextStream"
 
 def load_rows(args: DataArguments, split: str) -> datasets.Dataset | None:
     """
-    One split with two columns, "text" and whether a text "ends" with the row; None where the arguments ask for none.
+    One split with the columns "text" and "ends" (whether a text ends with the row); None if not asked for.
     The first that is loaded, the training split, decides on `args.end_of_text` where that is unset.
     """
     parts = load_split(args, split, {"--text_column": args.text_column})
@@ -335,12 +335,12 @@ class TextStream:
                 yield texts_of(column, self.text_column, where)
         except UsageError:
             raise
-        except Exception as error:  # of the readers of all formats, and of the network
+        except Exception as error:  # the formats' readers and the network raise many kinds
             raise UsageError(f"{where} can't be read on: {error.__cause__ or error}") from error
 
 
 def hold_out(rows: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split off the last rows, or where all text is in one row its last characters."""
+    """Splits off the last rows, or the last characters if all text is in one row."""
     if len(rows) == 1:
         text = rows[0]["text"] or ""
         cut = round(len(text) * (1 - fraction))
@@ -374,7 +374,7 @@ def lines(rows: datasets.Dataset | TextStream, line_ending: str) -> Iterator[str
 def characters_of_first_token(
     tokens: TokenStream, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, line_ending: str
 ) -> int:
-    """Of the text that the first token of the stream stands for: none if a text without tokens ends there."""
+    """Number of characters of the stream's first token; 0 if it is the end of an empty text."""
     if not tokenizer.is_fast:
         return len(tokenizer.decode(tokens[:1].tolist()))
     for text, ends in zip(lines(rows, line_ending), rows["ends"], strict=True):
@@ -464,7 +464,7 @@ def window_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     (windows, 2): a window's loss in nats, summed over its predicted tokens, and their number. Trainer keeps this of a
     batch (`preprocess_logits_for_metrics`) in place of its logits.
     """
-    if isinstance(logits, tuple):  # some models return their state as well
+    if isinstance(logits, tuple):  # some models also return their state
         logits = logits[0]
     labels = labels[:, 1:]
     losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten(), reduction="none")
@@ -488,7 +488,7 @@ def make_compute_metrics(windows: TokenWindows) -> Callable[[EvalPrediction], di
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nats, num_tokens = prediction.predictions.astype(np.float64).T
         return {
-            # Trainer's own loss is a mean over batches, which is not one over tokens. This one takes its place.
+            # Replaces Trainer's own loss, a mean over batches, by the mean over tokens.
             "loss": nats.sum() / num_tokens.sum(),
             **compute_metric("perplexity", nats, num_tokens.astype(np.int64)),
             **compute_metric("bits_per_character", [nats.sum()], [windows.num_characters]),

@@ -32,11 +32,11 @@ FORMATS = {
     ".parquet": "parquet",
 }  # any other suffix means plain text
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # may follow the suffix of the format
-COMPRESSION_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # not among the requirements of datasets
+COMPRESSION_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # datasets does not require them
 ARCHIVES = ("zip", "tar", "rar", "7z")
 BYTE_ORDER_MARK = "\ufeff"
-OTHER_ENCODINGS = {  # by the bytes that a file begins with
-    codecs.BOM_UTF32_LE: "UTF-32",  # ahead of UTF-16's, which its own begins with
+OTHER_ENCODINGS = {  # by a file's first bytes
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of this one
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -127,7 +127,7 @@ class DataFileArguments:
 
     @property
     def dataset_id(self) -> str | None:
-        """The Hub id of the data, if it has one."""
+        """The data's Hub id, if any."""
         return None if self.train_file or Path(self.dataset_name).exists() else self.dataset_name
 
 
@@ -241,7 +241,7 @@ def load_files(
     (file_format,) = formats
     for file in files:
         check_content(args.source(split, [file]), file)
-    # One by one, so that messages can name a file and a row in it, and so that texts end where their files do.
+    # One file at a time: messages can name file and row, and a text ends where its file does.
     return [(args.source(split, [file]), load_file(args, split, file, file_format, streaming)) for file in files]
 
 
@@ -314,7 +314,7 @@ def suffix(file: str) -> str:
 
 
 def layout(args: DataFileArguments, split: str) -> str:
-    """What a file of a table has to look like, for a message that a column is missing."""
+    """How a table must look, for the message about a missing column."""
     files = getattr(args, f"{split}_file")
     kind = suffix(files[0]) if files else ""
     if FORMATS.get(kind) == "csv":
@@ -341,7 +341,7 @@ def check_content(where: str, file: str):
             start = opened.read(1 << 16)
     except UsageError:
         raise
-    except Exception as error:  # each compression raises its own
+    except Exception as error:  # each format raises its own
         raise UsageError(f"{where} can't be unpacked: {error}") from error
     for mark, encoding in OTHER_ENCODINGS.items():
         if start.startswith(mark):
@@ -397,7 +397,7 @@ def check_quotes(where: str, rows: datasets.Dataset | datasets.IterableDataset, 
 
 def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset:
     """
-    Rows whose `column` is text: integers by their digits, and none with a byte-order mark at its start.
+    Rows whose `column` is text: integers become their digits, leading byte-order marks are dropped.
 
     Raises:
         UsageError: the column holds something else.
@@ -431,7 +431,7 @@ def without_byte_order_marks(texts: list[str | None], column: str) -> dict[str, 
 
 
 def joined(parts: list[datasets.Dataset]) -> datasets.Dataset:
-    """Rows of several files with the same columns, whose types may differ as string and large_string do."""
+    """Joins the rows of files with equal columns; string and large_string count as equal."""
     features = parts[0].features
     return datasets.concatenate_datasets(
         [part if part.features == features else part.cast(features) for part in parts]

@@ -12,7 +12,7 @@ from .. import RTransformerImageProcessor
 
 class AugmentedImages(Dataset):
     """
-    Encoded images, each randomly changed, with black where nothing was. What an image becomes follows from the seed,
+    Encoded images, each randomly transformed, with black borders. The transformation depends only on the seed,
     the epoch and its index, so that a resumed run sees the same images as an uninterrupted one.
 
     Args:

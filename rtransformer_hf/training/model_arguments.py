@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of a training script: its sizes as flags, for a new one, or a checkpoint to train further."""
+"""The model that a training script trains: a new one, with sizes as flags, or a checkpoint."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -22,13 +22,13 @@ NEW_MODEL = {
     "local_window_size": 4,
     "final_layer_norm": True,
 }
-EVALUATION_FILE = "evaluation.json"  # beside a model: how scripts/evaluate_checkpoint.py is to read the data
+EVALUATION_FILE = "evaluation.json"  # beside a model: how scripts/evaluate_checkpoint.py reads the data
 CAUSAL_LM_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass
 class ModelArguments:
-    """What is unset keeps the default of RTransformerConfig, or the value that --model_name_or_path has."""
+    """Unset fields keep the default of RTransformerConfig, or the value of --model_name_or_path."""
 
     model_name_or_path: str | None = field(
         default=None,
@@ -103,7 +103,7 @@ class ArchitectureArguments(ModelArguments):
 
 
 def unset_sizes(arguments: type[ModelArguments]) -> dict[str, Any]:
-    """What a new model has where its flags are unset: the defaults of RTransformerConfig."""
+    """The sizes of a new model whose flags are unset: the defaults of RTransformerConfig."""
     names = {flag.name for flag in fields(arguments) if flag.init and hasattr(RTransformerConfig, flag.name)}
     sizes = {name: getattr(RTransformerConfig, name) for name in names}
     return {**{name: size for name, size in sizes.items() if size is not None}, "intermediate_size": "4 * hidden_size"}
@@ -195,7 +195,7 @@ def check_architecture(checkpoint: str, *accepted: str) -> str:
         accepted: names of model classes, or how they may end.
 
     Raises:
-        ValueError: it is of another task. The Auto classes would open it with a new, untrained head.
+        ValueError: it is of another task, so the Auto classes would give it a new, untrained head.
         OSError: there is no such checkpoint.
     """
     architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A model card, rendered from facts that are kept beside it: `model_card.json` beside `README.md`. Another name, licence
-or data set is another fact, and the card is rendered again; what someone has written into the card stays.
+Renders a model card, `README.md`, from the facts in `model_card.json` beside it. If name, licence or data set change,
+the card is rendered again; sections edited by hand are kept.
 """
 
 import difflib
@@ -40,7 +40,7 @@ LICENSE_HELP = {
 
 @dataclass
 class CardArguments:
-    """What only the owner of a model can say in its card."""
+    """What only a model's owner can state in its card."""
 
     license: str | None = field(default=None, metadata={"help": f"{LICENSE_HELP['license']} Unset: none is stated."})
     license_name: str | None = field(default=None, metadata={"help": LICENSE_HELP["license_name"]})
@@ -53,7 +53,7 @@ class CardArguments:
 def check_license(license: str | None, license_name: str | None, license_link: str | None):
     """
     Raises:
-        UsageError: it is no licence of the Hub's, or its name is missing or superfluous.
+        UsageError: the Hub does not know the licence, or its name is missing or superfluous.
     """
     if license is not None and license not in HUB_LICENSES:
         nearest = difflib.get_close_matches(license.lower(), HUB_LICENSES, n=1)
@@ -81,7 +81,7 @@ class Task:
     metrics_note: str
     limits: str
     loss_unit: str
-    more_notes: dict[str, str] = field(default_factory=dict)  # of metrics that not every card has
+    more_notes: dict[str, str] = field(default_factory=dict)  # on metrics that only some cards have
 
 
 CLASSIFIER_LIMITS = (
@@ -312,9 +312,9 @@ print(tune.shape, "with", int(tune.sum()), "keys sounding")""",
 class TrainingFacts:
     """
     Args:
-        command: the command line, fit to be published.
-        hardware: what it ran on; None where nobody has noted it.
-        seconds: how long it took from `resumed_at_step` on; None while it trains.
+        command: the command line, without private paths and tokens.
+        hardware: what it ran on; None if unknown.
+        seconds: duration from `resumed_at_step` on; None during training.
         positions_per_second: tokens, pixels or frames, without the time of evaluations; None where nobody measured.
         peak_memory_bytes: the most that a process had at a time, as of `cost.peak_memory`.
         finished: the day of its end, in ISO format.
@@ -392,7 +392,7 @@ class CardFacts:
 
 def read_facts(folder: str | Path) -> CardFacts | None:
     """
-    What is kept beside a card; None where nothing is.
+    The facts beside a card; None if there are none.
 
     Raises:
         UsageError: the file holds something else.
@@ -482,7 +482,7 @@ def sections(facts: CardFacts) -> dict[str, str]:
 
 
 def baseline_table(facts: CardFacts) -> list[str]:
-    """Lines that put simple answers, by the same metrics on the same rows, beside the model."""
+    """A table of simple baselines beside the model, by the same metrics on the same rows."""
     metrics = list(dict.fromkeys(metric for _, _, metric, _ in facts.baselines))
     figures = {(split, name, metric): value for split, name, metric, value in facts.baselines}
     figures |= {(split, "this model", metric): value for split, metric, value in facts.results}
@@ -557,7 +557,7 @@ def needs(facts: CardFacts) -> str:
 
 
 def usage(facts: CardFacts) -> str:
-    """Lines that print an output of the model, wherever its code comes from."""
+    """Example code that prints an output of the model, wherever the model's code comes from."""
     sizes = {}
     if facts.task.startswith("time-series"):
         sizes = dict(zip(("channels", "covariates", "context_length", "horizon"), facts.example, strict=False))

@@ -2,8 +2,8 @@
 """
 The tokenizers that the training scripts train: characters, words, byte pairs.
 
-Those for language models have a token for the end of a text, which is also what precedes a text (bos and eos), and one
-for padding. The token for what is unknown is none of Transformers' special tokens: those are left out of decoded text.
+Tokenizers for language models have one token for the end and the start of a text (eos and bos) and one for padding.
+The unknown token is not among Transformers' special tokens, because those are dropped from decoded text.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pair
 UNKNOWN_WORD, END_OF_LINE, WORD_PADDING = "<unk>", "<eos>", "<pad>"
 # English contractions in two, as in the Penn Treebank (do n't, it 's); numbers and other words; any other character.
 NATURAL_WORD = r"\w+(?=n't\b)|n't\b|'(?:s|m|d|re|ve|ll)\b|\d+(?:[.,]\d+)*|\w+|[^\w\s]"
-CHARACTERS_AT_ONCE = 1 << 20  # so that memory depends neither on the length of a row nor on that of a text
+CHARACTERS_AT_ONCE = 1 << 20  # bounds the memory, however long a row or the text is
 NUM_CODE_POINTS = 0x110000
 
 
@@ -40,7 +40,7 @@ def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = Non
 
 
 def unknown_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id of what a tokenizer does not know, whether or not its token is a special one; None: it has none."""
+    """The id of a tokenizer's unknown token, special or not; None if it has none."""
     if tokenizer.unk_token_id is not None or not tokenizer.is_fast:
         return tokenizer.unk_token_id
     token = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
@@ -48,7 +48,7 @@ def unknown_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def in_parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about `CHARACTERS_AT_ONCE` characters; a longer text is a list of its own."""
+    """Groups texts into lists of about `CHARACTERS_AT_ONCE` characters; a longer text is a list of its own."""
     part, size = [], 0
     for text in texts:
         if part and size + len(text) > CHARACTERS_AT_ONCE:
@@ -71,7 +71,7 @@ def sha256_of_vocabulary(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def train_char_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
-    """One token a character; decoding gives the text back. Unknown ones become U+FFFD, the replacement character."""
+    """One token per character; decoding restores the text. Unknown characters become U+FFFD."""
     if vocab_size is not None:
         raise UsageError(f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; char takes all characters.")
     occurs = np.zeros(NUM_CODE_POINTS, dtype=bool)
@@ -105,7 +105,7 @@ def train_word_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTra
 
 
 def train_bpe_tokenizer(texts: Iterable[str], vocab_size: int | None) -> PreTrainedTokenizerFast:
-    """Byte-level byte-pair encoding, as of GPT-2: no text is unknown to it, and decoding gives the text back."""
+    """Byte-level byte-pair encoding, as in GPT-2: no text is unknown, and decoding restores it."""
     special_tokens = [END_OF_TEXT, PADDING]
     check_vocab_size("bpe", vocab_size, len(pre_tokenizers.ByteLevel.alphabet()) + len(special_tokens))
     tokenizer = Tokenizer(models.BPE())
@@ -127,14 +127,14 @@ def make_vocab(tokens: list[str]) -> dict[str, int]:
 def check_vocab_size(name: str, vocab_size: int | None, smallest: int):
     """
     Raises:
-        UsageError: the vocabulary has no room for the tokens that it must hold.
+        UsageError: the vocabulary is too small for the tokens that it must hold.
     """
     if vocab_size is not None and vocab_size < smallest:
         raise UsageError(f"--vocab_size {vocab_size} must be at least {smallest} with --tokenizer {name}.")
 
 
 def for_language_models(tokenizer: Tokenizer, end_of_text: str, padding: str) -> PreTrainedTokenizerFast:
-    """With the special tokens that generation, batches and evaluation look for. Padding is on the left."""
+    """Adds the special tokens that generation, batching and evaluation use. Padding is on the left."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=end_of_text,

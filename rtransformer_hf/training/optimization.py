@@ -41,7 +41,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.share_state()
 
     def share_state(self):
-        """Makes both optimizers use this one's groups and state, which schedulers and checkpoints access."""
+        """Makes both optimizers share this one's groups and state, which schedulers and checkpoints use."""
         muon, adamw = self.parts
         muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
         muon.state = adamw.state = self.state

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Piano rolls: from .mat files, MIDI files and data sets, and to MIDI, pictures and sound.
+Piano rolls: read from .mat files, MIDI files and data sets; written as MIDI, pictures and sound.
 
 A tune is a (frames, 88) array of uint8, 1 where a key sounds: the keys of a piano from A0 (MIDI pitch 21) to C8 (108).
 """
@@ -34,13 +34,13 @@ PITCHES = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
 MAT_ARRAYS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 PERCUSSION_CHANNEL = 9
-# Bytes of data after the status byte of what is sent to a channel, by its upper half, and of the other messages.
+# Data bytes after a status byte: of channel messages, by its upper half, and of the other messages.
 CHANNEL_DATA = {0x8: 2, 0x9: 2, 0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}
 SYSTEM_DATA = {0xF1: 1, 0xF2: 2, 0xF3: 1, 0xF6: 0, 0xF8: 0, 0xFA: 0, 0xFB: 0, 0xFC: 0, 0xFE: 0}
 DEFAULT_FRAMES_PER_BEAT = 2
 MAX_FRAMES_PER_BEAT = 96
 SKIPPED_FILE = "skipped_tunes.json"
-MAX_FRAMES = 1_000_000  # of a MIDI file, where a few bytes can claim silence of years
+MAX_FRAMES = 1_000_000  # of a MIDI file: a few bytes can claim years of silence
 TICKS_PER_FRAME = 120  # of the MIDI files written here
 SAMPLE_RATE = 44100  # Hz
 EXPECTED_DATA = (
@@ -114,12 +114,12 @@ class PianoRollArguments:
 @dataclass
 class ReadTune:
     """
-    A tune as it was read.
+    A tune as read from its source.
 
     Args:
-        name: where it comes from, for messages.
+        name: its source, for messages.
         roll: (frames, 88), or None where it can't be used.
-        fault: what is wrong then, beginning with the name.
+        fault: what is wrong with it, starting with the name.
         left_out: notes of a MIDI file that are not in its roll, in words; None where all are.
     """
 
@@ -136,7 +136,7 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
 
     Args:
         args: where the data is, and how to read it.
-        tunes: a list that gets all tunes as they were read, the unusable ones too.
+        tunes: receives all tunes as read, unusable ones included.
 
     Raises:
         UsageError: as [`load_split`] does, but of the unusable tunes of all splits at once.
@@ -173,7 +173,7 @@ def load_split(args: PianoRollArguments, split_name: str) -> list[np.ndarray]:
 
 def read_split(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     """
-    All tunes of one split as of [`load_split`], the unusable ones too.
+    All tunes of one split, see [`load_split`], unusable ones included.
 
     Raises:
         UsageError: the data or the split does not exist, or can't be read.
@@ -224,7 +224,7 @@ def report_skipped(args: PianoRollArguments, tunes: list[ReadTune], output_dir: 
         path.unlink(missing_ok=True)
         return
 
-    def shared(text: str) -> str:  # the folder may be pushed to the Hub, which is not told where the data lay
+    def shared(text: str) -> str:  # the folder may be pushed to the Hub, so local paths are left out
         return text.replace(str(Path(args.data)), Path(args.data).resolve().name)
 
     content = {
@@ -262,7 +262,7 @@ def read_mat(path: Path, split_name: str) -> list[ReadTune]:
     try:
         with path.open("rb") as file:
             cells = loadmat(file, variable_names=[array]).get(array)
-    except Exception as error:  # a damaged file makes the reader raise errors of many kinds
+    except Exception as error:  # the reader raises many kinds of errors for damaged files
         raise UsageError(
             f"'{path}' can't be read (expected a .mat file of MATLAB 7.2 or before with "
             f"{', '.join(MAT_ARRAYS.values())}): {error}"
@@ -515,7 +515,7 @@ def content_of_riff(content: bytes) -> bytes:
 
 
 def kind_of(content: bytes) -> str:
-    """What a file is that is no MIDI file, as far as its beginning tells."""
+    """What kind of file a non-MIDI file is, judged by its first bytes."""
     beginning = content[:1000].lstrip().lower()
     if not content:
         return "it is empty"
@@ -594,7 +594,7 @@ def notes_of_track(track: bytes, size: int) -> tuple[list[MidiNote], int]:
 
 
 def to_midi(roll: np.ndarray, frames_per_beat: int, tempo: float) -> pretty_midi.PrettyMIDI:
-    """A piano that plays a (frames, 88) roll at `tempo` quarter notes a minute. A key held over frames is one note."""
+    """A piano playing a (frames, 88) roll at `tempo` quarter notes per minute. A held key is one note."""
     midi = pretty_midi.PrettyMIDI(resolution=frames_per_beat * TICKS_PER_FRAME, initial_tempo=tempo)
     piano = pretty_midi.Instrument(program=0)
     seconds_per_frame = 60 / (tempo * frames_per_beat)
@@ -646,16 +646,16 @@ def write_audio(path: str | Path, roll: np.ndarray, frames_per_beat: int, tempo:
     Writes the sound of a (frames, 88) roll, at `tempo` quarter notes a minute, as a 16-bit mono WAV file.
 
     Returns:
-        Whether FluidSynth played it, with a piano of the sound font that comes with pretty_midi. Where the package
+        Whether FluidSynth rendered it, with the piano of pretty_midi's sound font. Where the package
         pyfluidsynth, its library or the font is missing, notes are sine waves that fade.
     """
     midi = to_midi(roll, frames_per_beat, tempo)
-    if not roll.any():  # neither synthesizer takes a tune without notes
+    if not roll.any():  # neither synthesizer accepts a tune without notes
         samples, is_fluidsynth = np.zeros(round(SAMPLE_RATE * len(roll) * 60 / (tempo * frames_per_beat))), False
     else:
         try:
             samples, is_fluidsynth = midi.fluidsynth(fs=SAMPLE_RATE), True
-        except (ImportError, ValueError):  # no pyfluidsynth or no library; no sound font
+        except (ImportError, ValueError):  # pyfluidsynth, its library or the sound font is missing
             samples, is_fluidsynth = midi.synthesize(fs=SAMPLE_RATE), False
     content = io.BytesIO()
     wavfile.write(content, SAMPLE_RATE, np.round(samples * np.iinfo(np.int16).max).astype(np.int16))

@@ -144,7 +144,7 @@ METRIC_NAMES = ("loss", "nll_per_frame")
 
 
 def make_compute_metrics(tunes: Tunes) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Trainer's `compute_metrics`: negative log-likelihood in nats a frame, over all predicted frames of a split."""
+    """Trainer's `compute_metrics`: negative log-likelihood in nats per frame, over all predicted frames of a split."""
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         nats, num_frames = prediction.predictions.astype(np.float64).T

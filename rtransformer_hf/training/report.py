@@ -23,7 +23,7 @@ from .output_folder import ResumableTrainingArguments
 logger = logging.getLogger(__name__)
 
 PROMPTS = ("The ", "the ")  # of a language model; the first that its tokenizer knows
-TEXT = "Your text here."  # to a classifier: rows of its data may be private
+TEXT = "Your text here."  # for a classifier: rows of its data may be private
 SIZES = (
     *("num_hidden_layers", "hidden_size", "position_embedding_type"),
     *("num_local_rnn_layers", "local_rnn_type", "local_window_size"),
@@ -33,17 +33,17 @@ SIZES = (
 @dataclass
 class TaskReport:
     """
-    What a training script knows of its model and data.
+    What a training script knows about its model and data.
 
     Args:
         task: a key of `model_card.TASKS`.
         command: the script and its arguments.
-        card: what the owner of the model says.
+        card: what the model's owner states.
         data_name: a Hub id, or the name of a local file or folder.
         dataset_id: the Hub id, if it is one.
         base_model: --model_name_or_path.
-        example: input of the card's code, as of `CardFacts`.
-        baselines: figures of simple answers, as of `CardFacts`.
+        example: input of the card's code, see `CardFacts`.
+        baselines: figures of simple baselines, see `CardFacts`.
     """
 
     task: str
@@ -67,7 +67,7 @@ class TaskReport:
 @dataclass
 class Outcome:
     """
-    What a training script found out, so far.
+    What a training script has found so far.
 
     Args:
         metrics: Trainer's, by split.
@@ -122,7 +122,7 @@ def plot_learning_curves(trainer: Trainer, loss_unit: str) -> bool:
 
 def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcome: Outcome) -> CardFacts:
     """
-    The facts of the model in the output folder.
+    Facts about the model in the output folder.
 
     Args:
         num_parameters: those of the whole model, which a process of FSDP does not have.
@@ -206,7 +206,7 @@ def training_facts(trainer: Trainer, report: TaskReport, outcome: Outcome) -> Tr
 
 
 def hyperparameters(args: ResumableTrainingArguments) -> dict[str, str]:
-    """What a training depends on, in words."""
+    """A training's settings, in words."""
     length = ("steps", f"{args.max_steps:,}") if args.max_steps > 0 else ("epochs", f"{args.num_train_epochs:g}")
     batch = [f"{args.train_batch_size}"]
     if args.world_size > 1:
@@ -255,7 +255,7 @@ def schedule(args: ResumableTrainingArguments) -> str:
 
 
 def prompt_for(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The start of a text that a tokenizer knows: English where it can be, else the first word of its vocabulary."""
+    """A prompt that the tokenizer knows: English if possible, else the first word of its vocabulary."""
     for prompt in PROMPTS:
         if is_known(prompt, tokenizer):
             # A space at the end is a token of its own to a character tokenizer; to others it begins the next word.

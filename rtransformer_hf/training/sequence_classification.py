@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import scipy  # loads its parts when they are used, as sklearn does
+import scipy  # loads its parts on first use, as sklearn does
 import sklearn
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,7 @@ class ClassificationArguments(DataFileArguments):
 
 
 def load_splits(args: ClassificationArguments) -> dict[str, datasets.Dataset]:
-    """The rows of "train", and of "validation" and "test" where they are given, as of [`load_rows`]."""
+    """The rows of "train" and, where given, "validation" and "test"; see [`load_rows`]."""
     splits = {split: load_rows(args, split) for split in ("train", "validation", "test")}
     return {split: rows for split, rows in splits.items() if rows is not None}
 
@@ -248,7 +248,7 @@ def is_list(feature) -> bool:
 
 def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments) -> datasets.Dataset:
     """
-    Rows with an input and a label each.
+    Checks that each row has an input and a label, and returns the rows.
 
     Args:
         rows: with the columns of inputs and labels.
@@ -389,7 +389,7 @@ def check_label_lists(lists: Iterable[list], what: str):
 
 
 def problem_type_of(rows: datasets.Dataset, args: ClassificationArguments) -> str:
-    """What the labels of [`load_rows`] are to a model's configuration."""
+    """The `problem_type` of a model for the labels of [`load_rows`]."""
     if args.regression:
         return "regression"
     several = is_list(rows.features[args.label_column])
@@ -434,7 +434,7 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
 
 
 def trained_label2id(config: PreTrainedConfig, architecture: str = ARCHITECTURE) -> dict[str, int] | None:
-    """The labels of a classifier, by name; None for a model of another task than how `architecture` ends."""
+    """The class indices of a trained classifier, by name; None if the model is of another task than `architecture`."""
     if not (config.architectures or [""])[0].endswith(architecture):
         return None
     return {name: index for index, name in config.id2label.items()}
@@ -451,7 +451,7 @@ def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) 
         where: the data, for the message.
 
     Raises:
-        UsageError: the data has labels that the classifier has not.
+        UsageError: the data has labels that the classifier does not know.
     """
     if all(name == f"LABEL_{index}" for name, index in trained.items()):
         if len(label2id) == len(trained):
@@ -475,7 +475,7 @@ def listed(values: Sequence, most: int = 10) -> str:
 def open_config(checkpoint: str) -> PreTrainedConfig:
     """
     Raises:
-        UsageError: --model_name_or_path is no folder and no id of a model.
+        UsageError: --model_name_or_path is neither a folder nor a Hub id of a model.
     """
     try:
         return AutoConfig.from_pretrained(checkpoint)
@@ -495,7 +495,7 @@ def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedCon
         args: say whether it is to read text or images.
 
     Raises:
-        UsageError: there is no such model, or it reads the other.
+        UsageError: there is no such model, or it reads the other kind.
     """
     config = open_config(checkpoint)
     input_size = getattr(config, "input_size", None)
@@ -542,7 +542,7 @@ def make_tokenizer(
 
 def separate_pairs(tokenizer: PreTrainedTokenizerBase):
     """
-    Makes a tokenizer put a token between two texts where it puts none: its own for that or for an end, or a new <sep>.
+    Makes a tokenizer separate two texts by a token, if it does not: its own separator or end token, or a new <sep>.
 
     Raises:
         UsageError: a tokenizer that is not fast puts none.
