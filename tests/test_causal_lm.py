@@ -554,7 +554,11 @@ def test_a_tokenizer_of_the_start_of_a_stream(tmp_path, monkeypatch, caplog):
         ("a.tsv", {}, "--streaming: --train_file a.tsv is TSV"),
         ("a.csv", {"text_column": "words"}, "--text_column 'words' is no column of --train_file a.csv"),
         ("a.jsonl", {}, "--text_column 'text' of --train_file a.jsonl holds double (expected text)"),
-        ("one.txt", {"line_ending": "", "end_of_text": "none"}, "--train_file one.txt holds 1 tokens (expected at least 2)"),
+        (
+            "one.txt",
+            {"line_ending": "", "end_of_text": "none"},
+            "--train_file one.txt holds 1 tokens (expected at least 2)",
+        ),
         ("bad.txt", {}, "--train_file bad.txt can't be read"),
         ("late.txt", {}, "--train_file late.txt can't be read on"),
         ("folder", {"train_file": None, "validation_file": None, "dataset_name": "folder"}, "--validation_split: mi"),
