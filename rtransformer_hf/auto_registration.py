@@ -25,6 +25,7 @@ def start():
 def register():
     """Registers the configuration, the models, the feature extractor and the image processor."""
     import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor  # Transformers 5.16 hides it above
 
     from .configuration_rtransformer import RTransformerConfig
     from .feature_extraction_rtransformer import RTransformerFeatureExtractor
@@ -35,7 +36,7 @@ def register():
         key = RTransformerConfig.model_type if name == "AutoConfig" else RTransformerConfig
         getattr(transformers, name).register(key, registered_class, exist_ok=True)
     transformers.AutoFeatureExtractor.register(RTransformerConfig, RTransformerFeatureExtractor, exist_ok=True)
-    transformers.AutoImageProcessor.register(
+    AutoImageProcessor.register(
         RTransformerConfig, image_processor_classes={"pil": RTransformerImageProcessor}, exist_ok=True
     )
 
