@@ -39,7 +39,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.benchmark_settings import (
     COMPILE_MODES,
@@ -53,6 +53,7 @@ from rtransformer_hf.training.benchmark_settings import (
 )
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
+from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,10 +15,11 @@ the files that `evaluate_checkpoint.py --output` has written into the folders.
 import argparse
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
+from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 
 def main(argv: list[str] | None = None):

@@ -9,9 +9,10 @@ butterfly matrices (github.com/sfox14/butterfly-r-transformer), to a folder that
 No code in the checkpoint is executed, so it may come from anyone.
 """
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 
 def main(arguments: list[str] | None = None):

@@ -14,11 +14,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, number, run_command
+from rtransformer_hf.training.command_line import run_command
 
 import rtransformer_hf
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_folder
+from rtransformer_hf.training.flags import CommandParser, number
 
 TABS = ("text", "music", "digit", "forecast")
 

@@ -18,14 +18,10 @@ import logging
 import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import (
-    CommandParser,
-    add_data_arguments,
-    positive_integer,
-    run_command,
-)
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, positive_integer
 
 COLUMNS = {
     "text_column": "the text",

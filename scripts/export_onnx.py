@@ -25,10 +25,11 @@ import json
 import shutil
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, positive_integer, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_folder
+from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 ONNX_FILE = "model.onnx"
 COPIED_FILES = ("config.json", "tokenizer.json")

@@ -9,9 +9,10 @@ Continues a text with a causal language model, and prints it as it is written.
 import argparse
 import sys
 
-from rtransformer_hf.training.command_line import CommandParser, number, positive_integer, run_command, seed
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, number, positive_integer, seed
 
 
 def main(argv: list[str] | None = None):

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtransformer_hf.training.command_line import CommandParser, number, positive_integer, run_command, seed
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, number, positive_integer, seed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,10 @@ Writes the documentation that comes with CPython to two text files: a tenth of i
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.files import atomic_write
+from rtransformer_hf.training.flags import CommandParser
 
 # Paragraphs up to this length, such as "Note:", may be in both splits.
 SHORT_PARAGRAPH = 80

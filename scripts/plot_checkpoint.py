@@ -18,15 +18,11 @@ import argparse
 import json
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import (
-    CommandParser,
-    add_data_arguments,
-    positive_integer,
-    run_command,
-)
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, positive_integer
 
 
 def main(argv: list[str] | None = None):

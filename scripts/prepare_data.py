@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write
+from rtransformer_hf.training.flags import CommandParser
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
 CONFIG = "config.json"

@@ -15,9 +15,10 @@ import argparse
 import socket
 from typing import TYPE_CHECKING, Any
 
-from rtransformer_hf.training.command_line import CommandParser, number, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, number
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -15,13 +15,14 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import number, run_command
+from rtransformer_hf.training.command_line import run_command
 
 from transformers import AutoModelForAudioFrameClassification
 
 from rtransformer_hf import RTransformerForPolyphonicMusic
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import number
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ModelArguments,

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rtransformer_hf.training.command_line import CommandParser, number, on_stop, run_command, seed
+from rtransformer_hf.training.command_line import run_command
 
 import pytest
 
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.flags import CommandParser, number, seed
+from rtransformer_hf.training.stopping import on_stop
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 COMMANDS = [path for path in sorted(SCRIPTS.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
@@ -62,7 +64,8 @@ def test_unusable_input_is_one_line(stopped):
 
 HELP = """
 import atexit
-from rtransformer_hf.training.command_line import CommandParser, run_command
+from rtransformer_hf.training.command_line import run_command
+from rtransformer_hf.training.flags import CommandParser
 atexit.register(print, "Python's own end")
 run_command(lambda: CommandParser(description="What it does.").parse_args(["--help"]))
 """

@@ -58,6 +58,22 @@ def test_imports_go_down_only(path):
     assert up | across == set()
 
 
+READ = """
+import gc, logging, sys
+from rtransformer_hf.training.piano_rolls import read_midi
+assert sys.excepthook is sys.__excepthook__ and gc.isenabled()
+assert logging.getLogger("torchao").level == logging.NOTSET
+"""
+
+
+def test_only_commands_change_the_process():
+    """Who imports a reader keeps Ctrl-C, warnings and garbage collection, in a script of whatever folder."""
+    start = "rtransformer_hf.training.command_line"
+    assert [path.name for path in FILES if path.stem not in COMMANDS and start in imported_modules(path)] == []
+    result = subprocess.run([sys.executable, "-c", READ], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 # Runs commands one after another in one process, which saves the imports.
 RUN = """
 import json, logging, os, runpy, sys

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from .command_line import suggestion
 from .errors import UsageError
+from .flags import suggestion
 
 TRUE, FALSE = ("true", "1", "yes", "y"), ("false", "0", "no", "n")  # as of PreTrainedConfig.update_from_string
 EXPECTED_OVERRIDES = "expected NAME=VALUE,NAME=VALUE,... or a JSON object"

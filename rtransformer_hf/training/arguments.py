@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .command_line import CommandParser, suggestion
 from .errors import UsageError
+from .flags import CommandParser, suggestion
 
 # These belong together: as soon as one is given, Trainer's own defaults hold for the others.
 EVALUATION_FLAGS = ("eval_strategy", "eval_steps", "save_strategy", "save_steps")

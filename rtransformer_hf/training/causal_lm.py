@@ -30,9 +30,9 @@ from transformers.trainer_pt_utils import LabelSmoother
 from .. import RTransformerForCausalLM
 from .architectures import check_causal_lm, check_context
 from .arguments import Defaults
-from .command_line import number, positive_integer
 from .data_files import DataFileArguments, as_text, joined, load_split, texts_of
 from .errors import UsageError
+from .flags import number, positive_integer
 from .metric_modules import compute_metric
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
 from .new_tokenizers import load_tokenizer

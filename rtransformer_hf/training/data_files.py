@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from datasets.packaged_modules.csv.csv import Csv
 from datasets.utils.extract import Extractor
 
-from .command_line import fraction
 from .errors import UsageError
+from .flags import fraction
 
 FORMATS = {
     ".csv": "csv",

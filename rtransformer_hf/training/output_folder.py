@@ -26,9 +26,10 @@ from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import is_liger_kernel_available
 
 from .. import RTransformerConfig
-from .command_line import fraction, number, on_stop, positive_integer, seed, suggestion
 from .errors import UsageError
 from .files import atomic_write
+from .flags import fraction, number, positive_integer, seed, suggestion
+from .stopping import on_stop
 
 logger = logging.getLogger(__name__)
 

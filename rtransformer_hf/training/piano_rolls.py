@@ -22,9 +22,9 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
-from .command_line import fraction, number
 from .errors import UsageError
 from .files import atomic_write, write_figure
+from .flags import fraction, number
 
 logger = logging.getLogger(__name__)
 

@@ -35,10 +35,10 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
-from .command_line import number, positive_integer
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .errors import UsageError
 from .files import write_figure
+from .flags import number, positive_integer
 from .metric_modules import compute_metric
 from .model_card import CONFUSION_FILE
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from .command_line import number, positive_integer
 from .data_files import DataFileArguments, load_data_set, load_files, suffix
 from .errors import UsageError
+from .flags import number, positive_integer
 
 logger = logging.getLogger(__name__)
 

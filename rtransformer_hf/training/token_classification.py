@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
-from .command_line import number, positive_integer
 from .data_files import (
     DataFileArguments,
     check_content,
@@ -32,6 +31,7 @@ from .data_files import (
     suffix,
 )
 from .errors import UsageError
+from .flags import number, positive_integer
 from .metric_modules import compute_metric
 from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer
 from .sequence_classification import INTEGER, listed

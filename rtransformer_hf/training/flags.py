@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parsers and types of flags, for commands and for what they share. Importing this module changes nothing."""
+
+import argparse
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of flags written out in full, which suggests the flag that a misspelt one may mean."""
+
+    def __init__(self, *args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs):
+        super().__init__(*args, formatter_class=formatter_class, allow_abbrev=allow_abbrev, **kwargs)
+
+    def flags(self) -> Iterable[str]:
+        """All flags, those of subcommands too."""
+        for action in self._actions:
+            yield from action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser.flags()
+
+    def error(self, message: str):
+        subject, _, unknown = message.partition("unrecognized arguments: ")
+        if not subject:
+            message += suggestion(unknown.split(), list(self.flags()))
+        # Of a flag's spellings, "--batch_size/--batch-size", the first is enough.
+        super().error(re.sub(r"^argument (-[\w-]+)(/-[\w-]+)*", r"\1", message).removeprefix("argument "))
+
+
+def number(
+    kind: type[int] | type[float],
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+    less_than: float | None = None,
+) -> Callable[[str], int | float]:
+    """
+    The `type` of an argparse argument: a finite number within bounds.
+
+    Raises:
+        argparse.ArgumentTypeError: (by what is returned) the text is no such number.
+    """
+    bounds = {"at least": at_least, "more than": more_than, "at most": at_most, "less than": less_than}
+    stated = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+    expected = f"{'an integer' if kind is int else 'a number'}{' of ' * bool(stated)}{stated}"
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+            is_finite = math.isfinite(value)
+        except (ValueError, OverflowError):
+            is_finite = False
+        if (
+            not is_finite
+            or (at_least is not None and value < at_least)
+            or (more_than is not None and value <= more_than)
+            or (at_most is not None and value > at_most)
+            or (less_than is not None and value >= less_than)
+        ):
+            raise argparse.ArgumentTypeError(f"{text} (expected {expected})")
+        return value
+
+    return parse
+
+
+def add_data_arguments(parser: argparse.ArgumentParser):
+    """Adds the flags that say what to evaluate on: --data, or those of the training scripts for test data."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="What to evaluate on: a file, a folder, or a data set on the Hub.")
+    source.add_argument("--test_file", nargs="+", help="Files to evaluate on, in any format of the training data.")
+    source.add_argument("--dataset_name", help="Data set to evaluate on: an id on the Hub or a local folder.")
+    parser.add_argument("--dataset_config_name", help="Configuration of the data set.")
+    parser.add_argument("--split", "--test_split", help="Split of a data set or of music. (default: test)")
+
+
+positive_integer = number(int, at_least=1)
+fraction = number(float, more_than=0, less_than=1)
+seed = number(int, at_least=0, at_most=2**32 - 1)
+
+
+def suggestion(words: Iterable[str], flags: list[str]) -> str:
+    """ " (did you mean --flag?)" for the flags nearest to unknown words, or nothing."""
+    names = (word.partition("=")[0] for word in words)
+    nearest = [match for name in names for match in difflib.get_close_matches(name, flags, n=1)]
+    return f" (did you mean {' '.join(dict.fromkeys(nearest))}?)" if nearest else ""
