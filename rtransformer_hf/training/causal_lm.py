@@ -32,10 +32,10 @@ from .architectures import check_causal_lm, check_context
 from .arguments import Defaults
 from .data_files import DataFileArguments, as_text, joined, load_split, texts_of
 from .errors import UsageError
-from .flags import number, positive_integer
+from .flags import positive_integer
 from .metric_modules import compute_metric
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, NEW_MODEL, ArchitectureArguments, make_model, unset_sizes
-from .new_tokenizers import load_tokenizer
+from .new_tokenizers import VOCAB_SIZE, load_tokenizer
 from .token_stream import Tokenization, TokenStream, tokenize, with_line_endings
 from .token_windows import StreamedWindows, TokenWindows
 
@@ -83,13 +83,7 @@ class DataArguments(DataFileArguments):
             "--model_name_or_path, or else char."
         },
     )
-    vocab_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
-            "type": number(int, at_least=2),
-        },
-    )
+    vocab_size: int | None = field(default=None, metadata=VOCAB_SIZE)
     context_length: int = field(
         default=256,
         metadata={

@@ -16,7 +16,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import UsageError
+from .flags import number
 
+VOCAB_SIZE = {  # of the flag --vocab_size, in every command that trains a tokenizer
+    "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
+    "type": number(int, at_least=2),
+}
 UNKNOWN_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"  # of characters and byte pairs
 UNKNOWN_WORD, END_OF_LINE, WORD_PADDING = "<unk>", "<eos>", "<pad>"

@@ -41,7 +41,7 @@ from .files import write_figure
 from .flags import number, positive_integer
 from .metric_modules import compute_metric
 from .model_card import CONFUSION_FILE
-from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer, unknown_token_id
+from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 from .run import ReportingTrainer
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,7 @@ class ClassificationArguments(DataFileArguments):
             "--model_name_or_path, or else word: words and punctuation marks in lower case."
         },
     )
-    vocab_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
-            "type": number(int, at_least=2),
-        },
-    )
+    vocab_size: int | None = field(default=None, metadata=VOCAB_SIZE)
     max_length: int | None = field(
         default=None,
         metadata={

@@ -31,9 +31,9 @@ from .data_files import (
     suffix,
 )
 from .errors import UsageError
-from .flags import number, positive_integer
+from .flags import positive_integer
 from .metric_modules import compute_metric
-from .new_tokenizers import load_tokenizer, train_natural_word_tokenizer
+from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
 from .sequence_classification import INTEGER, listed
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,7 @@ class TaggingArguments(DataFileArguments):
             "--model_name_or_path, or else word: words and punctuation marks with their capitals."
         },
     )
-    vocab_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Largest vocabulary of a new word (unset: all words) or bpe (8192) tokenizer.",
-            "type": number(int, at_least=2),
-        },
-    )
+    vocab_size: int | None = field(default=None, metadata=VOCAB_SIZE)
     max_length: int | None = field(
         default=None,
         metadata={
