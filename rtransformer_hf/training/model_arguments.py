@@ -45,6 +45,25 @@ class ModelArguments:
     local_rnn_type: str | None = field(default=None, metadata={"help": "Cell of the LocalRNN: rnn, gru or lstm."})
     local_window_size: int | None = field(default=None, metadata={"help": "Inputs that a LocalRNN state sees."})
     num_local_rnn_layers: int | None = field(default=None, metadata={"help": "LocalRNN layers a block."})
+    local_rnn_num_heads: int | None = field(
+        default=None, metadata={"help": "Heads of the LocalRNN, with a block-diagonal recurrent weight: faster."}
+    )
+    local_rnn_gate_activation: str | None = field(
+        default=None, metadata={"help": "Gates of GRU and LSTM: sigmoid, or hard_sigmoid."}
+    )
+    projection_type: str | None = field(
+        default=None, metadata={"help": "Attention and feed-forward weights: dense, butterfly or monarch."}
+    )
+    local_rnn_projection_type: str | None = field(
+        default=None, metadata={"help": "Weights of the LocalRNN, likewise. Unset: as projection_type."}
+    )
+    num_butterfly_blocks: int | None = field(default=None, metadata={"help": "Blocks of each butterfly."})
+    num_monarch_blocks: int | None = field(
+        default=None, metadata={"help": "Blocks in each factor of a Monarch matrix: the more, the smaller."}
+    )
+    projection_bias: bool | None = field(default=None, metadata={"help": "Biases of the attention projections."})
+    mlp_bias: bool | None = field(default=None, metadata={"help": "Biases of the feed-forward layers."})
+    local_rnn_bias: bool | None = field(default=None, metadata={"help": "Biases of the LocalRNN."})
     position_embedding_type: str | None = field(
         default=None,
         metadata={"help": "none, or sinusoidal: with num_local_rnn_layers 0, the Transformer of the paper."},
