@@ -4,7 +4,7 @@ Puts finished trainings side by side: metric, parameters, FLOPs, time, speed and
 their learning curves in one picture.
 
     python scripts/compare.py outputs/rtransformer outputs/llama --output comparison.md
-    python scripts/compare.py model_cards/ptb_char_small model_cards/ptb_char_small_transformer
+    python scripts/compare.py model_cards/ptb_char_small model_cards/ptb_char_small_transformer --step_rounds 5
 
 A run is the output folder of a training command, or a folder of make_hub_folder.py. FLOPs are those of matrix products
 in a forward pass, a position; a training step takes about three times as many. Memory is the most that a process of
@@ -24,14 +24,15 @@ from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
-    from rtransformer_hf.training.comparison import choose_metric, draw_curves, load_runs, make_table
+    from rtransformer_hf.training.comparison import choose_metric, draw_curves, load_runs, make_table, step_seconds
 
     runs = load_runs(args.runs, args.evaluation, args.any_data)
     metric = choose_metric(runs, args.metric)
-    figure = None if args.output is None else draw_curves(runs)
+    steps = None if args.step_rounds is None else step_seconds(runs, args.step_rounds)
+    figure = None if args.output is None else draw_curves(runs, metric, steps)
     if figure is None and args.output is not None and Path(args.output).suffix == ".png":
         raise UsageError(f"--output: {args.output!r}: no run has curves to draw (expected a name that ends with .md)")
-    table = make_table(runs, metric, args.decode_tokens)
+    table = make_table(runs, metric, args.decode_tokens, steps)
     print(table, end="")
     if args.output is None:
         return
@@ -60,6 +61,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--decode_tokens",
         type=positive_integer,
         help="Measure how fast each language model writes so many tokens, one sequence at a time.",
+    )
+    parser.add_argument(
+        "--step_rounds",
+        type=positive_integer,
+        help="Time a training step of each language model, all runs in turn, this often, and draw the metric against it.",
     )
     parser.add_argument("--any_data", action="store_true", help="Also compare runs whose data have different names.")
     parser.add_argument(

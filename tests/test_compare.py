@@ -64,9 +64,8 @@ def test_the_table_says_what_the_runs_did(runs, monkeypatch, capsys):
         ["llama", "--data", "test.txt", "--context_length", "32", "--output", "llama/longer.json"]
     )
     capsys.readouterr()
-    compare.main(
-        ["rtransformer", "llama", "--evaluation", "longer.json", "--decode_tokens", "4", "--output", "page/all.md"]
-    )
+    flags = ("--evaluation", "longer.json", "--decode_tokens", "4", "--step_rounds", "1", "--output", "page/all.md")
+    compare.main(["rtransformer", "llama", *flags])
     said = capsys.readouterr().out
     first, second = rows(said)
     for row, name in ((first, "rtransformer"), (second, "llama")):
@@ -79,6 +78,7 @@ def test_the_table_says_what_the_runs_did(runs, monkeypatch, capsys):
         assert row["tokens a second, training"] == f"{results['train_tokens_per_second']:,.0f}"
         assert row["memory"] == f"{results['train_peak_memory_bytes'] / 1e9:,.2f} GB"
         assert int(row["tokens a second, decoding"].replace(",", "")) > 0
+        assert int(row["step, ms"]) > 0
     longer = json.loads(Path("llama/longer.json").read_text())["bits_per_character"]
     assert second["bits per character, context 32"] == f"{longer:.4f}"
     assert first["bits per character, context 32"] == "-"
@@ -86,7 +86,7 @@ def test_the_table_says_what_the_runs_did(runs, monkeypatch, capsys):
     assert page.startswith("| run |") and page.endswith("![Learning curves](all.png)\n")
     assert rows(page) == rows(said)
     width, height = Image.open("page/all.png").size
-    assert width > 2 * height  # against steps, and against time
+    assert width > 3 * height  # against steps, against time, and the metric against the time of a step
 
 
 def test_a_model_of_transformers_is_shared_without_code(runs, tmp_path, monkeypatch, capsys):

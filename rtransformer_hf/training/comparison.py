@@ -21,13 +21,16 @@ from .model_arguments import EVALUATION_FILE
 from .model_card import CURVE_POINTS_FILE, FACTS_FILE, TASKS, CardFacts, duration, read_facts
 from .output_folder import RENAMED, RUN_FILE, TRAINER_STATE_FILE
 from .report import learning_curves
+from .timing import Phase, time_interleaved
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 EXPECTED = "expected the --output_dir of a finished training, or a folder of model_cards"
 LENGTH = 256  # positions in a FLOP count, where a run has no context length
 PROMPT_LENGTH = 8  # tokens, of a decoding
+STEP_BATCH_SIZE = 8  # sequences, of a training step
 MISSING = "-"
 
 
@@ -152,8 +155,16 @@ def choose_metric(runs: list[Run], name: str | None) -> str:
 # What the table says
 
 
-def make_table(runs: list[Run], metric: str, decode_tokens: int | None) -> str:
-    """Markdown: a row for each run, and what is to be known of them below."""
+def make_table(
+    runs: list[Run], metric: str, decode_tokens: int | None = None, steps: dict[str, float] | None = None
+) -> str:
+    """
+    Markdown: a row for each run, and what is to be known of them below.
+
+    Args:
+        decode_tokens: for a column with `decoding_rate`.
+        steps: seconds of a training step of each run, as of `step_seconds`, for a column.
+    """
     words, unit = metric.replace("_", " "), TASKS[runs[0].facts.task].unit
     notes = []
     columns: dict[str, Callable[[Run], str]] = {
@@ -176,6 +187,9 @@ def make_table(runs: list[Run], metric: str, decode_tokens: int | None) -> str:
         f"{unit} a second, training": lambda run: number(run.facts.training.positions_per_second, ",.0f"),
         "memory": lambda run: number(run.facts.training.peak_memory_bytes, ",.2f", 1e-9, " GB"),
     }
+    if steps is not None:
+        columns["step, ms"] = lambda run: f"{1e3 * steps[run.name]:,.0f}"
+        notes.append(f"Steps: forward and backward over {STEP_BATCH_SIZE} contexts, timed now, in turn")
     if decode_tokens is not None:
         columns[f"{unit} a second, decoding"] = lambda run: f"{decoding_rate(run, decode_tokens):,.0f}"
     cells = [[cell(run) for cell in columns.values()] for run in runs]
@@ -286,13 +300,41 @@ def decoding_rate(run: Run, num_tokens: int) -> float:
     return num_tokens / min(seconds)
 
 
+def step_seconds(runs: list[Run], rounds: int) -> dict[str, float]:
+    """
+    Seconds of a training step of each language model, without the optimizer's part: STEP_BATCH_SIZE sequences as long
+    as the run's contexts, in the precision of its training. Medians of rounds that time all runs in turn.
+
+    Raises:
+        UsageError: a run is no language model.
+    """
+    return time_interleaved({run.name: step_phase(run) for run in runs}, rounds)
+
+
+def step_phase(run: Run) -> Phase:
+    model, _ = load_causal_lm(str(run.folder))
+    model.float().train()
+    length = run.settings.get("context_length") or LENGTH
+    inputs = torch.randint(model.config.vocab_size, (STEP_BATCH_SIZE, length), device=model.device)
+    is_bfloat16 = run.facts.training.hyperparameters.get("mixed precision") == "bfloat16"
+
+    def step():
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_bfloat16):
+            loss = model(input_ids=inputs, labels=inputs).loss
+        loss.backward()
+        model.zero_grad()
+        loss.item()  # which waits for the accelerator
+
+    return Phase(step, inputs.numel())
+
+
 # The picture
 
 
-def draw_curves(runs: list[Run]) -> "Figure | None":
+def draw_curves(runs: list[Run], metric: str, steps: dict[str, float] | None = None) -> "Figure | None":
     """
     Loss against step and, where it was recorded, against time: validation in full, training faint, a colour for each
-    run. None where no run has curves.
+    run. With `steps`, as of `step_seconds`, also the metric against the time of a step. None where there is neither.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -302,13 +344,15 @@ def draw_curves(runs: list[Run]) -> "Figure | None":
     except ImportError as error:
         raise UsageError("--output needs matplotlib, which is not installed (expected no --output, or it)") from error
     drawn = [run for run in runs if run.curves is not None]
-    if not drawn:
-        return None
-    panels = [("step", "step", 1)]
+    panels = [("step", "step", 1)] if drawn else []
     if any("seconds" in points for run in drawn for points in run.curves.values()):
         panels.append(("seconds", "minutes of training", 60))
-    figure = Figure(figsize=(1 + 6 * len(panels), 5), layout="constrained")
-    for axes, (key, xlabel, scale) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    num_panels = len(panels) + (steps is not None)
+    if num_panels == 0:
+        return None
+    figure = Figure(figsize=(1 + 6 * num_panels, 5), layout="constrained")
+    all_axes = figure.subplots(1, num_panels, squeeze=False)[0]
+    for axes, (key, xlabel, scale) in zip(all_axes, panels, strict=False):
         for index, run in enumerate(drawn):
             label = run.name  # of the first line alone
             for split, style in (("validation", {"marker": "."}), ("training", {"alpha": 0.25})):
@@ -320,4 +364,18 @@ def draw_curves(runs: list[Run]) -> "Figure | None":
         axes.set(xlabel=xlabel, ylabel=f"loss ({TASKS[drawn[0].facts.task].loss_unit})")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+    if steps is not None:
+        draw_costs(all_axes[-1], runs, metric, steps)
     return figure
+
+
+def draw_costs(axes: "Axes", runs: list[Run], metric: str, steps: dict[str, float]):
+    split = "validation" if all(("validation", metric) in run.results for run in runs) else "test"
+    for index, run in enumerate(runs):
+        if (split, metric) in run.results:
+            point = (1e3 * steps[run.name], run.results[split, metric])
+            axes.plot(*point, "o", color=f"C{index % 10}")
+            axes.annotate(run.name, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.margins(0.15)
+    axes.set(xlabel="training step (ms)", ylabel=f"{metric.replace('_', ' ')}, {split}")
+    axes.grid(alpha=0.3)
