@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--step_rounds",
         type=positive_integer,
-        help="Time a training step of each language model, all runs in turn, this often, and draw the metric against it.",
+        help="Time a training step of each language model, in turn, this often, and draw the metric against it.",
     )
     parser.add_argument("--any_data", action="store_true", help="Also compare runs whose data have different names.")
     parser.add_argument(
