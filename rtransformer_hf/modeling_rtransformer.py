@@ -77,6 +77,7 @@ from .time_series_head import (
     RTransformerTimeSeriesOutput,
     instance_scale,
     mean_squared_error,
+    num_items,
     observed_values,
 )
 
@@ -648,7 +649,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
                 (batch,) or (batch, num_labels) numbers for `"regression"`.
             num_items_in_batch: number of label values in the whole batch, if this is only a part of it (gradient
                 accumulation, several devices): the loss is then this part's share of the mean over the batch. None:
-                the mean over this part. Ignored for `"regression"`.
+                the mean over this part.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -682,7 +683,7 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
                 config=self.config,
                 num_items_in_batch=num_items_in_batch,
             )
-            if num_items_in_batch is not None and self.config.problem_type == "multi_label_classification":
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
                 loss = loss * (labels.numel() / num_items_in_batch)  # Transformers averages over this part only
         return SequenceClassifierOutputWithPast(
             loss=loss,
@@ -727,12 +728,16 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
         input_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Args:
             labels: (batch, time) class indices; -100 is ignored. For a regression, (batch, time) or (batch, time,
                 num_labels) numbers; NaN and padded positions are ignored.
+            num_items_in_batch: number of labels that are not ignored in the whole batch, if this is only a part of it
+                (gradient accumulation, several devices): the loss is then this part's share of the mean. None: the
+                mean over this part.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -753,9 +758,9 @@ class RTransformerForTokenClassification(RTransformerPreTrainedModel):
 
         loss = None
         if labels is not None and self.config.is_regression:
-            loss = mean_squared_error(logits, labels, attention_mask)
+            loss = mean_squared_error(logits, labels, attention_mask, num_items_in_batch)
         elif labels is not None:
-            loss = self.loss_function(logits, labels, self.config, **kwargs)
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -909,6 +914,7 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         loc: torch.Tensor | None = None,
         scale: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> RTransformerTimeSeriesOutput:
         """
@@ -924,6 +930,8 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
             attention_mask: (batch, cached + time), with or without the horizon, 0 at padding, on the left.
             cache: as in [`RTransformerModel`]. To continue from a cache, pass the `loc` and `scale` it was made with.
             loc, scale: (batch, 1, channels), the normalisation; None: computed from `past_values`.
+            num_items_in_batch: number of observed future values in the whole batch, if this is only a part of it: the
+                loss is then this part's share of the mean. None: the mean over this part.
 
         The other arguments are those of [`RTransformerModel`].
 
@@ -967,7 +975,7 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
             counts = observed[:, start:, :num_targets]
             predicted = tuple(param[:, start - 1 : end - 1] for param in params)
             losses = self.distribution_head.losses(predicted, torch.where(counts, targets[:, start:], 0))
-            loss = torch.where(counts, losses, 0).sum() / counts.sum().clamp(min=1)
+            loss = torch.where(counts, losses, 0).sum() / num_items(counts, num_items_in_batch)
         return RTransformerTimeSeriesOutput(
             loss=loss,
             params=params,

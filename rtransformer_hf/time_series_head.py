@@ -5,7 +5,7 @@ forecasts sampled step by step.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +137,10 @@ def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -
 
 
 def mean_squared_error(
-    predictions: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor | None
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """
     The mean over all labels that are neither NaN nor padded.
@@ -145,6 +148,7 @@ def mean_squared_error(
     Args:
         predictions: (batch, time, num_labels).
         labels: the same shape, or (batch, time) for one label.
+        num_items_in_batch: number of labels in the whole batch, if this is only a part of it.
 
     Raises:
         ValueError: the labels have another shape.
@@ -160,7 +164,13 @@ def mean_squared_error(
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         counts = counts & attention_mask[:, -labels.shape[1] :, None].bool().to(labels.device)
     errors = torch.where(counts, predictions.float() - labels, 0)
-    return errors.square().sum() / counts.sum().clamp(min=1)
+    return errors.square().sum() / num_items(counts, num_items_in_batch)
+
+
+def num_items(counts: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    """What a sum of losses is divided by: the given number, or that of the True `counts`; at least 1."""
+    number = counts.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=counts.device)
+    return number.clamp(min=1)
 
 
 class ForecastMixin:
@@ -185,7 +195,7 @@ class ForecastMixin:
         past_values: torch.Tensor,
         horizon: int | None = None,
         num_samples: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         past_observed_mask: torch.Tensor | None = None,
         future_covariates: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -197,7 +207,8 @@ class ForecastMixin:
             past_values: (batch, time, input_size), with the channels of `forward`. NaN is a missing value.
             horizon: number of steps; None: `config.prediction_length`.
             num_samples: number of paths per series; None: `config.num_parallel_samples`.
-            generator: source of randomness. The same seed gives the same samples.
+            generator: source of randomness. The same seed gives the same samples. With a list of one per series,
+                the samples of a series do not depend on the rest of the batch.
             past_observed_mask: (batch, time, input_size), 0 at missing values.
             future_covariates: (batch, horizon, num_dynamic_real_features), the covariates of the forecast steps.
             attention_mask: (batch, time), 0 at padding, which must be on the left.
@@ -213,6 +224,13 @@ class ForecastMixin:
         horizon = config.prediction_length if horizon is None else horizon
         num_samples = config.num_parallel_samples if num_samples is None else num_samples
         self.check_forecast(past_values, horizon, num_samples, past_observed_mask, future_covariates, attention_mask)
+        generators = None
+        if generator is not None and not isinstance(generator, torch.Generator):
+            generator, generators = None, list(generator)
+            if len(generators) != len(past_values):
+                raise ValueError(
+                    f"`generator` must be one or a list of {len(past_values)}, one per series, got {len(generators)}."
+                )
         num_covariates = config.num_dynamic_real_features
         if future_covariates is None:
             future_covariates = past_values.new_zeros(len(past_values), horizon, num_covariates)
@@ -237,7 +255,7 @@ class ForecastMixin:
             mask = None if attention_mask is None else repeated(attention_mask)
             steps = []
             for step in range(horizon):
-                steps.append(self.output_distribution(params, loc, scale).sample())
+                steps.append(self.draw(params, loc, scale, generators))
                 if step + 1 == horizon:
                     break
                 mask = None if mask is None else F.pad(mask, (0, 1), value=1)
@@ -252,6 +270,24 @@ class ForecastMixin:
                 )
                 params = outputs.params
         return SampleTSPredictionOutput(sequences=torch.cat(steps, dim=1).unflatten(0, (-1, num_samples)))
+
+    def draw(
+        self,
+        params: tuple[torch.Tensor, ...],
+        loc: torch.Tensor,
+        scale: torch.Tensor,
+        generators: list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """(batch * num_samples, 1, channels), a value of each path; the paths of a series from its own generator."""
+        if generators is None:
+            return self.output_distribution(params, loc, scale).sample()
+        draws = []
+        for index, own in enumerate(generators):
+            rows = slice(index * len(loc) // len(generators), (index + 1) * len(loc) // len(generators))
+            with seeded(own, self.device):
+                own_params = tuple(param[rows] for param in params)
+                draws.append(self.output_distribution(own_params, loc[rows], scale[rows]).sample())
+        return torch.cat(draws)
 
     def check_forecast(
         self,

@@ -32,7 +32,6 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.forecast_trainer import ForecastTrainer, make_forecast_metrics
 from rtransformer_hf.training.forecasting import (
     FORECAST_METRICS,
     ForecastSetting,
@@ -47,7 +46,7 @@ from rtransformer_hf.training.model_arguments import NEW_MODEL, ModelArguments, 
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.report import TaskReport
-from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, start_training, train_and_evaluate
+from rtransformer_hf.training.run import evaluation_command, start_training, train_and_evaluate
 from rtransformer_hf.training.series_labels import (
     CLASS_METRICS,
     NUMBER_METRICS,
@@ -56,10 +55,10 @@ from rtransformer_hf.training.series_labels import (
     fit_extractor,
     hold_out,
     label_baselines,
-    label_statistics,
     make_label2id,
     make_label_metrics,
 )
+from rtransformer_hf.training.series_trainers import ForecastTrainer, LabelTrainer, make_forecast_metrics
 from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, print_baselines
 
 FORECAST_FLAGS = ("distribution_output", "quantile_levels", "scaling", "num_parallel_samples")
@@ -233,7 +232,7 @@ def train_to_label(
         for split, parts in splits.items()
         if split != "train"
     }
-    trainer = ReportingTrainer(
+    trainer = LabelTrainer(
         model=model,
         args=training_args,
         train_dataset=splits["train"],
@@ -241,7 +240,6 @@ def train_to_label(
         processing_class=extractor,
         data_collator=DataCollatorForInputValues(extractor),
         compute_metrics=make_metrics(splits["validation"]),
-        preprocess_logits_for_metrics=label_statistics,
         report=make_report(
             f"time-series-{'regression' if data_args.regression else 'classification' if is_whole else 'labelling'}",
             model_args,

@@ -14,6 +14,7 @@ import torch
 import train_causal_lm
 import train_polyphonic_music
 import train_sequence_classification
+import train_time_series
 from sharded_models import MODEL_CLASSES, TRAINED, make_batches, make_optimizer, train
 from test_train_polyphonic_music import nats_tune_by_tune, read_rolls, write_mat
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
@@ -55,6 +56,18 @@ disable_tqdm: true
 TEXT = ("recipe.yaml", "--train_file", "train.txt", "--validation_file", "validation.txt", "--block_size", "16")
 ROWS = ("recipe.yaml", "--train_file", "train.csv", "--validation_file", "validation.csv")
 TUNES = ("recipe.yaml", "--data", "tunes.mat", "--max_steps", "4", "--optim", "sgd", "--max_grad_norm", "0")
+SERIES = (  # with missing cells, and evaluations whose last batches are not full
+    *("recipe.yaml", "--train_file", "series.csv", "--id_column", "id", "--target_columns", "x"),
+    *("--max_steps", "4", "--save_steps", "2", "--eval_steps", "2", "--logging_steps", "1"),
+)
+FORECASTS = (*SERIES, "--horizon", "3", "--context_length", "6", "--num_parallel_samples", "9")
+LABELS = (*SERIES, "--label_column", "y", "--test_file", "series.csv", "--validation_fraction", "0.36")
+SERIES_RUNS = {
+    "forecasts": FORECASTS,
+    "classes": (*LABELS, "--task", "classify", "--label_column", "kind"),
+    "numbers": (*LABELS, "--task", "label_each_step", "--regression"),
+}
+ACCUMULATED = ("--gradient_accumulation_steps", "2")
 STREAM = ("--streaming", "--shuffle_buffer_size", "50")
 SUMS = ("--sum_loss", "--learning_rate", "1e-4")
 SEPARATELY = ("--average_tokens_across_devices", "false")  # a sum is one over all processes none the less
@@ -103,6 +116,7 @@ def folder(tmp_path_factory):
             Path(f"{name}.txt").write_text("".join(f"{i * i} {text}\n" for i, text in enumerate(texts)))
             rows = [f"{text},{'long' if len(text) > 17 else 'short'}" for text in texts]
             Path(f"{name}.csv").write_text("\n".join(["text,label", *rows]))
+        write_series("series.csv")
         write_mat("tunes.mat", {"traindata": 16, "validdata": 5, "testdata": 4})
         torch.manual_seed(0)
         for name, model_class in MODEL_CLASSES.items():
@@ -115,6 +129,8 @@ def folder(tmp_path_factory):
         train_causal_lm.main([*TEXT, *to("causal_lm", 12)])
         train_causal_lm.main([*TEXT, *to("stream", 12), *STREAM])
         train_sequence_classification.main([*ROWS, *to("classifier", 12)])
+        for name, flags in SERIES_RUNS.items():
+            train_time_series.main([*flags, *to(name, 8)])
         half = ("--max_steps", "10")
         launch(
             ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
@@ -130,12 +146,27 @@ def folder(tmp_path_factory):
                     "--gradient_accumulation_steps",
                     "2",
                 ),
+                ("train_time_series", *FORECASTS, *to("forecasts_ddp", 2), *ACCUMULATED, "--max_steps", "2"),
+                *(
+                    ("train_time_series", *flags, *to(f"{name}_ddp", 2), *ACCUMULATED)
+                    for name, flags in SERIES_RUNS.items()
+                ),
                 ("train_causal_lm", *TEXT, *to("causal_lm_fsdp", 6), *FSDP_IN_SHARDS, *half),
                 ("train_sequence_classification", *ROWS, *to("classifier_fsdp", 6), *FSDP_WHOLE),
                 ("sharded_models", "tiny"),
             ],
         )
         yield
+
+
+def write_series(path: str):
+    lines, random = ["id,x,y,kind"], torch.Generator().manual_seed(0)
+    for index in range(25):  # 16 to train on, whole batches
+        values = torch.randn(14 + index % 9, generator=random).tolist()
+        xs = [f"{x:.3f}" if (index + step) % 7 else "" for step, x in enumerate(values)]
+        ys = [f"{x * step:.3f}" for step, x in enumerate(values)]
+        lines += [f"{index},{x},{y},{'odd' if index % 2 else 'even'}" for x, y in zip(xs, ys, strict=True)]
+    Path(path).write_text("\n".join(lines))
 
 
 def log_history(output_dir: str) -> dict[tuple[int, str], float]:
@@ -186,6 +217,23 @@ def test_ddp_of_music(folder, name):
     models = [AutoModelForAudioFrameClassification.from_pretrained(folder) for folder in (f"{name}_ddp", name)]
     weights, expected_weights = (model.state_dict() for model in models)
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SERIES_RUNS)
+def test_ddp_of_time_series(folder, name):
+    """
+    Two processes count each value once: the losses, metrics and baselines of one process. Forecasts stop halfway.
+    """
+    history, expected = log_history(f"{name}_ddp"), log_history(name)
+    assert len(expected) == 6 and history == pytest.approx(expected, abs=1e-4, rel=1e-5)
+    training = json.loads(Path(f"{name}_ddp/train_results.json").read_text())
+    assert training["resumed_at_step"] == (2 if name == "forecasts" else 0)
+    results, expected = (json.loads(Path(run, "all_results.json").read_text()) for run in (f"{name}_ddp", name))
+    metrics = [key for key in expected if key.startswith(("eval_", "test_")) and not key.endswith(("time", "second"))]
+    assert len(metrics) >= 8
+    assert {key: results[key] for key in metrics} == pytest.approx({key: expected[key] for key in metrics}, rel=1e-3)
+    tables = [Path(run, "README.md").read_text().partition("| split | answer |")[2] for run in (f"{name}_ddp", name)]
+    assert "| test | " in tables[1] and tables[0].count("\n| test |") == tables[1].count("\n| test |")
 
 
 def test_ddp_counts_every_frame_once(folder):

@@ -70,6 +70,8 @@ def test_the_loss_is_that_of_the_observed_future_after_scaling(make_model, distr
     expected = losses[~losses.isnan()]
     assert len(expected.flatten()) == 2 * 5 * 2 - 1
     assert_close(outputs.loss.double(), expected.mean())
+    share = model(past, future_values=future, num_items_in_batch=torch.tensor(50)).loss
+    assert_close(share.double(), expected.sum() / 50)
 
 
 @pytest.mark.parametrize("scaling", ["std", "mean"])
@@ -209,6 +211,15 @@ def test_forecasts_follow_the_generator_and_equal_those_without_a_cache(make_mod
         values = torch.cat([values, model.output_distribution(last, **loc_and_scale).sample()], dim=1)
     assert_close(first.flatten(0, 1), values[:, 9:], atol=1e-3)
 
+    def seeds(*values):
+        return [torch.Generator().manual_seed(seed) for seed in values]
+
+    samples = model.forecast(past, horizon=3, num_samples=2, generator=seeds(3, 4)).sequences
+    alone = model.forecast(past[1:], horizon=3, num_samples=2, generator=seeds(4)).sequences
+    assert_close(samples[1:], alone, atol=1e-3)
+    with pytest.raises(ValueError, match="`generator` must be one or a list of 2, one per series, got 1"):
+        model.forecast(past, horizon=3, generator=seeds(3))
+
     padded = F.pad(past, (0, 0, 3, 0), value=math.nan)
     mask = F.pad(torch.ones(2, 9, dtype=torch.long), (3, 0))
     generator = torch.Generator().manual_seed(0)
@@ -287,6 +298,8 @@ def test_each_position_may_predict_numbers(tiny_config, problem_type, num_labels
     assert_close(outputs.loss, squares[~squares.isnan()].mean())
     if num_labels == 1:
         assert torch.equal(model(input_values=values, attention_mask=mask, labels=labels[..., 0]).loss, outputs.loss)
+    share = model(input_values=values, attention_mask=mask, labels=labels, num_items_in_batch=50).loss
+    assert_close(share, squares[~squares.isnan()].sum() / 50)
     outputs.loss.backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
     assert not model.accepts_loss_kwargs
@@ -301,3 +314,5 @@ def test_a_whole_sequence_may_predict_numbers(tiny_config):
         values, labels = torch.randn(4, 6, 3), torch.randn(4, num_labels)
         outputs = model(input_values=values, labels=labels)
         assert_close(outputs.loss, F.mse_loss(outputs.logits, labels))
+        share = model(input_values=values, labels=labels, num_items_in_batch=50).loss
+        assert_close(share, F.mse_loss(outputs.logits, labels, reduction="sum") / 50)

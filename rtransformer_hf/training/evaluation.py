@@ -33,7 +33,6 @@ from .architectures import check_context
 from .checkpoints import open_checkpoint
 from .data_files import check_files
 from .errors import UsageError
-from .forecast_trainer import ForecastingTrainer, make_forecast_metrics
 from .forecasting import (
     ForecastSetting,
     add_time_features,
@@ -49,9 +48,9 @@ from .run import EVALUATION_FILE
 from .series_labels import (
     DataCollatorForInputValues,
     LabeledSeries,
-    label_statistics,
     make_label_metrics,
 )
+from .series_trainers import ForecastingTrainer, LabelingTrainer, make_forecast_metrics
 from .time_series import TASKS as SERIES_TASKS
 from .time_series import Series, TimeSeriesArguments, load_series
 
@@ -271,7 +270,7 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
         labeled,
         DataCollatorForInputValues(extractor),
         make_label_metrics(labeled, None if label2id is None else len(label2id)),
-        label_statistics,
+        trainer_class=LabelingTrainer,
     )
 
 

@@ -147,9 +147,9 @@ NUMBER_METRICS = ("loss", "mae", "rmse", "r2")
 
 def label_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    What metrics need of a batch, in place of its logits (`preprocess_logits_for_metrics`): batches of unequal lengths
-    would be padded again. Of classes (batch, time, 3): the class that is predicted, the label, -100 where there is
-    none, and the loss. Of numbers: prediction, label, and 1 where there is one. One label a series is one step.
+    What metrics need of a batch, in place of its logits: batches of unequal lengths are padded again. Of classes
+    (batch, time, 3): the class that is predicted, the label, -100 where there is none, and the loss. Of numbers:
+    prediction, label, and 1 where there is one. One label a series is one step.
     """
     if labels.ndim == 1:
         logits, labels = logits[:, None], labels[:, None]

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training a model that forecasts: evaluations draw forecasts, and the card shows some of them."""
+"""
+Trainers of time series: missing values do not count in a step's loss, evaluations of forecasters draw forecasts, and
+the card shows some of them.
+"""
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +15,7 @@ from transformers import EvalPrediction, Trainer
 from .forecasting import LEVELS, ForecastWindows, forecast_metrics, plot_forecasts
 from .model_card import FORECASTS_FILE
 from .run import ReportingTrainer
-
-FORECAST_SEED = 0  # no flag: evaluations draw the same samples
+from .series_labels import label_statistics
 
 
 def make_forecast_metrics(windows: ForecastWindows) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -37,8 +40,30 @@ def window_losses(model, outputs, inputs: dict[str, torch.Tensor]) -> torch.Tens
     return torch.stack([losses.flatten(1).sum(dim=1), counts.flatten(1).sum(dim=1).float()], dim=1)
 
 
+class SeriesTrainer(ReportingTrainer):
+    """
+    A step's loss is the mean over the values of its whole batch, however it is split among processes and accumulated.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # models of numbers leave it off: Trainer would count what is missing
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device):
+        labels = [self.values_to_predict(batch) for batch in batch_samples]
+        if labels and labels[0].is_floating_point():
+            labels = [torch.where(values.isnan(), -100, 0) for values in labels]  # Trainer counts all but -100
+        return super()._get_num_items_in_batch([{"labels": values} for values in labels], device)
+
+    def values_to_predict(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["labels"]
+
+
 class ForecastingTrainer(Trainer):
-    """Trainer whose evaluations draw forecasts: predictions are their quantiles, and the losses of their windows."""
+    """
+    Trainer whose evaluations draw forecasts: predictions are their quantiles, and the losses of their windows. A
+    window's samples depend on the window alone, so neither batches nor processes change a metric.
+    """
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -52,17 +77,36 @@ class ForecastingTrainer(Trainer):
                 horizon=future.shape[1],
                 attention_mask=inputs["attention_mask"],
                 future_covariates=future[..., future.shape[-1] - num_covariates :],
-                generator=torch.Generator(self.args.device).manual_seed(FORECAST_SEED),
+                generator=[
+                    torch.Generator().manual_seed(zlib.crc32(window.tobytes()))
+                    for window in inputs["past_values"].cpu().numpy()
+                ],
             ).sequences
         levels = torch.tensor(LEVELS, device=samples.device, dtype=samples.dtype)
         quantiles = samples.quantile(levels, dim=1).transpose(0, 1).contiguous()
         return outputs.loss, (quantiles, losses), future
 
 
-class ForecastTrainer(ForecastingTrainer, ReportingTrainer):
+class LabelingTrainer(Trainer):
+    """Trainer whose evaluations keep `label_statistics` in place of logits."""
+
+    def prediction_step(self, *args, **kwargs):
+        # Not by `preprocess_logits_for_metrics`: across processes Trainer first pads labels by -100, also numbers.
+        loss, logits, labels = super().prediction_step(*args, **kwargs)
+        return loss, label_statistics(logits, labels), labels
+
+
+class LabelTrainer(LabelingTrainer, SeriesTrainer):
+    """The trainer of a training script for labels."""
+
+
+class ForecastTrainer(ForecastingTrainer, SeriesTrainer):
     """The trainer of a training script, whose card shows some of the last forecasts."""
 
     forecasts: tuple[ForecastWindows, np.ndarray] | None = None
+
+    def values_to_predict(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["future_values"][..., : self.model.config.num_target_channels]
 
     def evaluate(self, eval_dataset=None, **kwargs) -> dict[str, float]:
         windows, compute_metrics = eval_dataset or self.eval_dataset, self.compute_metrics
