@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Shows four models at work in a browser: text and music as they are written, a digit as it is read, a series of
-measurements as it may go on.
+Shows six models at work in a browser: text and music as they are written, a digit as it is read, a series of
+measurements as it may go on, a text with its words tagged, and another with its label.
 
     python scripts/demo.py
     python scripts/demo.py --text_model outputs/quickstart --port 8000
@@ -21,7 +21,7 @@ from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_folder
 from rtransformer_hf.training.flags import CommandParser, number
 
-TABS = ("text", "music", "digit", "forecast")
+TABS = ("text", "music", "digit", "forecast", "tags", "label")
 
 
 def main(argv: list[str] | None = None):
@@ -71,6 +71,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--tags_model",
+        default="model_cards/japanese_ner",
+        help="Folder or Hub id of a tagger of words. (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--label_model",
+        default="model_cards/sst2_seed3",
+        help="Folder or Hub id of a classifier of texts, or of a model that predicts a number from them. "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--host", help="Address to serve at; 0.0.0.0 serves the whole network. (default: this computer)"
     )
     parser.add_argument(
@@ -115,14 +126,14 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "{python}"
 app_file: app.py
-short_description: Text, music, digits and series, step by step
+short_description: Text, music, digits, series, tags and labels
 ---
 
 # R-Transformer
 
-Text and music as they are written, a digit as it is read, a series as it may go on: small models of
-[R-Transformer](https://arxiv.org/abs/1907.05572) at work. Elsewhere, `pip install -r requirements.txt gradio` and
-`python app.py` start it.
+Text and music as they are written, a digit as it is read, a series as it may go on, tagged words and labeled texts:
+small models of [R-Transformer](https://arxiv.org/abs/1907.05572) at work. Elsewhere, `pip install -r requirements.txt
+gradio` and `python app.py` start it.
 """
 SPACE_REQUIREMENTS = (
     "torch",
@@ -132,6 +143,9 @@ SPACE_REQUIREMENTS = (
     "pillow",
     "pretty-midi",
     "scipy",
+    "evaluate",
+    "scikit-learn",
+    "seqeval",
 )
 
 

@@ -14,11 +14,13 @@ import demo
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
-from rtransformer_hf import RTransformerImageProcessor
+from rtransformer_hf import RTransformerConfig, RTransformerForTokenClassification, RTransformerImageProcessor
 from rtransformer_hf.training import checkpoints, demo_drawing, demo_inputs, demo_page, generation
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.forecasting import forecast_ahead
+from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
@@ -27,6 +29,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="the page is test
 MODEL_CARDS = Path(__file__).parent.parent / "model_cards"
 DIGIT_MODEL = str(MODEL_CARDS / "smnist_small")
 FORECAST_MODEL = str(MODEL_CARDS / "air_passengers")
+TAGS_MODEL = str(MODEL_CARDS / "japanese_ner")
+LABEL_MODEL = str(MODEL_CARDS / "sst2_seed3")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_FLAGS = [
     "--headless",
@@ -249,6 +253,88 @@ def test_a_table_is_forecast(tmp_path):
         forecast_ahead(model, extractor, series, 12, 3)
 
 
+SENTENCE = "5 月 3 日 、 東京 で 中国 と アメリカ の 代表 が 会談 し た 。"
+
+
+def test_spans_are_those_of_the_pipeline():
+    model, tokenizer, settings = checkpoints.load_tagger(TAGS_MODEL)
+    text, spans, notes = demo_inputs.tag_text(model, tokenizer, SENTENCE, settings["word_separator"])
+    tagger = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="simple")
+    expected = [(found["start"], found["end"], found["entity_group"]) for found in tagger(SENTENCE)]
+    assert [(span.start, span.end, span.tag) for span in spans] == expected and text == SENTENCE
+    assert notes == ["The model does not know 代表, 会談."]
+    assert [(text[span.start : span.end], span.tag) for span in spans] == [
+        ("5 月 3 日", "DAT"),
+        ("東京", "LOC"),
+        ("中国", "LOC"),
+        ("アメリカ", "LOC"),
+    ]
+    for span, found in zip(spans, tagger(SENTENCE), strict=True):
+        assert span.probability == pytest.approx(found["score"], abs=1e-5)
+    drawn = demo_drawing.draw_spans(text, spans)
+    assert "DAT: 5 月 3 日</th>" in drawn and f"{100 * spans[1].probability:.1f} %" in drawn
+    assert "Nothing found" in demo_drawing.draw_spans(text, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "separator", "words"),
+    [
+        # A word is tagged by its first token, whatever the tokenizer makes of the rest.
+        ("char", " ", ["Zoë", "can", "'", "t", "write", "(", "日本", ")", "."]),
+        ("bpe", " ", ["Zoë", "can", "'t", "write", "(", "日本", ")."]),
+        ("char", "", [*"Zoëcan'twrite(日本)."]),
+    ],
+)
+def test_words_are_found_with_any_tokenizer(kind, separator, words):
+    text = "Zoë can't\twrite (日本)."
+    tokenizer = load_tokenizer(kind, [text])
+    names = ["A", "B", "C"]  # no spans
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "id2label": dict(enumerate(names))}
+    model = RTransformerForTokenClassification(RTransformerConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    _, spans, _ = demo_inputs.tag_text(model, tokenizer, text, separator)
+    assert [text[span.start : span.end] for span in spans] == words
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    logits = model(**tokenizer(text, return_tensors="pt")).logits[0]
+    firsts = [next(i for i, (start, end) in enumerate(offsets) if start <= span.start < end) for span in spans]
+    assert [span.tag for span in spans] == [names[index] for index in logits[firsts].argmax(-1)]
+
+
+def test_scores_are_those_of_the_pipeline():
+    model, tokenizer, _ = checkpoints.load_text_classifier(LABEL_MODEL)
+    scores, notes = demo_inputs.label_text(model, tokenizer, ["A warm, funny and touching zxcv film."])
+    assert notes == ["The model does not know zxcv."]
+    classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    for function, problem_type in (
+        ("softmax", None),
+        ("sigmoid", "multi_label_classification"),
+        ("none", "regression"),
+    ):
+        model.config.problem_type = problem_type
+        scores, _ = demo_inputs.label_text(model, tokenizer, ["A warm, funny and touching film."])
+        [expected] = classifier(["A warm, funny and touching film."], function_to_apply=function)
+        assert list(scores) == [output["label"] for output in expected] == ["1", "0"]
+        assert list(scores.values()) == pytest.approx([output["score"] for output in expected], abs=1e-5)
+        said = {
+            "softmax": f"Label: 1, with {100 * scores['1']:.1f} %",
+            "sigmoid": "Labels above one half: 1<",
+            "none": f"1: <strong>{scores['1']:.4g}</strong>",
+        }
+        assert said[function] in demo_drawing.draw_labels(scores, demo_inputs.label_kind(model))
+    assert "one half: none<" in demo_drawing.draw_labels({"a": 0.4, "b": 0.1}, "multi_label_classification")
+
+
+def test_texts_that_are_read_in_part_or_not_at_all():
+    model, tokenizer, _ = checkpoints.load_text_classifier(LABEL_MODEL)
+    _, notes = demo_inputs.label_text(model, tokenizer, ["film " * 500])
+    assert notes == ["The text was cut to its first 2,000 characters."]
+    tokenizer.model_max_length = 5
+    _, notes = demo_inputs.label_text(model, tokenizer, ["a film " * 5])
+    assert notes == ["The model reads 5 of the 10 tokens; the rest was cut off."]
+    for texts, message in (([" \n"], "Write a text"), (["a", ""], "Write both texts")):
+        with pytest.raises(UsageError, match=message):
+            demo_inputs.label_text(model, tokenizer, texts)
+
+
 # The page without its server
 
 
@@ -266,6 +352,10 @@ def test_a_tab_without_a_model_says_what_makes_one(tmp_path, capsys):
 def test_a_model_of_another_kind_is_refused(tmp_path):
     with pytest.raises(UsageError, match="RTransformerForCausalLM"):
         checkpoints.load_digit_classifier(str(MODEL_CARDS / "ptb_char_small"))
+    with pytest.raises(UsageError, match=r"a tagger of words .*RTransformerForSequenceClassification"):
+        checkpoints.load_tagger(LABEL_MODEL)
+    with pytest.raises(UsageError, match=r"a classifier of texts .*it reads vectors of 1 values"):
+        checkpoints.load_text_classifier(DIGIT_MODEL)
     shutil.copytree(DIGIT_MODEL, tmp_path / "permuted")
     RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
     with pytest.raises(UsageError, match=r"permutation_seed are \(1, 10, 3\)"):
@@ -311,7 +401,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     space, journal = folder / "space", folder / "journal"
     models = {"text": MODEL_CARDS / "ptb_char_small", "music": MODEL_CARDS / "nottingham_joint", "digit": DIGIT_MODEL}
-    models["forecast"] = FORECAST_MODEL
+    models |= {"forecast": FORECAST_MODEL, "tags": TAGS_MODEL, "label": LABEL_MODEL}
     flags = [flag for name, path in models.items() for flag in (f"--{name}_model", str(path))]
     demo.main([*flags, "--make_space", str(space)])
     assert "license" not in (space / "README.md").read_text()  # whose models they are, the script can't know
@@ -388,7 +478,11 @@ def wait_for_tab(page):
 
 
 def open_tab(page, name: str):
-    page.get_by_role("tab", name=name).click()
+    tab = page.get_by_role("tab", name=name)
+    if not tab.is_visible():  # on a phone, tabs that don't fit are in a menu
+        page.get_by_role("button", name="More tabs").click()
+        tab = page.locator(".overflow-dropdown").get_by_role("button", name=name)
+    tab.click()
     wait_for_tab(page)
 
 
@@ -639,7 +733,9 @@ def test_phone(open_page, tmp_path):
     def assert_fits():
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
         cut_off = page.locator("button, input, textarea, table, svg, figcaption").evaluate_all(
-            """elements => elements.filter(element => element.checkVisibility())
+            """elements => elements.filter(
+                element => element.checkVisibility() && !element.closest(".visually-hidden")  // Gradio measures tabs
+            )
                 .filter(element => element.getBoundingClientRect().right > 375).map(element => element.outerHTML)"""
         )
         assert cut_off == []
@@ -670,11 +766,47 @@ def test_phone(open_page, tmp_path):
     page.get_by_label("Columns to forecast").fill("Sales")
     button(page, "Forecast").click()
     page.get_by_text("new.csv has no column 'Sales'").first.wait_for()
+    open_tab(page, "Tags")
+    page.get_by_label("Text to tag").fill(SENTENCE)
+    button(page, "Tag").click()
+    page.get_by_text("DAT: 5 月 3 日").wait_for()
+    assert_fits()
+    open_tab(page, "Label")
+    page.get_by_label("Text to label").fill("a warm film " * 30)
+    button(page, "Label").click()
+    page.get_by_text("Label: 1, with").wait_for()
+    assert_fits()
+
+
+def test_tags_and_labels(open_page):
+    page = open_page()
+    open_tab(page, "Tags")
+    page.get_by_label("Text to tag").fill("")
+    button(page, "Tag").click()
+    page.get_by_text("Write a text.").first.wait_for()
+    page.get_by_label("Text to tag").fill(SENTENCE)
+    button(page, "Tag").click()
+    page.get_by_text("DAT: 5 月 3 日").wait_for()
+    assert page.locator(".bars tr").filter(visible=True).count() == 4
+    marked = page.locator(".token.highlighted").all_inner_texts()
+    assert [text.split() for text in marked] == [
+        ["5", "月", "3", "日", "DAT"],
+        ["東京", "LOC"],
+        ["中国", "LOC"],
+        ["アメリカ", "LOC"],
+    ]
+    open_tab(page, "Label")
+    page.get_by_label("Text to label").fill("zxcv")
+    button(page, "Label").click()
+    page.get_by_text("The model does not know zxcv.").first.wait_for()
+    page.get_by_label("Text to label").fill("A warm, funny and touching film.")
+    button(page, "Label").click()
+    page.get_by_text("Label: 1, with 99.2 %").wait_for()
 
 
 def test_every_control_has_a_name(open_page):
     page = open_page()
-    for tab in ("Text", "Music", "Digit", "Forecast"):
+    for tab in ("Text", "Music", "Digit", "Forecast", "Tags", "Label"):
         open_tab(page, tab)
         nameless = page.locator("input, textarea, button, a").evaluate_all(
             """controls => controls.filter(control => control.checkVisibility() && !(

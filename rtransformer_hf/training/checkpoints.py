@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
@@ -93,6 +94,44 @@ def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImagePr
         if found != (1, NUM_DIGITS, None):
             raise ValueError(f"its input_size, num_labels and permutation_seed are {found}")
         return model, processor
+
+
+def load_text_classifier(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """
+    A classifier of texts, or a model that predicts a number from them, on the accelerator if there is one, its
+    tokenizer, and how its training data was read, as far as that is known.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    return load_text_reader(
+        checkpoint, "a classifier of texts", "ForSequenceClassification", AutoModelForSequenceClassification
+    )
+
+
+def load_tagger(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    """
+    As of [`load_text_classifier`], a tagger of words.
+
+    Raises:
+        UsageError: there is no such checkpoint, or it holds something else.
+    """
+    return load_text_reader(checkpoint, "a tagger of words", "ForTokenClassification", AutoModelForTokenClassification)
+
+
+def load_text_reader(
+    checkpoint: str, expected: str, architecture: str, auto_class: type
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
+    with open_checkpoint(checkpoint, f"{expected} with its fast tokenizer", architecture):
+        model = auto_class.from_pretrained(checkpoint)
+        if (input_size := getattr(model.config, "input_size", None)) is not None:
+            raise ValueError(f"it reads vectors of {input_size} values")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        if not tokenizer.is_fast:
+            raise ValueError(f"its tokenizer, {type(tokenizer).__name__}, does not tell the characters of a token")
+        file = cached_file(checkpoint, EVALUATION_FILE, _raise_exceptions_for_missing_entries=False)
+        settings = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+        return model.to(default_device()), tokenizer, settings
 
 
 def load_forecaster(checkpoint: str) -> tuple[PreTrainedModel, RTransformerFeatureExtractor, dict]:

@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoints import NUM_DIGITS
-from .demo_inputs import CANVAS, IMAGE_SIZE, PEN
+from .demo_inputs import CANVAS, IMAGE_SIZE, PEN, Span
 from .forecasting import LEVELS
 from .piano_rolls import NUM_KEYS
 from .time_series import Series
@@ -18,14 +18,17 @@ from .time_series import Series
 NUM_BARS = 10  # likeliest next tokens shown
 
 
-def draw_bars(names: list[str], probabilities: list[float], colours: list[str], caption: str) -> str:
+def draw_bars(
+    names: list[str], probabilities: list[float], colours: list[str], caption: str, has_long_names: bool = False
+) -> str:
     """A table of names, bars and percentages."""
     rows = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td><div style="width:{100 * probability:.1f}%;'
         f'background:{colour}"></div></td><td>{100 * probability:.1f} %</td></tr>'
         for name, probability, colour in zip(names, probabilities, colours, strict=True)
     )
-    return f'<table class="bars"><caption>{html.escape(caption)}</caption>{rows}</table>'
+    kind = "bars long" if has_long_names else "bars"
+    return f'<table class="{kind}"><caption>{html.escape(caption)}</caption>{rows}</table>'
 
 
 def draw_next_token(tokenizer: PreTrainedTokenizerBase, probabilities: torch.Tensor, drawn: int) -> str:
@@ -39,6 +42,38 @@ def draw_next_token(tokenizer: PreTrainedTokenizerBase, probabilities: torch.Ten
 def token_name(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     text = tokenizer.decode([token])
     return {" ": "space", "\n": "new line", "<|endoftext|>": "end"}.get(text, text)
+
+
+def draw_labels(scores: dict[str, float], kind: str | None) -> str:
+    """
+    Bars of the labels with the highest probabilities, or the number that a regression gives.
+
+    Args:
+        scores: of each label, the highest first.
+        kind: as of `demo_inputs.label_kind`.
+    """
+    if kind == "regression":
+        return "".join(
+            f'<p class="number">{html.escape(name)}: <strong>{score:.4g}</strong></p>'
+            for name, score in scores.items()
+        )
+    if kind is None:
+        best = [max(scores, key=scores.get)]
+        caption = f"Label: {best[0]}, with {100 * scores[best[0]]:.1f} %"
+    else:
+        best = [name for name, score in scores.items() if score > 0.5]
+        caption = f"Labels above one half: {', '.join(best) or 'none'}"
+    names = list(scores)[:NUM_BARS]
+    colours = ["var(--color-accent)" if name in best else "var(--neutral-400)" for name in names]
+    return draw_bars(names, [scores[name] for name in names], colours, caption, has_long_names=True)
+
+
+def draw_spans(text: str, spans: list[Span]) -> str:
+    """Bars of the spans' probabilities, in the order of the text."""
+    names = [f"{span.tag}: {text[span.start : span.end]}" for span in spans]
+    colours = ["var(--neutral-400)"] * len(spans)
+    caption = "How sure the model is of each" if spans else "Nothing found"
+    return draw_bars(names, [span.probability for span in spans], colours, caption, has_long_names=True)
 
 
 def draw_chart(svg: str, width: int, height: int, labels: dict[str, float], caption: str) -> str:
@@ -154,6 +189,7 @@ CSS = """
 .bars { width: 100%; table-layout: fixed; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .bars caption, figcaption { text-align: left; padding: 6px 0; }
 .bars th { width: 4.5em; text-align: right; padding: 2px 8px; font-weight: 600; overflow: hidden; white-space: pre; }
+.bars.long th { width: 45%; text-overflow: ellipsis; }
 .bars td:last-child { width: 4.5em; text-align: right; white-space: nowrap; }
 .bars td div { height: 1.2em; min-width: 1px; }
 .chart { margin: 0; padding-left: 3.4em; position: relative; }

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo's models read: a visitor's text, tune, drawing or table. Nothing here knows of a page."""
+"""
+What the demo's models read: a visitor's text, tune, drawing or table; and what they say of it. Nothing here knows of a
+page.
+"""
 
+import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pretty_midi
 import torch
 from PIL import Image, ImageDraw
-from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from seqeval.metrics.sequence_labeling import get_entities
+from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UsageError
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
+from .sequence_classification import listed
 from .time_series import Series, TimeSeriesArguments, load_series
+from .token_classification import are_spans
 
-MAX_PROMPT = 2000  # characters
+MAX_PROMPT = 2000  # characters, as of every text
+MAX_TOKENS = 1 << 20  # more than MAX_PROMPT characters have: tokenizers without a limit state a larger one
 MAX_SERIES = 8
 FRAMES_PER_BEAT = 2  # of the example tune
 IMAGE_SIZE = 28  # of MNIST; a digit fills 20 x 20 of it
@@ -57,6 +66,118 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[torch.
     if not ids:
         raise UsageError(f"Write a beginning, in characters that the model knows. {' '.join(notes)}")
     return torch.tensor([ids]), notes
+
+
+def read_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> tuple[BatchEncoding, list[str]]:
+    """
+    What a model reads of a text, or of a pair, with the tokens' `offset_mapping`, (1, tokens, 2); and notes for the
+    visitor on how it was read.
+
+    Raises:
+        UsageError: a text is empty, or the tokenizer makes no token of it.
+    """
+    if not all(map(str.strip, texts)):
+        raise UsageError("Write a text." if len(texts) == 1 else "Write both texts.")
+    notes = []
+    if max(map(len, texts)) > MAX_PROMPT:
+        texts = [text[:MAX_PROMPT] for text in texts]
+        notes.append(f"The text was cut to its first {MAX_PROMPT:,} characters.")
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or MAX_TOKENS)
+    options = {"return_offsets_mapping": True, "return_tensors": "pt", "verbose": False}
+    encoded = tokenizer(*texts, **options)
+    if (num_tokens := encoded["input_ids"].shape[1]) > limit:
+        encoded = tokenizer(*texts, truncation=True, max_length=limit, **options)
+        notes.append(f"The model reads {limit:,} of the {num_tokens:,} tokens; the rest was cut off.")
+    if num_tokens == 0:
+        raise UsageError("The model makes no token of this text. Write another one.")
+    unknown_id, unknown = unknown_token_id(tokenizer), []
+    for token, (start, end) in enumerate(encoded["offset_mapping"][0].tolist()):
+        if encoded["input_ids"][0, token] == unknown_id:
+            unknown.append(texts[encoded.token_to_sequence(token)][start:end])
+    if unknown:
+        notes.append(f"The model does not know {listed(dict.fromkeys(unknown))}.")
+    return encoded, notes
+
+
+@dataclass
+class Span:
+    """Characters of a text from `start` to `end`, with a tag and its probability, a mean over words."""
+
+    start: int
+    end: int
+    tag: str
+    probability: float
+
+
+@torch.no_grad()
+def tag_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, word_separator: str = " "
+) -> tuple[str, list[Span], list[str]]:
+    """
+    The text as far as it was read, its spans, as the metrics have them, or of tags that mark none its words; and notes
+    for the visitor. The first token of a word says its tag, as in training.
+
+    Args:
+        word_separator: what stood between the training sentences' words. Without one, each token is a word.
+
+    Raises:
+        UsageError: as of [`read_text`].
+    """
+    encoded, notes = read_text(model, tokenizer, [text])
+    text = text[:MAX_PROMPT]
+    offsets = encoded.pop("offset_mapping")[0].tolist()
+    probabilities = model(**encoded.to(model.device)).logits[0].float().softmax(dim=-1).cpu()
+    words = []
+    for (start, end), (probability, index) in zip(offsets, zip(*probabilities.max(dim=-1), strict=True), strict=True):
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        if start == end:  # white space, or a special token
+            continue
+        if words and (start < words[-1].end or (word_separator and not starts_word(text, start))):
+            words[-1].end = max(end, words[-1].end)
+        else:
+            words.append(Span(start, end, model.config.id2label[index.item()], probability.item()))
+    if not are_spans(model.config.id2label.values()):
+        return text, words, notes
+    spans = []
+    for kind, first, last in get_entities([word.tag for word in words]):
+        probability = float(np.mean([word.probability for word in words[first : last + 1]]))
+        spans.append(Span(words[first].start, words[last].end, kind, probability))
+    return text, spans, notes
+
+
+def starts_word(text: str, start: int) -> bool:
+    """Whether a word starts at a character that is not white space: not between two letters, marks or digits."""
+    return start == 0 or not all(
+        unicodedata.category(character)[0] in "LMN" for character in text[start - 1 : start + 1]
+    )
+
+
+@torch.no_grad()
+def label_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> tuple[dict[str, float], list[str]]:
+    """
+    The score of each label for a text or a pair, the highest first: a probability, or of a regression a number; and
+    notes for the visitor.
+
+    Raises:
+        UsageError: as of [`read_text`].
+    """
+    encoded, notes = read_text(model, tokenizer, texts)
+    encoded.pop("offset_mapping")
+    logits = model(**encoded.to(model.device)).logits[0].float().cpu()
+    scores = {None: logits.softmax(dim=-1), "multi_label_classification": logits.sigmoid(), "regression": logits}
+    scores = scores[label_kind(model)].tolist()
+    named = sorted(zip(model.config.id2label.values(), scores, strict=True), key=lambda pair: -pair[1])
+    return dict(named), notes
+
+
+def label_kind(model: PreTrainedModel) -> str | None:
+    """ "regression", "multi_label_classification", or None where a text has one label."""
+    kind = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+    return None if kind == "single_label_classification" else kind
 
 
 def example_tune(frames_per_beat: int = FRAMES_PER_BEAT) -> np.ndarray:

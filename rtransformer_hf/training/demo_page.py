@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The demo's page: a tab each for text, music, digits and forecasts. Gradio runs the generators below for each visitor.
+The demo's page: a tab for each of text, music, digits, forecasts, tags of words and labels of texts. Gradio runs the
+generators below for each visitor.
 """
 
 import sys
@@ -13,22 +14,42 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from .checkpoints import load_causal_lm, load_digit_classifier, load_forecaster, load_music_model
-from .demo_drawing import DRAWING_AREA, DRAWING_SCRIPT, draw_forecasts, draw_next_token, draw_reading, draw_tune
+from .checkpoints import (
+    load_causal_lm,
+    load_digit_classifier,
+    load_forecaster,
+    load_music_model,
+    load_tagger,
+    load_text_classifier,
+)
+from .demo_drawing import (
+    DRAWING_AREA,
+    DRAWING_SCRIPT,
+    draw_forecasts,
+    draw_labels,
+    draw_next_token,
+    draw_reading,
+    draw_spans,
+    draw_tune,
+)
 from .demo_inputs import (
     CANVAS,
     EXAMPLE_DRAWING,
     IMAGE_SIZE,
+    label_kind,
+    label_text,
     prepare_drawing,
     read_digit,
     read_prompt,
     read_series,
     read_tune,
+    tag_text,
 )
 from .errors import UsageError
 from .forecasting import LEVELS, forecast_ahead
 from .generation import generate_frames, generate_tokens
 from .model_arguments import trained_frames_per_beat
+from .model_card import read_facts
 from .piano_rolls import DEFAULT_FRAMES_PER_BEAT, MIDI_SUFFIXES, write_audio, write_midi, write_piano_roll_picture
 from .time_series import Series
 
@@ -45,20 +66,31 @@ TRAINED_BY = {
     "--test_split test --output_dir outputs/smnist",
     "forecast": "scripts/train_time_series.py scripts/recipes/air_passengers.yaml --train_file AirPassengers.csv "
     "--output_dir outputs/air_passengers",
+    "tags": "scripts/train_token_classification.py scripts/recipes/japanese_ner.yaml --train_file train.conll "
+    "--test_file test.conll --output_dir outputs/japanese_ner",
+    "label": "scripts/train_sequence_classification.py scripts/recipes/sst2.yaml --train_file train.csv "
+    "--validation_file validation.csv --output_dir outputs/sst2",
 }
 
 
 def make_page(models: dict[str, str]) -> gr.Blocks:
     """
     Args:
-        models: the checkpoints for "text", "music", "digit" and "forecast", each a folder or an id on the Hub. A tab
-            whose checkpoint can't be opened says how to train one.
+        models: the checkpoints for the keys of `TRAINED_BY`, each a folder or an id on the Hub. A tab whose checkpoint
+            can't be opened says how to train one.
     """
-    tabs = {"Text": text_tab, "Music": music_tab, "Digit": digit_tab, "Forecast": forecast_tab}
+    tabs = {
+        "Text": text_tab,
+        "Music": music_tab,
+        "Digit": digit_tab,
+        "Forecast": forecast_tab,
+        "Tags": tags_tab,
+        "Label": label_tab,
+    }
     with gr.Blocks(title="R-Transformer", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
             "# R-Transformer\nA small RNN over a sliding window ahead of causal attention "
-            "([arXiv 1907.05572](https://arxiv.org/abs/1907.05572)): four small models at work."
+            "([arXiv 1907.05572](https://arxiv.org/abs/1907.05572)): six small models at work."
         )
         for name, make_tab in tabs.items():
             checkpoint = models[name.lower()]
@@ -236,6 +268,61 @@ def forecast_tab(checkpoint: str):
             picture = gr.HTML(apply_default_css=False)
             table = gr.File(label="To keep: the quantiles", interactive=False)
     start.click(forecast, [csv_file, time_column, target_columns, horizon], [picture, table], show_progress="hidden")
+
+
+def tags_tab(checkpoint: str):
+    model, tokenizer, settings = load_tagger(checkpoint)
+
+    def tag(text: str):
+        try:
+            text, spans, notes = tag_text(model, tokenizer, text, settings.get("word_separator", " "))
+        except UsageError as error:
+            gr.Warning(str(error))
+            return gr.skip(), gr.skip()
+        for note in notes:
+            gr.Warning(note)
+        entities = [{"entity": span.tag, "start": span.start, "end": span.end} for span in spans]
+        return {"text": text, "entities": entities}, draw_spans(text, spans)
+
+    with gr.Row():
+        with gr.Column():
+            text = gr.Textbox(example_text(checkpoint), label="Text to tag", lines=5)
+            start = gr.Button("Tag", variant="primary")
+        with gr.Column():
+            tagged = gr.HighlightedText(label="Tagged text", interactive=False)
+            bars = gr.HTML(apply_default_css=False)
+    start.click(tag, text, [tagged, bars], show_progress="hidden")
+
+
+def label_tab(checkpoint: str):
+    model, tokenizer, settings = load_text_classifier(checkpoint)
+    is_pair = settings.get("text_pair_column") is not None
+
+    def label(*texts: str):
+        try:
+            scores, notes = label_text(model, tokenizer, list(texts))
+        except UsageError as error:
+            gr.Warning(str(error))
+            return gr.skip()
+        for note in notes:
+            gr.Warning(note)
+        return draw_labels(scores, label_kind(model))
+
+    with gr.Row():
+        with gr.Column():
+            texts = [gr.Textbox(example_text(checkpoint), label="Text to label", lines=5)]
+            if is_pair:
+                texts.append(gr.Textbox(label="Second text", lines=5))
+            start = gr.Button("Label", variant="primary")
+        with gr.Column():
+            bars = gr.HTML(apply_default_css=False)
+    start.click(label, texts, bars, show_progress="hidden")
+
+
+def example_text(checkpoint: str) -> str:
+    """The text in the code of a checkpoint's card, if it says one."""
+    facts = read_facts(checkpoint)
+    return facts.example if facts is not None and isinstance(facts.example, str) else ""
 
 
 def write_forecasts(path: str, series: list[Series], quantiles: list[np.ndarray]):
