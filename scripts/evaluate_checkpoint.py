@@ -6,22 +6,25 @@ Computes the metrics of a checkpoint from one of the training scripts, and print
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --split test
     python scripts/evaluate_checkpoint.py model_cards/nottingham --data Nottingham.mat --quantization int8_dynamic
     python scripts/evaluate_checkpoint.py model_cards/ptb_word --data ptb.test.txt --context_length 1024
+    python scripts/evaluate_checkpoint.py model_cards/trec_seed3 --data train.csv --validation_fraction 0.1
+    python scripts/evaluate_checkpoint.py outputs/trec --data test.csv --update_card test
 
 The checkpoint's folder states the task and how to read the data: config.json, evaluation.json, and the tokenizer,
 image processor or feature extractor. Weights in half precision are converted to float32. `model_bytes` is the size of
-the weights in memory.
+the weights in memory. `--update_card` brings the card of an older checkpoint up to date, without training.
 """
 
 import argparse
 import json
 import logging
+import sys
 import tempfile
 from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.flags import CommandParser, add_data_arguments, positive_integer
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, fraction, positive_integer
 
 COLUMNS = {
     "text_column": "the text",
@@ -39,12 +42,14 @@ def main(argv: list[str] | None = None):
     args = parse_arguments(argv)
     from transformers import EvalPrediction, TrainingArguments
 
-    from rtransformer_hf.training.evaluation import load_evaluation, num_bytes
+    from rtransformer_hf.training.evaluation import card_to_update, load_evaluation, num_bytes, write_to_card
     from rtransformer_hf.training.files import atomic_write
 
     logging.basicConfig(format="%(message)s")
     for name in ("sequence_classification", "token_classification"):
         logging.getLogger(f"rtransformer_hf.training.{name}").setLevel(logging.INFO)
+    if args.update_card is not None:
+        card_to_update(args.checkpoint)  # before any work
     try:
         evaluation = load_evaluation(args)
     except (OSError, ValueError) as error:
@@ -59,7 +64,8 @@ def main(argv: list[str] | None = None):
             preprocess_logits_for_metrics=evaluation.preprocess_logits_for_metrics,
         )
         output = trainer.predict(evaluation.dataset)
-    metrics = evaluation.compute_metrics(EvalPrediction(output.predictions, output.label_ids))
+    prediction = EvalPrediction(output.predictions, output.label_ids)
+    metrics = evaluation.compute_metrics(prediction)
     metrics["model_bytes"] = sum(map(num_bytes, evaluation.model.parameters()))
     if args.context_length is not None:
         metrics["context_length"] = args.context_length
@@ -67,6 +73,14 @@ def main(argv: list[str] | None = None):
     if args.output is not None:
         atomic_write(Path(args.output), f"{text}\n".encode())
     print(text)
+    if args.update_card is not None:
+        notes = write_to_card(Path(args.checkpoint), args.update_card, metrics, prediction, evaluation.labels)
+        print(
+            f"{args.checkpoint}/README.md: the figures of the {args.update_card} data.",
+            *notes,
+            sep="\n",
+            file=sys.stderr,
+        )
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -86,6 +100,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="Inputs of a language model in a window, whose stride stays the same share of it. (default: as in the "
         "training)",
     )
+    parser.add_argument(
+        "--validation_fraction",
+        type=fraction,
+        help="Evaluate on the rows that a training with this flag holds out of this data for validation. For "
+        "classifiers of texts and images, and taggers. (default: all rows)",
+    )
+    parser.add_argument(
+        "--update_card",
+        choices=("validation", "test"),
+        help="Write the metrics into the card in the checkpoint's folder, as those of this data; of a classifier, the "
+        "picture of the confusion matrix, too. (default: the card stays as it is)",
+    )
     parser.add_argument("--output", help="Also write the metrics to this file, a .json file.")
     parser.add_argument("--batch_size", type=positive_integer, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
@@ -96,6 +122,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.output is not None and Path(args.output).suffix != ".json":
         parser.error(f"--output: {args.output!r} (expected a name that ends with .json)")
+    for name in ("quantization", "context_length"):
+        if args.update_card is not None and (value := getattr(args, name)) is not None:
+            parser.error(f"--{name}: {value!r} goes without --update_card (a card's figures are those of the folder)")
     args.columns = {name: column for name in COLUMNS if (column := getattr(args, name)) is not None}
     return args
 

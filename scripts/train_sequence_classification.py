@@ -74,10 +74,10 @@ class ClassifierArguments(ArchitectureArguments):
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_for_best_model": "accuracy"}
-TEXT_TASKS = {  # of cards
-    "single_label_classification": "text-classification",
-    "multi_label_classification": "multi-label-text-classification",
-    "regression": "text-regression",
+CARD_TASKS = {  # with "text" or "image"
+    "single_label_classification": "{}-classification",
+    "multi_label_classification": "multi-label-{}-classification",
+    "regression": "{}-regression",
 }
 DEFAULTS = Defaults(
     new={**NEW_MODEL, **TRAINING, "hidden_dropout": 0.1, "learning_rate": 1e-3},
@@ -143,11 +143,11 @@ def main(argv: list[str] | None = None):
             scale=data_args.augment_scale,
             seed=training_args.seed,
         )
-    task, example = TEXT_TASKS[problem_type], TEXT
+    kind, example = "text", TEXT
     if data_args.text_pair_column is not None:
         example = {"text": TEXT, "text_pair": TEXT}
     if data_args.image_column is not None:
-        task = "image-classification"
+        kind = "image"
         example = blank_image(processing_class, splits["train"][0][data_args.image_column])
     trainer = ClassifierTrainer(
         model=model,
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None):
         compute_metrics=compute_metrics,
         compute_loss_func=loss,
         report=TaskReport(
-            task=task,
+            task=CARD_TASKS[problem_type].format(kind),
             command=["scripts/train_sequence_classification.py", *argv],
             card=card_args,
             data_name=data_args.data_name,
@@ -172,14 +172,13 @@ def main(argv: list[str] | None = None):
     names = ("text_column", "text_pair_column", "image_column", "label_column", "label_separator", "regression")
     evaluation = {name: getattr(data_args, name) for name in (*names, "max_length")}
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in encoded.items())
-    kind = "texts" if data_args.image_column is None else "images"
     train_and_evaluate(
         trainer,
         encoded,
         lambda rows: compute_metrics,
         checkpoint,
         evaluation,
-        data=f"{sizes} {kind} with " + ("a number" if data_args.regression else f"{len(label2id):,} labels"),
+        data=f"{sizes} {kind}s with " + ("a number" if data_args.regression else f"{len(label2id):,} labels"),
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
     )
 

@@ -2,6 +2,7 @@
 """What a training script reports of a checkpoint is what its folder alone gives again; and what is made of it."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,7 @@ from transformers import (
 
 from rtransformer_hf.training import evaluation
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.model_card import CONFUSION_FILE, FACTS_FILE, read_facts, render_card
 from rtransformer_hf.training.run import EVALUATION_FILE
 
 TRAINING = """
@@ -235,6 +237,67 @@ def test_another_context_length(trained, capsys, tmp_path):
 
     with pytest.raises(UsageError, match=r"--context_length 48: .*classifier holds RTransformerForSequenceClass"):
         evaluate_checkpoint.main([str(trained / "classifier"), "--data", "x", "--context_length", "48"])
+
+
+def test_the_card_of_an_older_checkpoint_gets_todays_figures(trained, capsys, tmp_path):
+    """As if it had been trained today: metrics, notes and confusion matrix, of held-out rows and of test rows."""
+    folder = tmp_path / "old"
+    shutil.copytree(trained / "classifier", folder)
+    (folder / CONFUSION_FILE).unlink()
+    today = read_facts(folder)
+    accuracies = [result for result in today.results if result[1] == "accuracy"]
+    old = dataclasses.replace(today, results=accuracies, has_confusion_matrix=False)
+    (folder / FACTS_FILE).write_text(old.to_json())
+    (folder / "README.md").write_text(render_card(old))
+
+    held_out = ("--data", str(trained / "train.csv"), "--validation_fraction", "0.1")
+    result = evaluate(capsys, str(folder), *held_out, "--update_card", "validation")
+    assert result["samples"] == 3 and not (folder / CONFUSION_FILE).exists()  # which is of test rows
+    evaluate_checkpoint.main([str(folder), "--data", str(trained / "test.csv"), "--update_card", "test"])
+    assert f"{folder}/README.md: the figures of the test data" in capsys.readouterr().err
+    updated = read_facts(folder)
+    assert [(split, name) for split, name, _ in updated.results] == [(split, name) for split, name, _ in today.results]
+    for (_, _, value), (_, _, expected) in zip(updated.results, today.results, strict=True):
+        assert value == pytest.approx(expected, rel=1e-6)
+    assert (folder / CONFUSION_FILE).read_bytes() == (trained / "classifier" / CONFUSION_FILE).read_bytes()
+    assert (folder / "README.md").read_text() == render_card(updated)
+
+    shutil.copytree(trained / "language", tmp_path / "language")  # any task's card, edited by hand
+    readme = tmp_path / "language" / "README.md"
+    readme.write_text(readme.read_text().replace("Do not take", "Never take"))
+    evaluate_checkpoint.main([str(readme.parent), "--data", str(trained / "train.txt"), "--update_card", "test"])
+    captured = capsys.readouterr()
+    perplexity = json.loads(captured.out)["perplexity"]
+    assert f"| test | perplexity | {perplexity:.4f} |" in readme.read_text() and "Never take" in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "flags", "named"),
+    [
+        ("none", ["--update_card", "test"], "--update_card: 'none' has no card (expected a folder with README.md and"),
+        ("bare", ["--update_card", "test"], "--update_card: 'bare' has no card"),
+        ("language", ["--validation_fraction", "0.1"], "--validation_fraction 0.1: language holds RTransformerForC"),
+        ("classifier", ["--validation_fraction", "0.99"], "--validation_fraction 0.99 of the 12 rows of --data"),
+        ("classifier", ["--update_card", "train"], "--update_card: invalid choice: 'train'"),
+        (
+            "classifier",
+            ["--update_card", "test", "--quantization", "int8_dynamic"],
+            "--quantization: 'int8_dynamic' go",
+        ),
+        ("language", ["--update_card", "test", "--context_length", "9"], "--context_length: 9 goes without --update"),
+    ],
+)
+def test_cards_that_can_not_be_updated(trained, monkeypatch, capsys, task, flags, named):
+    monkeypatch.chdir(trained)
+    Path("bare").mkdir(exist_ok=True)
+    try:
+        evaluate_checkpoint.main([task, "--data", "test.csv", *flags])
+    except UsageError as error:
+        assert named in str(error)
+    except SystemExit:
+        assert named in capsys.readouterr().err
+    else:
+        pytest.fail("not refused")
 
 
 def test_a_folder_to_share(trained, capsys, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import train_sequence_classification as script
+from card_code import code_of
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -173,6 +174,50 @@ def test_a_run_on_images_leaves_a_model_ready_to_use(folder, capsys):
     train_on_images("--model_name_or_path", "out", "--image_mean", "0.5", "--max_steps", "1", "--output_dir", "next")
     processor = AutoImageProcessor.from_pretrained("next")
     assert (processor.permutation_seed, *processor.image_mean, *processor.image_std) == (3, 0.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "problem_type", "said"),
+    [
+        ([["dark"], [], ["dark", "square"]], (), "multi_label_classification", "with 2 labels"),
+        (["dark", "", "dark; square"], ("--label_separator", ";"), "multi_label_classification", "with 2 labels"),
+        ([0.5, 1.5, -1.0], ("--regression",), "regression", "with a number"),
+    ],
+)
+def test_several_labels_or_a_number_of_images(folder, capsys, labels, flags, problem_type, said):
+    pixels = random_pixels(12)
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": labels * 4}
+    feature = datasets.Value("float64") if problem_type == "regression" else datasets.Value("string")
+    feature = datasets.List(feature) if isinstance(labels[0], list) else feature
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    datasets.Dataset.from_dict(rows, features).to_parquet("rows.parquet")
+    data = ("--train_file", "rows.parquet", "--validation_file", "rows.parquet", "--image_column", "image")
+    results = train(*data, *flags, "--max_steps", "2", files=())
+    assert f"12 images {said}" in capsys.readouterr().out
+
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    assert model.config.problem_type == problem_type
+    inputs = AutoImageProcessor.from_pretrained("out")(rows["image"], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    if problem_type == "regression":
+        errors = logits[:, 0].double() - torch.tensor(labels * 4)
+        assert results["eval_loss"] == pytest.approx(errors.square().mean().item(), rel=1e-4)
+        assert results["eval_mae"] == pytest.approx(errors.abs().mean().item(), rel=1e-4)
+    else:
+        expected = torch.tensor([[1, 0], [0, 0], [1, 1]] * 4)
+        assert results["eval_accuracy"] == ((logits > 0) == expected).all(-1).double().mean()
+        assert results["eval_loss"] == pytest.approx(
+            F.binary_cross_entropy_with_logits(logits.double(), expected.double()).item(), rel=1e-4
+        )
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "rows.parquet"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(results["eval_loss"], rel=1e-4)
+    card = ModelCard.load("out/README.md")
+    assert card.data.pipeline_tag == "image-classification" and "pixel sequence" in card.text
+    exec(code_of(card.content).replace(", trust_remote_code=True", ""), {})
+    printed = capsys.readouterr().out
+    assert "'square'" in printed if problem_type != "regression" else float(printed)
 
 
 def test_colour_images(folder):
@@ -598,7 +643,7 @@ def test_bad_labels_of_other_kinds(folder, labels, flags, named):
         (["--regression", "--class_weights", "balanced"], "--class_weights: 'balanced' goes with classes, not with"),
         (["--regression", "--label_separator", ","], "--label_separator: ',' goes with classes, not with"),
         (["--label_separator="], "--label_separator: '' (expected at least one"),
-        (["--image_column", "i", "--regression"], "--regression: not with --image_column 'i'"),
+        (["--image_column", "i", "--text_pair_column", "t"], "--text_pair_column: 't' goes without --image_column"),
     ],
 )
 def test_flags_that_do_not_go_together(folder, capsys, flags, named):

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     DataCollatorForTokenClassification,
+    EvalPrediction,
     PreTrainedModel,
     TorchAoConfig,
     Trainer,
@@ -31,7 +32,7 @@ from .. import RTransformerImageProcessor
 from . import causal_lm, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
 from .checkpoints import open_checkpoint
-from .data_files import check_files
+from .data_files import DataFileArguments, check_files
 from .errors import UsageError
 from .forecasting import (
     ForecastSetting,
@@ -41,6 +42,8 @@ from .forecasting import (
     normalised_series,
 )
 from .model_arguments import trained_frames_per_beat
+from .model_card import CONFUSION_FILE, FACTS_FILE, CardFacts, read_facts, rewrite_card
+from .model_card import TASKS as CARD_TASKS
 from .new_tokenizers import load_tokenizer
 from .output_folder import RENAMED
 from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
@@ -57,7 +60,7 @@ from .time_series import Series, TimeSeriesArguments, load_series
 
 @dataclass
 class Evaluation:
-    """What Trainer needs to evaluate a model on a split."""
+    """What Trainer needs to evaluate a model on a split; and `labels`, their names where a row has one of them."""
 
     model: PreTrainedModel
     dataset: Dataset
@@ -65,6 +68,7 @@ class Evaluation:
     compute_metrics: Callable
     preprocess_logits_for_metrics: Callable | None = None
     trainer_class: type[Trainer] = Trainer
+    labels: list[str] | None = None
 
 
 @dataclass
@@ -169,6 +173,14 @@ def override(settings: dict, args: argparse.Namespace, *accepted: str) -> dict:
     return {**settings, **given}
 
 
+def held_out(rows: Dataset, data_args: DataFileArguments, args: argparse.Namespace) -> Dataset:
+    """The rows that a training with the same --validation_fraction holds out; all of them without it."""
+    if getattr(args, "validation_fraction", None) is None:
+        return rows
+    data_args.validation_fraction = args.validation_fraction
+    return sequence_classification.hold_out({"train": rows}, data_args)["validation"]
+
+
 def language_model(args: argparse.Namespace, settings: dict) -> Evaluation:
     stride = settings.pop("eval_stride")
     length = getattr(args, "context_length", None)
@@ -197,7 +209,7 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     input_column = "text_column" if settings.get("image_column") is None else "image_column"
     inputs = [input_column, *(["text_pair_column"] if settings.get("text_pair_column") else [])]
     data_args = LabeledData(**place(args, override(settings, args, *inputs, "label_column")))
-    rows = sequence_classification.load_rows(data_args, "train")
+    rows = held_out(sequence_classification.load_rows(data_args, "train"), data_args, args)
     model = load_model(args, AutoModelForSequenceClassification)
     if data_args.image_column is None:
         processing_class = AutoTokenizer.from_pretrained(args.checkpoint)
@@ -206,17 +218,20 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
     encoded = sequence_classification.encode(rows, processing_class, data_args, "train", model.config.label2id)
     if data_args.image_column is None:
         sequence_classification.log_unknown_words(encoded, processing_class, data_args.source("train"))
+    problem_type = sequence_classification.problem_type_of(rows, data_args)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     return Evaluation(
         model,
         encoded,
         sequence_classification.make_collator(processing_class),
-        sequence_classification.make_compute_metrics(sequence_classification.problem_type_of(rows, data_args)),
+        sequence_classification.make_compute_metrics(problem_type),
+        labels=names if problem_type == "single_label_classification" else None,
     )
 
 
 def tagger(args: argparse.Namespace, settings: dict) -> Evaluation:
     data_args = TaggedData(**place(args, override(settings, args, "tokens_column", "tags_column")))
-    rows = token_classification.load_rows(data_args, "train")
+    rows = held_out(token_classification.load_rows(data_args, "train"), data_args, args)
     model = load_model(args, AutoModelForTokenClassification)
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     encoded = token_classification.encode(rows, tokenizer, data_args, "train", model.config.label2id)
@@ -346,6 +361,11 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     if getattr(args, "context_length", None) is not None and load is not language_model:
         given = f"--context_length {args.context_length}"
         raise UsageError(f"{given}: {args.checkpoint} holds {architecture} (expected a language model)")
+    if getattr(args, "validation_fraction", None) is not None and load not in (classifier, tagger):
+        raise UsageError(
+            f"--validation_fraction {args.validation_fraction}: {args.checkpoint} holds {architecture} (expected a "
+            "classifier of texts or images, or a tagger)"
+        )
     if args.skip_unreadable and load is not music_model:
         raise UsageError(f"--skip_unreadable: {args.checkpoint} holds {architecture} (expected a music model)")
     return load(args, settings)
@@ -365,3 +385,54 @@ def load_settings(checkpoint: str, *accepted: str) -> tuple[str, dict]:
     with open_checkpoint(checkpoint, f"a trained model with {EVALUATION_FILE}", *accepted) as architecture:
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
     return architecture, {RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+# From figures to the card
+
+
+def card_to_update(folder: str) -> CardFacts:
+    """
+    The facts of a checkpoint's card.
+
+    Raises:
+        UsageError: there is no such folder, or no card with its facts in it.
+    """
+    facts = read_facts(folder) if Path(folder).is_dir() else None
+    if facts is None or not Path(folder, "README.md").exists():
+        raise UsageError(f"--update_card: {folder!r} has no card (expected a folder with README.md and {FACTS_FILE})")
+    return facts
+
+
+def write_to_card(
+    folder: Path, split: str, metrics: dict[str, float], prediction: EvalPrediction, labels: list[str] | None
+) -> list[str]:
+    """
+    Puts figures into a checkpoint's card, in place of those of the same split; and the confusion matrix where a row
+    has one label, of the test data if the card has figures of it. Returns what the owner should know of, in sentences.
+
+    Args:
+        folder: as of [`card_to_update`].
+        split: "validation" or "test".
+        metrics: of the evaluation.
+        prediction: that they come from.
+        labels: as of [`Evaluation`].
+
+    Raises:
+        UsageError: none of the metrics is one of the card's task.
+    """
+    facts = card_to_update(str(folder))
+    names = CARD_TASKS[facts.task].metrics
+    new = [(split, name, metrics[name]) for name in names if name in metrics]
+    if not new:
+        raise UsageError(
+            f"--update_card: {str(folder)!r} is of the task {facts.task}, with {', '.join(names)} (expected one of "
+            f"them among {', '.join(metrics)})"
+        )
+    others = [(found, name, value) for found, name, value in facts.results if found != split]
+    results = [*new, *others] if split == "validation" else [*others, *new]
+    changed = {"results": results}
+    if labels is not None and (split == "test" or not any(found == "test" for found, _, _ in others)):
+        counts = sequence_classification.count_confusion(prediction)
+        if sequence_classification.plot_confusion(folder / CONFUSION_FILE, split, counts, labels):
+            changed["has_confusion_matrix"] = True
+    return rewrite_card(folder, old_checkpoint=facts.checkpoint, **changed)

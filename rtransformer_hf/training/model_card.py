@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .errors import UsageError
+from .files import atomic_write
 
 FACTS_FILE = "model_card.json"
 CURVES_FILE = "learning_curves.png"
@@ -85,8 +86,8 @@ class Task:
 
 
 CLASSIFIER_LIMITS = (
-    "For any input it returns one of its training labels, with the errors and biases of its training data. It has not "
-    "been tested on {inputs} of other kinds."
+    "For any input it returns one of its training labels, with the errors and biases of its training data. It has "
+    "not been tested on {inputs} of other kinds."
 )
 
 CLASSIFIER_NOTES = {
@@ -95,6 +96,29 @@ CLASSIFIER_NOTES = {
     "calibration_error": "Calibration error says how far scores are from the share of right answers among those with "
     "a like score, on average (15 bins).",
 }
+
+MULTI_LABEL_METRICS = ("accuracy", "micro_f1", "macro_f1", "auroc", "calibration_error")
+MULTI_LABEL_NOTE = (
+    "Accuracy is the share of a split's {inputs} that are right in all labels; a label is predicted where its score "
+    "is above 0.5. Micro F1 counts all labels of all {inputs} alike."
+)
+REGRESSION_METRICS = ("mae", "r2", "spearman")
+REGRESSION_NOTE = (
+    "MAE is the mean absolute error, r2 the share of the variance that is explained, and spearman the rank "
+    "correlation of predictions and labels."
+)
+REGRESSION_LIMITS = (
+    "For any input it predicts numbers like those of its training data, with that data's errors and biases. It has "
+    "not been tested on {inputs} of other kinds."
+)
+IMAGE_USAGE = """\
+{import_code}from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSequenceClassification
+
+processor = AutoImageProcessor.from_pretrained({checkpoint}{options})
+model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options})
+image = Image.new({example})  # a black one, in place of Image.open("yours.png")
+inputs = processor(image, return_tensors="pt")"""
 
 TASKS = {
     "language-modeling": Task(
@@ -138,9 +162,8 @@ print(classifier({example}))""",
 
 classifier = pipeline("text-classification", model={checkpoint}{options}, top_k=None)
 print(classifier({example}))  # a label holds where its score is above 0.5""",
-        metrics=("accuracy", "micro_f1", "macro_f1", "auroc", "calibration_error"),
-        metrics_note="Accuracy is the share of a split's texts that are right in all labels; a label is predicted "
-        "where its score is above 0.5. Micro F1 counts all labels of all texts alike.",
+        metrics=MULTI_LABEL_METRICS,
+        metrics_note=MULTI_LABEL_NOTE.format(inputs="texts"),
         limits=CLASSIFIER_LIMITS.format(inputs="texts"),
         loss_unit="nats per label",
         more_notes=CLASSIFIER_NOTES,
@@ -154,11 +177,9 @@ print(classifier({example}))  # a label holds where its score is above 0.5""",
 
 scorer = pipeline("text-classification", model={checkpoint}{options}, function_to_apply="none")
 print(scorer({example}))""",
-        metrics=("mae", "r2", "spearman"),
-        metrics_note="MAE is the mean absolute error, r2 the share of the variance that is explained, and spearman "
-        "the rank correlation of predictions and labels.",
-        limits="For any input it predicts numbers like those of its training data, with that data's errors and "
-        "biases. It has not been tested on texts of other kinds.",
+        metrics=REGRESSION_METRICS,
+        metrics_note=REGRESSION_NOTE,
+        limits=REGRESSION_LIMITS.format(inputs="texts"),
         loss_unit="squared error",
     ),
     "token-classification": Task(
@@ -182,20 +203,40 @@ print(tagger({example}, ignore_labels=[]))""",
         pipeline_tag="image-classification",
         description="A classifier of images as pixel sequences",
         unit="pixels",
-        usage="""\
-{import_code}from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSequenceClassification
-
-processor = AutoImageProcessor.from_pretrained({checkpoint}{options})
-model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options})
-image = Image.new({example})  # a black one, in place of Image.open("yours.png")
-inputs = processor(image, return_tensors="pt")
+        usage=f"""\
+{IMAGE_USAGE}
 print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         metrics=("accuracy", "macro_f1", "auroc", "calibration_error"),
         metrics_note="Accuracy is the share of images whose label gets the highest score.",
         limits=CLASSIFIER_LIMITS.format(inputs="images"),
         loss_unit="nats per image",
         more_notes=CLASSIFIER_NOTES,
+    ),
+    "multi-label-image-classification": Task(
+        pipeline_tag="image-classification",
+        description="A classifier of images, as pixel sequences, that may have several labels",
+        unit="pixels",
+        usage=f"""\
+{IMAGE_USAGE}
+scores = model(**inputs).logits.sigmoid()[0].tolist()
+print([(model.config.id2label[index], score) for index, score in enumerate(scores)])  # it has those above 0.5""",
+        metrics=MULTI_LABEL_METRICS,
+        metrics_note=MULTI_LABEL_NOTE.format(inputs="images"),
+        limits=CLASSIFIER_LIMITS.format(inputs="images"),
+        loss_unit="nats per label",
+        more_notes=CLASSIFIER_NOTES,
+    ),
+    "image-regression": Task(
+        pipeline_tag="image-classification",
+        description="A model that predicts a number from an image, as a pixel sequence",
+        unit="pixels",
+        usage=f"""\
+{IMAGE_USAGE}
+print(model(**inputs).logits.item())""",
+        metrics=REGRESSION_METRICS,
+        metrics_note=REGRESSION_NOTE,
+        limits=REGRESSION_LIMITS.format(inputs="images"),
+        loss_unit="squared error",
     ),
     "time-series-forecasting": Task(
         pipeline_tag="time-series-forecasting",
@@ -708,9 +749,9 @@ def rewrite_card(folder: Path, old_checkpoint: str, **facts) -> list[str]:
             raise UsageError(f"--example: {facts['example']!r} is no input of this model (task {old.task})")
         new = CardFacts(**{**vars(old), **facts})
         card, edited = update_card(card, old, new)
-        (folder / FACTS_FILE).write_text(new.to_json(), encoding="utf-8")
+        atomic_write(folder / FACTS_FILE, new.to_json().encode())
         notes = [f"README.md: {name} was edited by hand and stays as it is; check that it holds." for name in edited]
-    readme.write_text(card, encoding="utf-8")
+    atomic_write(readme, card.encode())
     if ModelCard(card).data.license is None:
         notes.append("The card states no licence; --license states one.")
     return notes

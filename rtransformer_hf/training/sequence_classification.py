@@ -72,7 +72,7 @@ class ClassificationArguments(DataFileArguments):
     label_separator: str | None = field(
         default=None,
         metadata={
-            "help": "What stands between the labels of a text that may have several, or none: ',' for 'fast, cheap'. "
+            "help": "What stands between the labels of a row that may have several, or none: ',' for 'fast, cheap'. "
             "A column of lists has several without it."
         },
     )
@@ -151,9 +151,10 @@ class ClassificationArguments(DataFileArguments):
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
             )
-        for name in ("text_pair_column", "label_separator", "regression"):
-            if getattr(self, name) and self.image_column is not None:
-                raise UsageError(f"--{name}: not with --image_column {self.image_column!r} (expected --text_column)")
+        if self.text_pair_column is not None and self.image_column is not None:
+            raise UsageError(
+                f"--text_pair_column: {self.text_pair_column!r} goes without --image_column {self.image_column!r}"
+            )
         if self.label_separator == "":
             raise UsageError("--label_separator: '' (expected at least one character)")
         for name in ("label_separator", "class_weights"):
@@ -287,7 +288,7 @@ def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments
             what = "numbers" if args.regression else "text"
             raise UsageError(f"--label_column {label_column!r} of {where} holds {kind} (expected {what}, with {flag})")
         return rows
-    if is_list(feature) and args.image_column is None:
+    if is_list(feature):
         inner = kind_of(feature.feature)
         if inner not in ("ClassLabel", "string", "large_string", "null") and not inner.startswith(("int", "uint")):
             raise UsageError(
@@ -822,11 +823,7 @@ class ClassifierTrainer(ReportingTrainer):
         def keep_confusion(prediction: EvalPrediction) -> dict[str, float]:
             if self.model.config.problem_type == "single_label_classification":
                 split = "validation" if metric_key_prefix == "eval" else metric_key_prefix
-                classes, predicted = range(prediction.predictions.shape[1]), prediction.predictions.argmax(axis=-1)
-                self.confusion = (
-                    split,
-                    sklearn.metrics.confusion_matrix(prediction.label_ids, predicted, labels=classes),
-                )
+                self.confusion = (split, count_confusion(prediction))
             return compute_metrics(prediction)
 
         self.compute_metrics = keep_confusion
@@ -841,6 +838,12 @@ class ClassifierTrainer(ReportingTrainer):
             path = Path(self.args.output_dir, CONFUSION_FILE)
             self.outcome.has_confusion_matrix = plot_confusion(path, *self.confusion, names)
         super().create_model_card(**kwargs)
+
+
+def count_confusion(prediction: EvalPrediction) -> np.ndarray:
+    """How many rows of a label (first) the model takes for which, (labels, labels)."""
+    classes, predicted = range(prediction.predictions.shape[1]), prediction.predictions.argmax(axis=-1)
+    return sklearn.metrics.confusion_matrix(prediction.label_ids, predicted, labels=classes)
 
 
 def plot_confusion(path: Path, split: str, counts: np.ndarray, names: list[str]) -> bool:
