@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTimeSeriesPrediction,
     GenerationConfig,
 )
 
@@ -70,6 +71,8 @@ def data(tmp_path_factory):
     (folder / "short.yaml").write_text("\n".join(recipe))
     (folder / "train.txt").write_text("".join(f"line {i * i} of a text\n" for i in range(60)))
     write_mat(str(folder / "tunes.mat"), {"traindata": 6, "validdata": 3, "testdata": 3})
+    months = [f"{2020 + month // 12}-{month % 12 + 1:02},{month % 12 + month * month % 5}" for month in range(60)]
+    (folder / "sales.csv").write_text("\n".join(["month,sold", *months]))
     random = np.random.RandomState(0)
     images = [Image.fromarray(random.randint(0, 256, (4, 5), dtype=np.uint8)) for _ in range(24)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["odd", "even"])})
@@ -83,7 +86,7 @@ def machine(tmp_path, hub, data):
     """Another machine with the data, at a Hub without faults."""
     hub.faults.clear()
     hub.requests.clear()
-    shutil.copytree(data, tmp_path / "machine", ignore=shutil.ignore_patterns("home", "tiny", "music"))
+    shutil.copytree(data, tmp_path / "machine", ignore=shutil.ignore_patterns("home", "tiny", "music", "sales"))
     return Machine(tmp_path / "machine", hub)
 
 
@@ -110,6 +113,18 @@ def music(hub, data):
     process = Machine(data, hub).run("-m", "torch.distributed.run", *script, *flags, token=WRITES)
     assert process.returncode == 0, process.stderr
     return data / "music"
+
+
+@pytest.fixture(scope="module")
+def forecaster(hub, data):
+    """The folder of a model that forecasts."""
+    hub.faults.clear()
+    flags = ("short.yaml", "--train_file", "sales.csv", "--time_column", "month", "--horizon", "4")
+    process = Machine(data, hub).train(
+        "train_time_series.py", *flags, "--num_parallel_samples", "5", "--output_dir", "sales", token=WRITES
+    )
+    assert process.returncode == 0, process.stderr
+    return data / "sales"
 
 
 TAG = """
@@ -245,7 +260,8 @@ import importlib.util
 import numpy as np
 import torch
 from huggingface_hub import HfApi
-from transformers import AutoImageProcessor, AutoModelForSequenceClassification, AutoModelForAudioFrameClassification
+from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModelForTimeSeriesPrediction
+from transformers import AutoModelForAudioFrameClassification, AutoModelForSequenceClassification
 
 assert importlib.util.find_spec("rtransformer_hf") is None, "the package must be missing here"
 music = AutoModelForAudioFrameClassification.from_pretrained("anna/music", revision="draft", trust_remote_code=True)
@@ -254,12 +270,18 @@ inputs = processor(np.arange(20, dtype=np.uint8).reshape(4, 5), return_tensors="
 classifier = AutoModelForSequenceClassification.from_pretrained("anna/pixels", trust_remote_code=True)
 frames = torch.eye(88)[None, :9]
 outputs = {"music": music(input_values=frames).logits, "pixels": classifier(**inputs).logits}
-torch.save({"frames": frames, **inputs, **outputs}, "outputs.pt")
+extractor = AutoFeatureExtractor.from_pretrained("anna/sales", trust_remote_code=True)
+assert extractor.channel_names == ["sold", "sine of the season", "cosine of the season"]
+forecaster = AutoModelForTimeSeriesPrediction.from_pretrained("anna/sales", trust_remote_code=True)
+series = extractor(np.arange(30).reshape(10, 3), return_tensors="pt")["input_values"]
+generator = torch.Generator().manual_seed(0)
+samples = forecaster.forecast(series, future_covariates=torch.zeros(1, 4, 2), generator=generator).sequences
+torch.save({"frames": frames, **inputs, **outputs, "series": series, "samples": samples}, "outputs.pt")
 assert not HfApi().repo_exists("anna/pixels", token=False), "it is private"
 """
 
 
-def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
+def test_a_push_that_fails_leaves_the_work_whole(music, forecaster, hub, machine):
     """The line is cut while the commit goes up; once the Hub answers again, another push completes."""
     hub.faults.append(Fault("POST", "/commit/"))
     pictures = ("--train_file", "pictures.parquet", "--image_column", "image")
@@ -286,6 +308,22 @@ def test_a_push_that_fails_leaves_the_work_whole(music, hub, machine):
     torch.testing.assert_close(outputs["pixels"], classifier(input_values=outputs["input_values"]).logits)
     played = AutoModelForAudioFrameClassification.from_pretrained(music)(input_values=outputs["frames"]).logits
     torch.testing.assert_close(outputs["music"], played)
+
+    model = AutoModelForTimeSeriesPrediction.from_pretrained(forecaster)
+    covariates, generator = torch.zeros(1, 4, 2), torch.Generator().manual_seed(0)
+    samples = model.forecast(outputs["series"], future_covariates=covariates, generator=generator).sequences
+    assert samples.shape == (1, 5, 4, 1)
+    torch.testing.assert_close(outputs["samples"], samples)
+
+
+def test_a_forecaster_is_pushed_with_its_card_and_feature_extractor(forecaster, hub):
+    files = hub.repositories["anna/sales"].files
+    for path in ("config.json", "model.safetensors", "preprocessor_config.json", "evaluation.json", "forecasts.png"):
+        assert files[path] == (forecaster / path).read_bytes()
+    assert {"feature_extraction_rtransformer.py", "modeling_rtransformer.py", "time_series_head.py"} < files.keys()
+    card = ModelCard(files["README.md"].decode())
+    assert 'AutoModelForTimeSeriesPrediction.from_pretrained("anna/sales", trust_remote_code=True)' in card.text
+    assert card.data.pipeline_tag == "time-series-forecasting" and "| test | seasonal naive |" in card.text
 
 
 REFUSED = """
