@@ -5,7 +5,8 @@ Exports a checkpoint to ONNX, if onnxruntime's outputs agree with PyTorch's.
     python scripts/export_onnx.py outputs/quickstart outputs/quickstart_onnx --with_cache
     python scripts/generate_onnx.py outputs/quickstart_onnx "The following"
 
-The folder holds model.onnx and the checkpoint's config.json and tokenizer.json. Batch size and lengths are dynamic:
+The folder holds model.onnx and the checkpoint's config.json, tokenizer.json and preprocessor_config.json, where it has
+them. Batch size and lengths are dynamic:
 
 - input_ids (batch, time) int64, or input_values (batch, time, input_size) float32;
 - attention_mask (batch, past + time) int64, 0 at padding;
@@ -13,11 +14,12 @@ The folder holds model.onnx and the checkpoint's config.json and tokenizer.json.
   num_dynamic_real_features) float32, those of the step to forecast, if the model reads covariates;
 - labels (batch, time, keys) float32, for autoregressive keys alone: the frames whose keys the logits depend on;
 - with --with_cache, for each block I and its LocalRNN layers J: past.I.key and past.I.value (batch, heads, past, head
-  size), past.I.local_rnn.J (batch, hidden_size, local_window_size), the layer's last inputs.
+  size), past.I.local_rnn.J (batch, hidden_size, local_window_size), the layer's last inputs; for a forecast also
+  past.loc and past.scale (batch, 1, channels), the normalisation.
 
-The outputs are the logits, or to forecast params (batch, time, channels, parameters), loc and scale; and with
---with_cache present.* in the same order, which are the next call's past.*. A new sequence begins with a past of length
-0 and zeros for past.I.local_rnn.J, so one graph serves prompt and single tokens.
+The outputs are the logits, or to forecast params (batch, time, channels, parameters), loc and scale. With a cache,
+present.* follow in the same order, the next call's past.*, with loc and scale among them. A new sequence begins with a
+past of length 0 and zeros for the rest of it, so one graph serves prompt and single tokens.
 """
 
 import argparse
@@ -32,8 +34,8 @@ from rtransformer_hf.training.files import atomic_folder
 from rtransformer_hf.training.flags import CommandParser, positive_integer
 
 ONNX_FILE = "model.onnx"
-COPIED_FILES = ("config.json", "tokenizer.json")
-TOLERANCE = 1e-4  # of the logits
+COPIED_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
+TOLERANCE = 1e-4  # of the outputs
 
 
 def main(argv: list[str] | None = None):
@@ -48,7 +50,7 @@ def export_checkpoint(args: argparse.Namespace, folder: Path) -> dict:
     Exports the checkpoint to a folder, and returns a report.
 
     Raises:
-        UsageError: the checkpoint can't be exported, or onnxruntime's logits differ from PyTorch's.
+        UsageError: the checkpoint can't be exported, or onnxruntime's outputs differ from PyTorch's.
     """
     from transformers.utils import cached_file
 
@@ -66,7 +68,7 @@ def export_checkpoint(args: argparse.Namespace, folder: Path) -> dict:
     difference = largest_difference(model, onnx_model, args.with_cache)
     if not difference <= TOLERANCE:
         raise UsageError(
-            f"checkpoint {args.checkpoint!r}: logits in onnxruntime differ from PyTorch's by {difference:.1e} "
+            f"checkpoint {args.checkpoint!r}: outputs in onnxruntime differ from PyTorch's by {difference:.1e} "
             f"(expected at most {TOLERANCE:.0e}); nothing was written"
         )
     report = {

@@ -21,11 +21,10 @@ from rtransformer_hf import (
     RTransformerForTimeSeriesPrediction,
     RTransformerForTokenClassification,
 )
-from rtransformer_hf.cache_rtransformer import CACHE_NAME
 from rtransformer_hf.training import onnx_export
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
-from rtransformer_hf.training.onnx_export import OnnxModel, export, make_inputs, make_past
+from rtransformer_hf.training.onnx_export import OnnxModel, carried, export, main_outputs, make_inputs, make_past
 
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 2, 7, 1, 8, 2]])
 ATTENTION_MASK = np.array([[1] * 8, [0] * 3 + [1] * 5])
@@ -65,15 +64,17 @@ def assert_equal_outputs(model, onnx_model, batch_size: int, length: int, paddin
 @torch.no_grad()
 def assert_equal_steps(model, onnx_model, lengths: list[int], batch_size: int, padding: int):
     """Inputs come in pieces of these lengths."""
-    past, cache, past_length = make_past(model.config, batch_size), None, 0
+    past, state, past_length = make_past(model.config, batch_size), {}, 0
     for length in lengths:
         inputs = make_inputs(model.config, batch_size, length, past_length, padding)
-        expected = model(**inputs, cache=cache, use_cache=True)
+        if "past_values" in inputs and length > 1:
+            inputs["past_values"][-1, 1, 0] = float("nan")
+        expected = model(**inputs, **state, use_cache=True)
         logits, *present = onnx_model(inputs, past)
         is_real = inputs["attention_mask"][:, -length:].bool()
-        torch.testing.assert_close(logits[is_real], expected.logits[is_real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[is_real], main_outputs(expected)[0][is_real], atol=1e-5, rtol=0)
         past = dict(zip(past, present, strict=True))
-        cache, past_length = expected.get(CACHE_NAME), past_length + length
+        state, past_length = carried(expected), past_length + length
 
 
 def assert_equal_in_pieces(model, onnx_model):
@@ -88,6 +89,7 @@ def assert_equal_in_pieces(model, onnx_model):
     [
         (RTransformerForCausalLM, {"local_rnn_type": "rnn", "num_local_rnn_layers": 2}),
         (RTransformerForPolyphonicMusic, {"local_rnn_type": "lstm", "input_size": 5}),
+        (RTransformerForTimeSeriesPrediction, {"input_size": 3, "num_dynamic_real_features": 1}),
     ],
 )
 def test_with_cache(tiny_config, tmp_path, model_class, sizes):

@@ -14,6 +14,7 @@ import rtransformer_hf
 
 from .. import RTransformerConfig
 from ..cache_rtransformer import CACHE_NAME
+from ..time_series_head import instance_scale, observed_values
 from .checkpoints import open_checkpoint
 from .errors import UsageError
 from .timing import Phase, time_interleaved
@@ -25,7 +26,7 @@ TASKS = (
     "RTransformerForTimeSeriesPrediction",
     "RTransformerForTokenClassification",
 )
-TASKS_WITH_CACHE = TASKS[:2]
+TASKS_WITH_CACHE = ("RTransformerForCausalLM", "RTransformerForTimeSeriesPrediction", "RTransformerForPolyphonicMusic")
 OPSET = 18  # the lowest that PyTorch's exporter writes without a conversion, so that most runtimes take it
 TOKENS_AFTER_PREFILL = 16
 
@@ -43,8 +44,8 @@ def load_model(checkpoint: str, with_cache: bool) -> PreTrainedModel:
         raise UsageError(f"checkpoint: {checkpoint!r} is quantised (expected floating-point weights)")
     if with_cache and (architecture not in TASKS_WITH_CACHE or has_autoregressive_keys(model.config)):
         raise UsageError(
-            f"--with_cache: checkpoint {checkpoint!r} is a {architecture} (expected {' or '.join(TASKS_WITH_CACHE)}, "
-            "the latter with independent keys)"
+            f"--with_cache: checkpoint {checkpoint!r} is a {architecture} (expected one of "
+            f"{', '.join(TASKS_WITH_CACHE)}, the last with independent keys)"
         )
     return model
 
@@ -59,20 +60,35 @@ class FunctionalModel(nn.Module):
     def forward(
         self, inputs: dict[str, torch.Tensor], past: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """Takes what `make_inputs` and `make_past` make; no past means no cache. Returns logits and present."""
+        """Takes what `make_inputs` and `make_past` make; no past means no cache. Returns `main_outputs`, present."""
         if past is None:
             return main_outputs(self.model(**inputs, use_cache=False))
-        cache, states = DynamicCache(config=self.model.config), iter(past.values())
+        states = iter(past.values())
+        if forecasts(self.model.config):
+            inputs = {**inputs, **self.normalisation(inputs, next(states), next(states))}
+        cache = DynamicCache(config=self.model.config)
         for layer in cache.layers:
             layer.update(next(states), next(states))
             for state_idx in getattr(layer, "conv_states", ()):
                 layer.update_conv_state(next(states), state_idx)
-        logits = self.model(**inputs, cache=cache, use_cache=True).logits
-        return logits, *(
+        outputs = self.model(**inputs, cache=cache, use_cache=True)
+        return *main_outputs(outputs), *(
             state
             for layer in cache.layers
             for state in (layer.keys, layer.values, *getattr(layer, "conv_states", {}).values())
         )
+
+    def normalisation(
+        self, inputs: dict[str, torch.Tensor], loc: torch.Tensor, scale: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """`loc` and `scale` as given, or where the scale is 0, as in a new past, those of the values."""
+        config, is_new = self.model.config, scale == 0
+        observed = observed_values(inputs["past_values"], None, inputs["attention_mask"])
+        targets = slice(config.num_target_channels)
+        own_loc, own_scale = instance_scale(
+            inputs["past_values"][..., targets], observed[..., targets], config.scaling
+        )
+        return {"loc": torch.where(is_new, own_loc, loc), "scale": torch.where(is_new, own_scale, scale)}
 
 
 def main_outputs(outputs: ModelOutput) -> tuple[torch.Tensor, ...]:
@@ -81,6 +97,11 @@ def main_outputs(outputs: ModelOutput) -> tuple[torch.Tensor, ...]:
         return (outputs.logits,)
     params = outputs.params[0] if len(outputs.params) == 1 else torch.stack(outputs.params, dim=-1)
     return params, outputs.loc, outputs.scale
+
+
+def carried(outputs: ModelOutput) -> dict:
+    """What a model is called with to go on from its outputs."""
+    return {name: outputs[name] for name in (CACHE_NAME, "loc", "scale") if name in outputs}
 
 
 def make_inputs(
@@ -112,8 +133,10 @@ def has_autoregressive_keys(config: RTransformerConfig) -> bool:
 
 
 def make_past(config: RTransformerConfig, batch_size: int, past_length: int = 0) -> dict[str, torch.Tensor]:
-    """A cache of zeros, as tensors in the order of the graph's inputs."""
+    """A new cache, of zeros, as tensors in the order of the graph's inputs."""
     past, head_size = {}, config.hidden_size // config.num_attention_heads
+    if forecasts(config):
+        past |= {name: torch.zeros(batch_size, 1, config.num_target_channels) for name in ("loc", "scale")}
     for block, layer_type in enumerate(config.layer_types):
         for name in ("key", "value"):
             past[f"{block}.{name}"] = torch.zeros(batch_size, config.num_attention_heads, past_length, head_size)
@@ -133,7 +156,8 @@ def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
         axes["inputs"]["next_covariates"] = {0: "batch"}
     if with_cache:
         kwargs["past"] = past
-        axes["past"] = {name: {0: "batch"} if "local_rnn" in name else {0: "batch", 2: "past"} for name in past}
+        grows = {name: name.endswith((".key", ".value")) for name in past}
+        axes["past"] = {name: {0: "batch", 2: "past"} if grows[name] else {0: "batch"} for name in past}
         axes["inputs"]["attention_mask"] = {0: "batch", 1: "past_and_time"}
     program = torch.onnx.export(
         FunctionalModel(model).eval(),
@@ -141,7 +165,8 @@ def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
         dynamic_shapes=axes,
         input_names=[*inputs, *(f"past.{name}" for name in past)],
         output_names=[
-            *(("params", "loc", "scale") if forecasts(model.config) else ("logits",)),
+            *(("params",) if forecasts(model.config) else ("logits",)),
+            *(("loc", "scale") if forecasts(model.config) and not with_cache else ()),
             *(f"present.{name}" for name in past),
         ],
         opset_version=OPSET,
@@ -168,7 +193,7 @@ class OnnxModel:
 
 @torch.no_grad()
 def largest_difference(model: PreTrainedModel, onnx_model: OnnxModel, with_cache: bool) -> float:
-    """Of the logits from PyTorch's: a single position, a padded batch, and single positions that follow on them."""
+    """Of the outputs from PyTorch's: a single position, a padded batch, and single positions that follow on them."""
     config, differences = model.config, []
     for batch_size, length, padding in ((1, 1, 0), (3, config.local_window_size + 3, 2)):
         inputs = make_inputs(config, batch_size, length, padding=padding)
@@ -176,15 +201,15 @@ def largest_difference(model: PreTrainedModel, onnx_model: OnnxModel, with_cache
         expected = model(**inputs, use_cache=with_cache)
         outputs = onnx_model(inputs, past)
         is_real = inputs["attention_mask"].bool()
-        for found, output in zip(outputs, main_outputs(expected), strict=not with_cache):
+        for found, output in zip(outputs, main_outputs(expected), strict=not with_cache):  # then the cache
             difference = (found - output).abs()
             differences.append(difference[is_real] if difference.shape[:2] == is_real.shape else difference)
         present = outputs[1:]
         for past_length in range(length, length + 3 if with_cache else length):
             inputs = make_inputs(config, batch_size, 1, past_length, padding)
-            expected = model(**inputs, cache=expected.get(CACHE_NAME), use_cache=True)
+            expected = model(**inputs, **carried(expected), use_cache=True)
             logits, *present = onnx_model(inputs, dict(zip(past, present, strict=True)))
-            differences.append((logits - expected.logits).abs())
+            differences.append((logits - main_outputs(expected)[0]).abs())
     return max(difference.max().item() for difference in differences)
 
 
@@ -199,11 +224,11 @@ def tokens_per_second(model: PreTrainedModel, onnx_model: OnnxModel, with_cache:
     state = {}
 
     def pytorch_prefill():
-        state["pytorch"] = model(**prompt, use_cache=with_cache).get(CACHE_NAME)
+        state["pytorch"] = carried(model(**prompt, use_cache=with_cache))
 
     def pytorch_tokens():
         for inputs in new:
-            model(**inputs, cache=state["pytorch"], use_cache=True)
+            model(**inputs, **state["pytorch"], use_cache=True)
 
     def onnx_prefill():
         _, *state["onnxruntime"] = onnx_model(prompt, past)
