@@ -85,7 +85,7 @@ def recurrent_linear(state: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     heads = state.reshape(-1, num_heads, head_size).transpose(0, 1)
     gates = torch.bmm(heads, weight.mT).view(num_heads, -1, gates_size // head_size, head_size)
     gates = gates.permute(1, 2, 0, 3).reshape(*state.shape[:-1], num_heads * gates_size)
-    return gates if bias is None else gates + bias
+    return gates if bias is None else gates + bias.to(gates.dtype)
 
 
 def reference_local_rnn(

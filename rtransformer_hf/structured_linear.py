@@ -124,6 +124,16 @@ def orthogonal_twiddle(shape: tuple[int, ...], **kwargs) -> torch.Tensor:
     return torch.stack([sign * cosine, -sign * sine, sine, cosine], dim=-1).view(shape)
 
 
+def version_of(weights: tuple[torch.Tensor, ...]) -> list[tuple] | None:
+    """Differs once a weight has changed. None for weights that do not count their changes."""
+    if any(type(weight) not in (nn.Parameter, torch.Tensor) or weight.is_inference() for weight in weights):
+        return None
+    try:
+        return [(weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights]
+    except RuntimeError:  # the tensors of torch.func have no memory of their own
+        return None
+
+
 class StructuredLinear(nn.Module):
     """Base class of the structured layers: their sizes, and a cache of derived weights for inference."""
 
@@ -133,21 +143,22 @@ class StructuredLinear(nn.Module):
 
     def kept(self, name: str, compute: Callable, *weights: nn.Parameter):
         """
-        `compute(*weights)`, cached in inference until a weight changes. In-place changes of `weight.data` are not
-        noticed until the next call in training mode.
+        `compute(*weights)`, without autocast and cached in inference until a weight changes. In-place changes of
+        `weight.data` are not noticed until the next call in training mode.
         """
+        device_type = weights[0].device.type
+        if torch.is_autocast_enabled(device_type):  # the result is a weight, which outlives the context
+            with torch.autocast(device_type, enabled=False):
+                return self.kept(name, compute, *weights)
         if is_tracing(weights[0]):
             return compute(*weights)
-        is_counted = all(
-            type(weight) in (nn.Parameter, torch.Tensor) and not weight.is_inference() for weight in weights
-        )
         # FSDP gathers weights without changing their version.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self.training or torch.is_grad_enabled() or is_distributed or not is_counted:
+        version = None if is_distributed else version_of(weights)
+        if self.training or torch.is_grad_enabled() or version is None:
             vars(self).pop("_kept", None)
             return compute(*weights)
         kept = vars(self).setdefault("_kept", {})
-        version = [(weight.data_ptr(), weight._version, weight.dtype, weight.device) for weight in weights]
         if kept.get(name, (None, None))[0] != version:
             kept[name] = (version, compute(*weights))
         return kept[name][1]
@@ -210,7 +221,7 @@ class RTransformerButterflyLinear(StructuredLinear):
         rows = F.pad(hidden_states.reshape(-1, self.in_features), (0, self.size - self.in_features))
         outputs = apply_butterfly(factors, rows)[:, : self.out_features]
         if self.bias is not None:
-            outputs = outputs + self.bias
+            outputs = outputs + self.bias.to(outputs.dtype)
         return outputs.view(*hidden_states.shape[:-1], self.out_features)
 
     def dense_weight(self) -> torch.Tensor:
@@ -284,7 +295,7 @@ class RTransformerMonarchLinear(StructuredLinear):
         hidden = hidden.unflatten(2, (num_blocks, self.rank)).permute(2, 1, 0, 3).flatten(2)
         outputs = torch.bmm(hidden, self.left.mT).transpose(0, 1).flatten(1)[:, : self.out_features]
         if self.bias is not None:
-            outputs = outputs + self.bias
+            outputs = outputs + self.bias.to(outputs.dtype)
         return outputs.view(*hidden_states.shape[:-1], self.out_features)
 
     def dense_weight(self) -> torch.Tensor:
@@ -445,7 +456,7 @@ class LocalRNNProjections(nn.Module):
         def project_state(state: torch.Tensor) -> torch.Tensor:
             gates = project(state, (self.hidden_size, 0))
             bias = self.gates_proj.bias  # only added once, with the input
-            return gates if bias is None else gates - self.in_order_of_cell(bias)
+            return gates if bias is None else gates - self.in_order_of_cell(bias).to(gates.dtype)
 
         return {"input_proj": partial(project, padding=(0, self.hidden_size)), "recurrent_proj": project_state}
 

@@ -161,6 +161,50 @@ def test_16_bits_are_as_exact_as_their_weights():
     assert (layer.dense_weight() - exact).norm() < 0.004 * exact.norm()
 
 
+LAYERS = {
+    "chain": (RTransformerButterflyLinear, 2),
+    "matrix": (RTransformerButterflyLinear, 10**6),
+    "monarch": (RTransformerMonarchLinear, None),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_autocast_is_that_of_a_dense_layer(name, monkeypatch):
+    """And leaves nothing of lower precision behind."""
+    layer_class, min_chain_size = LAYERS[name]
+    monkeypatch.setattr(structured_linear, "MIN_CHAIN_SIZE", min_chain_size)
+    layer = layer_class(24, 40).eval()
+    inputs = torch.randn(3, 24)
+    expected = copy.deepcopy(layer)(inputs), copy.deepcopy(layer).dense_weight()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer.dense_weight(), expected[1])
+        output = layer(inputs)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected[0], atol=0.05, rtol=0)
+    assert torch.equal(layer(inputs), expected[0]) and torch.equal(layer.dense_weight(), expected[1])
+
+
+def test_block_diagonal_layer_under_autocast():
+    layer = RTransformerBlockDiagonalLinear(8, 3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 3, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layer_class", [RTransformerButterflyLinear, RTransformerMonarchLinear])
+@torch.no_grad()
+def test_an_ensemble_by_vmap(layer_class):
+    layers = [layer_class(6, 10).eval() for _ in range(2)]
+    weights, _ = torch.func.stack_module_state(layers)
+    inputs = torch.randn(3, 6)
+
+    def run(weights):
+        return torch.func.functional_call(layers[0], weights, (inputs,))
+
+    expected = torch.stack([layer(inputs) for layer in layers])
+    torch.testing.assert_close(torch.func.vmap(run)(weights), expected)
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
