@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None):
     from rtransformer_hf.training.comparison import choose_metric, draw_curves, load_runs, make_table, step_seconds
 
     runs = load_runs(args.runs, args.evaluation, args.any_data)
+    for name in ("decode_tokens", "step_rounds"):
+        if getattr(args, name) is not None and (task := runs[0].facts.task) != "language-modeling":
+            raise UsageError(
+                f"--{name}: {getattr(args, name)}, and the runs' task is {task} (expected language models)"
+            )
     metric = choose_metric(runs, args.metric)
     steps = None if args.step_rounds is None else step_seconds(runs, args.step_rounds)
     figure = None if args.output is None else draw_curves(runs, metric, steps)
@@ -49,7 +54,10 @@ def main(argv: list[str] | None = None):
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="Folders of finished trainings, of one task and data.")
-    parser.add_argument("--metric", help="What to compare by. (default: the last in the cards of the task)")
+    parser.add_argument(
+        "--metric",
+        help="What to compare by. (default: the first of the task's cards; of language models, bits per character)",
+    )
     parser.add_argument(
         "--evaluation",
         action="append",

@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rtransformer_hf import RTransformerConfig, RTransformerForSequenceClassification, RTransformerImageProcessor
-from rtransformer_hf.training.architectures import check_context
+from rtransformer_hf.training.architectures import check_context, check_labels_of_text
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
@@ -56,6 +56,7 @@ from rtransformer_hf.training.sequence_classification import (
     load_config,
     load_splits,
     log_unknown_words,
+    logits_alone,
     make_collator,
     make_compute_metrics,
     make_image_processor,
@@ -63,6 +64,7 @@ from rtransformer_hf.training.sequence_classification import (
     make_tokenizer,
     make_weighted_loss,
     problem_type_of,
+    sample_batch,
     sha256_of,
     trained_label2id,
 )
@@ -123,6 +125,8 @@ def main(argv: list[str] | None = None):
     if data_args.image_column is None:
         longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
         check_context(model, longest, f"--max_length {data_args.max_length}")
+        if not isinstance(model, RTransformerForSequenceClassification):
+            check_labels_of_text(model, sample_batch(encoded, make_collator(processing_class)), model_args.source)
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))
@@ -157,6 +161,7 @@ def main(argv: list[str] | None = None):
         processing_class=processing_class,
         data_collator=make_collator(processing_class),
         compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=logits_alone,
         compute_loss_func=loss,
         report=TaskReport(
             task=CARD_TASKS[problem_type].format(kind),

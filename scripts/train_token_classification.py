@@ -18,7 +18,7 @@ from rtransformer_hf.training.command_line import run_command
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from rtransformer_hf import RTransformerForTokenClassification
-from rtransformer_hf.training.architectures import check_context
+from rtransformer_hf.training.architectures import check_context, check_labels_of_text
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import (
@@ -41,6 +41,7 @@ from rtransformer_hf.training.sequence_classification import (
     hold_out,
     log_unknown_words,
     open_config,
+    sample_batch,
     sha256_of,
     trained_label2id,
 )
@@ -97,6 +98,9 @@ def main(argv: list[str] | None = None):
         encoded = {split: encode(rows, tokenizer, data_args, split, label2id) for split, rows in splits.items()}
     longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
     check_context(model, longest, f"--max_length {data_args.max_length}")
+    collate = DataCollatorForTokenClassification(tokenizer)
+    if not isinstance(model, RTransformerForTokenClassification):
+        check_labels_of_text(model, sample_batch(encoded, collate), model_args.source)
     if training_args.should_log:
         for split, rows in encoded.items():
             log_unknown_words(rows, tokenizer, data_args.source(split))
@@ -115,7 +119,7 @@ def main(argv: list[str] | None = None):
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         processing_class=tokenizer,
-        data_collator=DataCollatorForTokenClassification(tokenizer),
+        data_collator=collate,
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=tag_statistics,
         report=TaskReport(

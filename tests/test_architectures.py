@@ -4,16 +4,19 @@
 import json
 from pathlib import Path
 
+import compare
 import evaluate_checkpoint
 import generate
+import push_to_hub
 import pytest
 import torch
 import train_causal_lm
 import train_causal_lm_accelerate
 import train_sequence_classification
+import train_token_classification
 from conftest import write_texts
 from test_train_causal_lm import plain_loop_nats
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from rtransformer_hf import RTransformerForCausalLM
 from rtransformer_hf.training.architectures import check_causal_lm
@@ -126,6 +129,69 @@ def test_an_architecture_classifies(folder):
         train_sequence_classification.main([*short, *flags(**{**TRAINING, **more})])
     with pytest.raises(UsageError, match=r"--model_type llama reads tokens, --image_column 'image' are pixels"):
         train_sequence_classification.main([*sizes, *flags(**{**TRAINING, **more, "image_column": "image"})])
+
+
+def test_an_architecture_tags(folder, capsys):
+    """One that sees later words; evaluated again, in a pipeline, shared without code, and resumed."""
+    words = [("in", "O"), ("Oslo", "B-LOC"), ("rains", "O"), ("Anna", "B-PER")]
+    Path("rows.conll").write_text("".join(f"{word} {tag}\n" for word, tag in words) * 3 + "\n")
+    Path("rows.conll").write_text(Path("rows.conll").read_text() * 12)
+    overrides = f"{SIZES},intermediate_size=32,max_position_embeddings=20"
+    more = {"train_file": "rows.conll", "test_file": "rows.conll", "report_to": "none", "max_steps": 20}
+    sizes = flags(model_type="bert", config_overrides=overrides)
+    train_token_classification.main([*sizes, *flags(**{**TRAINING, **more})])
+    results = json.loads(Path("out/all_results.json").read_text())
+    assert results["test_span_f1"] == 1
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "rows.conll"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(results["test_loss"], rel=1e-4)
+    found = pipeline("token-classification", model="out", aggregation_strategy="simple")("in Oslo rains Anna")
+    assert [(entity["entity_group"], entity["word"]) for entity in found] == [("LOC", "Oslo"), ("PER", "Anna")]
+    card = Path("out/README.md").read_text()
+    assert "BertForTokenClassification" in card and "not what follows" not in card and "It returns its" in card
+    push_to_hub.main(["out", "anna/tagger", "--dry_run"])
+    compare.main(["out"])
+    said = capsys.readouterr().out
+    assert "| span f1, validation |" in said and "can't be counted" not in said  # over 20 positions
+    more["max_steps"] = 22
+    train_token_classification.main([*sizes, *flags(**{**TRAINING, **more})])
+    assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 22
+
+
+@pytest.mark.parametrize(
+    ("script", "model_type", "overrides", "message"),
+    [
+        (
+            train_token_classification,
+            "mamba",
+            None,
+            "--model_type: unknown to AutoModelForTokenClassification: 'mamba'",
+        ),
+        (
+            train_sequence_classification,
+            "t5",
+            "d_model=16,num_layers=1,num_heads=2,d_kv=8,d_ff=32",
+            "--model_type t5 --config_overrides 'd_model=16,.*T5ForSequenceClassification can't be used on",
+        ),
+        (
+            train_token_classification,
+            "roberta",  # whose positions start at 2
+            f"{SIZES},intermediate_size=32,max_position_embeddings=4",
+            "--model_type roberta .*RobertaForTokenClassification can't be used on these tokens",
+        ),
+    ],
+)
+def test_models_without_a_head_that_labels_tokens_alone_are_refused(folder, script, model_type, overrides, message):
+    if script is train_sequence_classification:
+        Path("rows.csv").write_text("text,label\n" + "good day,good\nbad day,bad\n" * 10)
+        data = {"train_file": "rows.csv"}
+    else:
+        Path("rows.conll").write_text("in O\nOslo B-LOC\nnow O\n\n" * 10)
+        data = {"train_file": "rows.conll"}
+    own = {"model_type": model_type, **({} if overrides is None else {"config_overrides": overrides})}
+    with pytest.raises(UsageError, match=message):
+        script.main(flags(**{**TRAINING, **data, **own, "report_to": "none", "metric_for_best_model": "accuracy"}))
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

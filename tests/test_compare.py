@@ -127,6 +127,17 @@ def test_folders_of_cards(capsys, tmp_path):
         compare.main([*folders, "--output", str(tmp_path / "cards.png")])
 
 
+def test_other_tasks_are_compared_by_their_first_metric(capsys):
+    for names, columns in (
+        (("smnist_small", "smnist_small_transformer"), {"MFLOPs a pixel", "accuracy, validation", "accuracy, test"}),
+        (("japanese_ner",), {"MFLOPs a token", "span f1, validation", "span f1, test"}),
+    ):
+        compare.main([str(CARDS / name) for name in names])
+        table = rows(capsys.readouterr().out)
+        assert [row["run"] for row in table] == list(names) and columns <= table[0].keys()
+        assert all(float(row[column]) > 0 for row in table for column in columns)
+
+
 def test_what_can_not_be_compared_is_named(runs, tmp_path, capsys):
     trained = str(runs / "llama")
     for folders, message in (
@@ -138,6 +149,13 @@ def test_what_can_not_be_compared_is_named(runs, tmp_path, capsys):
             [trained, "--metric", "accuracy"],
             "--metric: not in all runs: 'accuracy' .*llama: bits_per_character, perplex",
         ),
+        ([str(CARDS / "trec_seed3"), str(CARDS / "japanese_ner")], "tasks: 'text-classification' and 'token-class"),
+        ([str(CARDS / "trec_seed3"), str(CARDS / "sst2_seed3")], "different data: 'TREC' and"),
+        (
+            [str(CARDS / "trec_seed3"), "--decode_tokens", "3"],
+            "--decode_tokens: 3, and the runs' task is text-classif",
+        ),
+        ([str(CARDS / "japanese_ner"), "--step_rounds", "3"], "--step_rounds: 3, and the runs' task is token-class"),
         ([trained, "--evaluation", "none.json"], "--evaluation: no run has a file 'none.json'"),
         ([trained, "--decode_tokens", "33"], "llama has 40 positions .expected at most 32"),
     ):

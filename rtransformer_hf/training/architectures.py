@@ -38,7 +38,7 @@ def new_config(
     Raises:
         UsageError: there is no such architecture, or it has no model for the task, or not with these fields.
     """
-    accepted = sorted(config.model_type for config in auto_class._model_mapping)
+    accepted = sorted({config.model_type for config in auto_class._model_mapping})
     if model_type not in accepted:
         raise UsageError(
             f"--model_type: unknown to {auto_class.__name__}: {model_type!r}{suggestion([model_type], accepted)} "
@@ -121,6 +121,39 @@ def check_context(model: PreTrainedModel, num_tokens: int, what: str):
         raise UsageError(
             f"{what}: sequences of {num_tokens:,} tokens (expected at most {limit:,}, the max_position_embeddings of "
             f"{type(model).__name__}; for a new model, --config_overrides max_position_embeddings={num_tokens})"
+        )
+
+
+@torch.no_grad()
+def check_labels_of_text(model: PreTrainedModel, batch: dict[str, torch.Tensor], what: str):
+    """
+    Args:
+        model: a classifier or tagger of texts that is not this package's own.
+        batch: what it is to be trained on, the longest sequence among it: `input_ids`, (batch, time), and `labels`.
+        what: the flag that it comes from, for the message.
+
+    Raises:
+        UsageError: the model does not run on it, as some with encoder and decoder do not, or gives logits of another
+            shape than (batch, labels), or for tags (batch, time, labels).
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        outputs = model(**batch)
+        found, loss = tuple(outputs.logits.shape), outputs.loss
+    except Exception as error:  # of some two hundred architectures
+        raise UsageError(
+            f"{what}: {type(model).__name__} can't be used on these tokens alone: {' '.join(str(error).split())[:500]}"
+        ) from error
+    finally:
+        model.train(was_training)
+    labels = batch["labels"]
+    of_tokens = labels.shape == batch["input_ids"].shape and labels.dtype == torch.long
+    expected = (*batch["input_ids"].shape[: 1 + of_tokens], model.config.num_labels)
+    if found != expected or loss is None:
+        raise UsageError(
+            f"{what}: {type(model).__name__} gives logits of shape {found}, and a loss: {loss is not None} (expected "
+            f"{expected}, and a loss)"
         )
 
 

@@ -137,7 +137,8 @@ def read_json(path: Path) -> Any:
 
 def choose_metric(runs: list[Run], name: str | None) -> str:
     """
-    The metric to compare by: the one of that name, or else the last of the task's.
+    The metric to compare by: the one of that name, or else the first of the task's; of language models bits per
+    character, which do not depend on their tokens.
 
     Raises:
         UsageError: not all runs have it, on one split.
@@ -145,7 +146,8 @@ def choose_metric(runs: list[Run], name: str | None) -> str:
     task = TASKS[runs[0].facts.task]
     common = set.intersection(*({metric for _, metric in run.results} for run in runs))
     if name is None:
-        name = next((metric for metric in reversed(task.metrics) if metric in common), None)
+        metrics = sorted(task.metrics, key=lambda metric: metric != "bits_per_character")
+        name = next((metric for metric in metrics if metric in common), None)
     if name not in common:
         had = "; ".join(f"{run.name}: {', '.join(sorted({metric for _, metric in run.results}))}" for run in runs)
         raise UsageError(f"--metric: not in all runs: {name!r} (expected one that all have; they have {had})")
@@ -166,12 +168,12 @@ def make_table(
         steps: seconds of a training step of each run, as of `step_seconds`, for a column.
     """
     words, unit = metric.replace("_", " "), TASKS[runs[0].facts.task].unit
-    notes = []
+    notes, length = [], common_length(runs)
     columns: dict[str, Callable[[Run], str]] = {
         "run": lambda run: run.name,
         "model": lambda run: run.facts.architecture,
         "parameters": lambda run: f"{run.facts.num_parameters:,}",
-        f"MFLOPs a {unit[:-1]}": lambda run: megaflops(run, notes),
+        f"MFLOPs a {unit[:-1]}": lambda run: megaflops(run, length, notes),
         **{
             f"{words}, {split}": lambda run, split=split: number(run.results.get((split, metric)))
             for split in ("validation", "test")
@@ -240,22 +242,29 @@ def differences(runs: list[Run]) -> list[str]:
     return notes
 
 
-def megaflops(run: Run, notes: list[str]) -> str:
+def common_length(runs: list[Run]) -> int:
+    """Positions in the FLOP counts of runs without a context length: as many as all of them have."""
+    limits = (getattr(AutoConfig.from_pretrained(run.folder), "max_position_embeddings", None) for run in runs)
+    return min([LENGTH, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+
+
+def megaflops(run: Run, length: int, notes: list[str]) -> str:
     try:
-        return f"{flops_per_position(run) / 1e6:.2f}"
+        return f"{flops_per_position(run, length) / 1e6:.2f}"
     except Exception as error:  # of some two hundred architectures
         notes.append(f"FLOPs of {run.name} can't be counted: {' '.join(str(error).split())[:200]}")
         return MISSING
 
 
-def flops_per_position(run: Run) -> float:
+def flops_per_position(run: Run, length: int = LENGTH) -> float:
     """
-    Floating-point operations of the matrix products in a forward pass over one context, divided by its positions.
-    Attention counts in full, as if no later position were masked. A training step takes about three times as many.
+    Floating-point operations of the matrix products in a forward pass over one context, or where the run has none over
+    `length` positions, divided by the positions. Attention counts in full, as if no later position were masked. A
+    training step takes about three times as many.
     """
     config = AutoConfig.from_pretrained(run.folder)
     config.pad_token_id = None  # some models look for padding in the values, which there are none of here
-    length = run.settings.get("context_length") or LENGTH
+    length = run.settings.get("context_length") or length
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = model_class(run)._from_config(config, attn_implementation="eager")
         if getattr(config, "input_size", None):

@@ -225,6 +225,7 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
         encoded,
         sequence_classification.make_collator(processing_class),
         sequence_classification.make_compute_metrics(problem_type),
+        sequence_classification.logits_alone,
         labels=names if problem_type == "single_label_classification" else None,
     )
 

@@ -120,6 +120,13 @@ class ArchitectureArguments(ModelArguments):
                 "the names of its configuration)"
             )
 
+    @property
+    def source(self) -> str:
+        """The flag that a model of another architecture comes from, for messages."""
+        if self.model_type is None:
+            return f"--model_name_or_path {self.model_name_or_path!r}"
+        return f"--model_type {self.model_type} --config_overrides {self.config_overrides!r}"
+
 
 def unset_sizes(arguments: type[ModelArguments]) -> dict[str, Any]:
     """The sizes of a new model whose flags are unset: the defaults of RTransformerConfig."""

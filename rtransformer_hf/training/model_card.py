@@ -83,6 +83,7 @@ class Task:
     limits: str
     loss_unit: str
     more_notes: dict[str, str] = field(default_factory=dict)  # on metrics that only some cards have
+    causal_limits: str = ""  # of models that see no later input, ahead of the others
 
 
 CLASSIFIER_LIMITS = (
@@ -195,9 +196,10 @@ print(tagger({example}, ignore_labels=[]))""",
         metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
         "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
         "the mean of the tags' F1.",
-        limits="It sees a word and the text before it, not what follows. It returns its training tags, with the "
+        limits="It returns its training tags, with the "
         "errors and biases of its training data, and has not been tested on texts of other kinds.",
         loss_unit="nats per word",
+        causal_limits="It sees a word and the text before it, not what follows. ",
     ),
     "image-classification": Task(
         pipeline_tag="image-classification",
@@ -511,13 +513,14 @@ def sections(facts: CardFacts) -> dict[str, str]:
         results += ["", f"![Confusion matrix]({CONFUSION_FILE})"]
     if facts.has_forecasts:
         results += ["", f"![Forecasts with their bands]({FORECASTS_FILE})"]
+    limits = task.limits if facts.model_type != "rtransformer" else task.causal_limits + task.limits
     return {
         "title": f"# {model_name(facts)}\n",
         "description": f"{description(facts)}\n",
         "Use": f"## Use\n\n{needs(facts)}\n\n```python\n{usage(facts)}\n```\n",
         "Results": "\n".join(["## Results", "", *results, ""]),
         "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{how}\n",
-        "Limits and biases": f"## Limits and biases\n\n{task.limits}\n",
+        "Limits and biases": f"## Limits and biases\n\n{limits}\n",
         **(citation if facts.model_type == "rtransformer" else {}),
     }
 

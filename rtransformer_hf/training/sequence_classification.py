@@ -703,6 +703,18 @@ def make_collator(
     return collate
 
 
+def sample_batch(
+    splits: dict[str, datasets.Dataset], collate: Callable[[list[dict]], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """The first training row and the longest row of all splits, as `collate` makes a batch of them."""
+    longest = None
+    for rows in splits.values():
+        lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy()
+        if longest is None or lengths.max() > len(longest["input_ids"]):
+            longest = rows[int(lengths.argmax())]
+    return dict(collate([splits["train"][0], longest]))
+
+
 def sha256_of(rows: datasets.Dataset) -> str:
     """A digest of all values in encoded rows."""
     digest = hashlib.sha256()
@@ -723,6 +735,11 @@ METRIC_NAMES = {
     "regression": ("loss", "mae", "r2", "spearman"),
 }
 CALIBRATION_BINS = 15
+
+
+def logits_alone(outputs: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
+    """Trainer's `preprocess_logits_for_metrics`: the logits, without what some architectures give after them."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 def make_compute_metrics(

@@ -34,7 +34,7 @@ from .errors import UsageError
 from .flags import positive_integer
 from .metric_modules import compute_metric
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
-from .sequence_classification import INTEGER, listed
+from .sequence_classification import INTEGER, listed, logits_alone
 
 logger = logging.getLogger(__name__)
 
@@ -458,8 +458,11 @@ def metric_names(label2id: Iterable[str]) -> list[str]:
     return [name for name in METRIC_NAMES if name in ("loss", "accuracy") or name.startswith(wanted)]
 
 
-def tag_statistics(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def tag_statistics(
+    outputs: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Trainer's `preprocess_logits_for_metrics`: the likeliest class of each token, and its loss in nats."""
+    logits = logits_alone(outputs, labels)
     losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none", ignore_index=NO_LABEL)
     return logits.argmax(dim=-1), losses
 
