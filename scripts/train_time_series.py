@@ -59,7 +59,7 @@ from rtransformer_hf.training.series_labels import (
     make_label_metrics,
 )
 from rtransformer_hf.training.series_trainers import ForecastTrainer, LabelTrainer, make_forecast_metrics
-from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, print_baselines
+from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, print_baselines
 
 FORECAST_FLAGS = ("distribution_output", "quantile_levels", "scaling", "num_parallel_samples")
 
@@ -200,6 +200,8 @@ def train_to_label(
     with training_args.main_process_first(desc="data"):
         found = {split: load_series(data_args, split) for split in ("train", "validation", "test")}
     series = {split: parts for split, parts in found.items() if parts is not None}
+    for parts in series.values():
+        match_channels(data_args, parts, series["train"][0].channels, series["train"][0].where)
     is_whole = data_args.task == "classify"
     if data_args.regression:
         label2id, head = None, label_head({data_args.label_column: 0}, "regression")

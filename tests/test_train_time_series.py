@@ -39,7 +39,7 @@ from rtransformer_hf.training.forecasting import (
     seasonal_naive,
 )
 from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics
-from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series
+from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels
 
 RECIPE = """
 hidden_size: 8
@@ -283,6 +283,13 @@ def test_series_are_classified(folder, side, capsys):
         labels.append(series.label.iloc[0])
     accuracy = np.mean([a == b for a, b in zip(predicted, labels, strict=True)])
     assert results["test_accuracy"] == pytest.approx(accuracy) and accuracy > 0.7
+    settings = json.loads(Path("out/evaluation.json").read_text())
+    Path("out/evaluation.json").write_text(json.dumps(settings | {"target_columns": None}))
+    frame = frame[["id", "y", "x", "label"]]
+    frame.rename(columns={"x": "a"}).to_csv("renamed.csv", index=False)
+    with pytest.raises(UsageError, match=r"renamed\.csv has 2 channels \(y, a\), out has 2 \(x, y\) \(expected"):
+        evaluate_checkpoint.main(["out", "--data", "renamed.csv"])
+    frame.to_csv("test.csv", index=False)  # channels are known by their names
     evaluate_checkpoint.main(["out", "--data", "test.csv"])
     again = json.loads(capsys.readouterr().out)
     assert again["accuracy"] == results["test_accuracy"] and again["loss"] == pytest.approx(results["test_loss"])
@@ -370,6 +377,24 @@ def test_layouts_and_formats_hold_the_same_series(folder):
         for part, expected in zip(series, long, strict=True):
             np.testing.assert_allclose(part.values, expected.values, rtol=1e-12)
             assert part.steps is None or part.steps.tolist() == expected.steps.tolist()
+
+
+def test_channels_of_several_files_are_matched_by_name(folder):
+    sales().to_csv("first.csv", index=False)
+    sales()[["price", "month", "shop", "sold"]].to_csv("second.csv", index=False)
+    settings = {"id_column": "shop", "time_column": "month"}
+    series = read(train_file=["first.csv", "second.csv"], **settings)
+    assert [part.channels for part in series] == [["sold", "price"]] * 4
+    np.testing.assert_array_equal(series[0].values, series[2].values)
+    sales().rename(columns={"price": "cost"}).to_csv("second.csv", index=False)
+    with pytest.raises(
+        UsageError, match=r"second\.csv has 2 channels \(sold, cost\), .*first\.csv has 2 \(sold, price"
+    ):
+        read(train_file=["first.csv", "second.csv"], **settings)
+    np.savez("arrays.npz", values=np.zeros((1, 9, 3)) + np.arange(9)[:, None])
+    with pytest.raises(UsageError, match=r"arrays\.npz has 3 channels .*, .*first\.csv has 2"):
+        args = TimeSeriesArguments(train_file=["first.csv"], **settings)
+        match_channels(args, read(train_file=["arrays.npz"]), series[0].channels, series[0].where)
 
 
 def test_series_to_classify_in_every_layout(folder):
@@ -496,6 +521,19 @@ def test_what_can_not_be_classified_is_named_before_any_training(folder, change,
     with pytest.raises((UsageError, SystemExit)) as refused:
         label("classify", *flags)
     assert_says(refused.value, capsys, message)
+
+
+def test_lists_that_can_not_be_used_are_named(folder):
+    good = {"x": [1.0, 2.0], "label": ["a", "b"]}
+    for change, message in [
+        ({"x": [1.0]}, r"row 1 \(from 0\) has 2 labels for 1 steps"),
+        ({"x": None}, r"the lists of row 1 \(from 0\) have the lengths \{'x': 0\}"),
+        ({"label": None}, r"column 'label' holds None in row 1 \(from 0\) \(expected a list, with a label for each"),
+        ({"label": ["a", None]}, r"row 1 of .*: column 'label' is empty in row 1"),
+    ]:
+        Path("lists.jsonl").write_text("\n".join(json.dumps(row) for row in (good, {**good, **change})))
+        with pytest.raises(UsageError, match=message):
+            read(train_file=["lists.jsonl"], task="label_each_step")
 
 
 def test_arrays_that_can_not_be_used_are_named(folder):

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import cached_file, is_torchao_available
 
-from .. import RTransformerImageProcessor
+from .. import RTransformerFeatureExtractor, RTransformerImageProcessor
 from . import causal_lm, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
 from .checkpoints import open_checkpoint
@@ -55,7 +55,7 @@ from .series_labels import (
 )
 from .series_trainers import ForecastingTrainer, LabelingTrainer, make_forecast_metrics
 from .time_series import TASKS as SERIES_TASKS
-from .time_series import Series, TimeSeriesArguments, load_series
+from .time_series import Series, TimeSeriesArguments, load_series, match_channels
 
 
 @dataclass
@@ -253,9 +253,8 @@ def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
     setting = ForecastSetting.of(data_args, series)
     if has_time_features(data_args, series, setting):
         add_time_features(series, setting)
-    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
     model = load_model(args, AutoModelForTimeSeriesPrediction)
-    check_input_size(args, model, series, data_args.source("train"))
+    extractor = extractor_of(args, data_args, series)
     if setting.num_targets != model.config.num_target_channels:
         raise UsageError(
             f"{data_args.source('train')}: {setting.num_targets} channels to forecast (expected "
@@ -277,8 +276,7 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     series = load_series(data_args)
     is_whole = data_args.task == "classify"
     model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
-    check_input_size(args, model, series, data_args.source("train"))
-    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    extractor = extractor_of(args, data_args, series)
     label2id = None if data_args.regression else model.config.label2id
     labeled = LabeledSeries(series, extractor, label2id)
     return Evaluation(
@@ -290,13 +288,13 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     )
 
 
-def check_input_size(args: argparse.Namespace, model: PreTrainedModel, series: list[Series], where: str):
-    found = series[0].values.shape[1]
-    if found != model.config.input_size:
-        raise UsageError(
-            f"{where}: {found} channels ({', '.join(series[0].channels)}) (expected "
-            f"{model.config.input_size}, as {args.checkpoint} reads)"
-        )
+def extractor_of(
+    args: argparse.Namespace, data_args: SeriesData, series: list[Series]
+) -> RTransformerFeatureExtractor:
+    """The feature extractor of the checkpoint; the channels of the series are put in its order."""
+    extractor = AutoFeatureExtractor.from_pretrained(args.checkpoint)
+    match_channels(data_args, series, extractor.channel_names, args.checkpoint)
+    return extractor
 
 
 def music_model(args: argparse.Namespace, settings: dict) -> Evaluation:

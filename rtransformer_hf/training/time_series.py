@@ -215,6 +215,7 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
         if parts is None:
             return None
         series = [part for where, rows in parts for part in read_rows(args, where, rows)]
+    match_channels(args, series, series[0].channels, series[0].where)
     check_channels(series)
     return series
 
@@ -270,7 +271,7 @@ def numbers(cells: pd.Series, where: str, column: str) -> np.ndarray:
     if is_wrong.any():
         row = int(is_wrong.argmax())
         raise UsageError(
-            f"{where}: column {column!r} holds {cells.iloc[row]!r} in row {row} (from 0), and no number in "
+            f"{where}: column {column!r} holds {str(cells.iloc[row])!r} in row {row} (from 0), and no number in "
             f"{is_wrong.sum()} rows in all (expected numbers, and empty cells for missing values)"
         )
     return values
@@ -319,7 +320,7 @@ def read_wide_columns(
     if args.time_column is not None:
         times = parse_times(frame[args.time_column], where, args.time_column)
         order = np.argsort(times, kind="stable")
-        whole = Series("", values[order], where, order, targets)
+        whole = Series(file_name(where), values[order], where, order, targets)
         spacing = Spacing.of(times[order], whole, args.time_column)
         steps = spacing.number(times[order], whole, args.time_column)
     covariates = values[order, len(targets) :]
@@ -379,7 +380,13 @@ def read_lists(args: TimeSeriesArguments, where: str, frame: pd.DataFrame, targe
             raise UsageError(f"{where}: row {row} (from 0) holds something else than numbers: {error}") from error
         found = None if labels is None else labels[row]
         if args.task == "label_each_step":
-            found = read_labels(args, pd.Series(list(frame[args.label_column].iloc[row])), f"row {row} of {where}")
+            cells = frame[args.label_column].iloc[row]
+            if not isinstance(cells, (list, np.ndarray)):
+                raise UsageError(
+                    f"{where}: column {args.label_column!r} holds {cells!r} in row {row} (from 0) (expected a list, "
+                    "with a label for each step)"
+                )
+            found = read_labels(args, pd.Series(list(cells)), f"row {row} of {where}")
             if len(found) != len(values):
                 raise UsageError(
                     f"{where}: row {row} (from 0) has {len(found)} labels for {len(values)} steps (expected as many)"
@@ -464,19 +471,44 @@ def check_filled(cells: pd.Series, where: str, column: str):
 def check_channels(series: Sequence[Series]):
     """
     Raises:
-        UsageError: series have unequal numbers of channels, or a channel of one has no value.
+        UsageError: a channel of a series has no value.
     """
     for part in series:
-        if part.values.shape[1] != series[0].values.shape[1]:
-            raise UsageError(
-                f"{part.where} has {part.values.shape[1]} channels ({listed(part.channels)}), {series[0].where} has "
-                f"{series[0].values.shape[1]} ({listed(series[0].channels)}) (expected the same number)"
-            )
         is_empty = np.isnan(part.values).all(axis=0)
         if is_empty.any():
             raise UsageError(
                 f"{place(part)}: column {part.channels[is_empty.argmax()]!r} has no value at all (expected at least "
                 "one)"
+            )
+
+
+def match_channels(args: TimeSeriesArguments, series: Sequence[Series], channels: Sequence[str], where: str):
+    """
+    Puts the channels of each series in one order. Where one side has no names, as in arrays or where a column is a
+    series, the order of the file counts.
+
+    Args:
+        args: how the series were read.
+        series: changed in place.
+        channels: names of the channels, in order.
+        where: the file or model that has them, for messages.
+
+    Raises:
+        UsageError: a series has other channels.
+    """
+    unnamed = [f"channel {index}" for index in range(len(channels))]
+    has_names = list(channels) != unnamed and not (args.layout == "wide" and args.task == "forecast")
+    for part in series:
+        is_same = len(part.channels) == len(channels)
+        if is_same and has_names and part.channels != unnamed:
+            is_same = set(part.channels) == set(channels)
+            if is_same:
+                order = [part.channels.index(name) for name in channels]
+                part.values, part.channels = part.values[:, order], list(channels)
+        if not is_same:
+            raise UsageError(
+                f"{part.where} has {len(part.channels)} channels ({listed(part.channels)}), {where} has "
+                f"{len(channels)} ({listed(channels)}) (expected the same)"
             )
 
 
