@@ -17,6 +17,17 @@ MODEL_CLASSES = {
     "causal_lm": RTransformerForCausalLM,
     "untied_causal_lm": RTransformerForCausalLM,
     "classifier": RTransformerForSequenceClassification,
+    "butterfly": RTransformerForCausalLM,
+    "monarch": RTransformerForSequenceClassification,
+    "monarch_local_rnn": RTransformerForCausalLM,
+}
+SETTINGS = {
+    "causal_lm": {"local_rnn_implementation": "blocked"},
+    "untied_causal_lm": {"local_rnn_implementation": "blocked", "tie_word_embeddings": False},
+    "classifier": {"local_rnn_implementation": "shared_projection"},
+    "butterfly": {"projection_type": "butterfly", "local_rnn_type": "lstm", "tie_word_embeddings": False},
+    "monarch": {"projection_type": "monarch", "local_rnn_num_heads": 2, "local_rnn_gate_activation": "hard_sigmoid"},
+    "monarch_local_rnn": {"local_rnn_projection_type": "monarch", "local_rnn_num_heads": 2},
 }
 SPLIT_LOCAL_RNN = {
     f"model.layers.*.local_rnns.*.cell.{projection}": "colwise_gather_output"
@@ -34,16 +45,20 @@ TRAINED = [
     ("untied_causal_lm", "fsdp"),
     ("classifier", "tensor_parallel"),
     ("classifier", "fsdp"),
+    ("butterfly", "fsdp"),
+    ("monarch", "fsdp"),
+    ("monarch_local_rnn", "tensor_parallel"),
 ]
 
 
 def make_batches(name: str, num_steps: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
+    is_classifier = MODEL_CLASSES[name] is RTransformerForSequenceClassification
     batches = []
     for _ in range(num_steps):
         input_ids = torch.randint(23, (4, 12), generator=generator)
         classes = torch.randint(3, (4,), generator=generator)
-        batches.append({"input_ids": input_ids, "labels": classes if name == "classifier" else input_ids})
+        batches.append({"input_ids": input_ids, "labels": classes if is_classifier else input_ids})
     return batches
 
 
