@@ -50,6 +50,7 @@ from rtransformer_hf.training.sequence_classification import (
     METRIC_NAMES,
     ClassificationArguments,
     ClassifierTrainer,
+    check_best_metric,
     encode,
     fit_label2id,
     hold_out,
@@ -122,6 +123,9 @@ def main(argv: list[str] | None = None):
         head = label_head(label2id, problem_type)
         model = make_classifier(model_args, data_args, processing_class, head)
         encoded = {split: encode(rows, processing_class, data_args, split, label2id) for split, rows in splits.items()}
+    if training_args.eval_strategy != "no":
+        best = training_args.metric_for_best_model
+        check_best_metric(best, encoded["validation"], problem_type, data_args.source("validation"))
     if data_args.image_column is None:
         longest = max(len(ids) for rows in encoded.values() for ids in rows["input_ids"])
         check_context(model, longest, f"--max_length {data_args.max_length}")

@@ -51,6 +51,7 @@ from rtransformer_hf.training.token_classification import (
     TaggingArguments,
     encode,
     load_splits,
+    log_tags_beside_spans,
     make_compute_metrics,
     make_label2id,
     make_tokenizer,
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None):
     with training_args.main_process_first(desc="data"):
         splits = load_splits(data_args)
         label2id = label2id_of(model_args, data_args, splits)
+        if training_args.should_log:
+            log_tags_beside_spans(splits["train"], label2id, data_args)
         check_metric(training_args, metric_names(label2id))
         splits = hold_out(splits, data_args)
         tokenizer = make_tokenizer(data_args, splits["train"], model_args.model_name_or_path)

@@ -594,8 +594,31 @@ def test_metrics_of_classes():
     assert metrics["calibration_error"] == pytest.approx((0.1 + 0.3 + abs(0.6 - 0) + abs(0.65 - 1)) / 4, abs=0.2)
     one_label = EvalPrediction(probabilities.log().numpy(), np.zeros(4, dtype=int))
     assert "auroc" not in sequence_classification.make_compute_metrics()(one_label)
+    metrics = sequence_classification.make_compute_metrics("regression")(
+        EvalPrediction(np.ones((2, 1)), np.array([1.0, 2.0]))
+    )
+    assert metrics["spearman"] == 0  # or a training that looks for the best model would stop
     constant = EvalPrediction(np.ones((3, 1)), np.array([2.0, 2.0, 2.0]))
     assert sequence_classification.make_compute_metrics("regression")(constant) == {"loss": 1, "mae": 1, "samples": 3}
+
+
+@pytest.mark.parametrize(
+    ("labels", "validation", "flags", "metric"),
+    [
+        (["a", "b"], ["b", "b"], (), "auroc"),
+        (["a|b", "b", ""], ["a|b"] * 3, ("--label_separator", "|"), "auroc"),
+        ([1.5, 2.5], [1.5, 1.5], ("--regression",), "r2"),
+        ([1.5, 2.5], [1.5], ("--regression",), "eval_spearman"),
+    ],
+)
+def test_best_models_by_a_metric_that_is_not_defined(folder, labels, validation, flags, metric):
+    write_csv("train", ["word"] * 4 * len(labels), labels * 4)
+    write_csv("validation", ["word"] * len(validation), validation)
+    named = (
+        f"--metric_for_best_model {metric}: {metric.removeprefix('eval_')} is not defined where all labels are the "
+        "same, as those of --validation_file validation.csv are"
+    )
+    assert_refused(named, train, *flags, "--metric_for_best_model", metric)
 
 
 def test_calibration_error():

@@ -242,6 +242,14 @@ def test_conll_files(folder):
     rows = load_rows(args_of("b.txt"), "train")
     assert rows[:] == {"tokens": [["# 1", "york"], ["end"]], "tags": [["O", "B-LOC"], ["O"]]}
 
+    # Documents start sentences, and so do the first words of CoNLL-U; no-break spaces are in words; ends as of old.
+    Path("d.txt").write_bytes("-DOCSTART- O\ra O\r-DOCSTART- (2)\r10\u00a0000  B-N \r\u3000 O\r".encode())
+    rows = load_rows(args_of("d.txt", conll_columns=[0, 1]), "train")
+    assert rows[:] == {"tokens": [["a"], ["10\u00a0000", "\u3000"]], "tags": [["O"], ["B-N", "O"]]}
+    Path("e.conllu").write_text("1\ta\t_\tX\n0.1\tb\t_\tY\n1\tc d\t_\tY\n \n# 2\n1\te\t_\t_\n")
+    rows = load_rows(args_of("e.conllu"), "train")
+    assert rows[:] == {"tokens": [["a"], ["c d"], ["e"]], "tags": [["X"], ["Y"], ["_"]]}
+
     Path("c.tsv").write_text("a\tx\tO\nb\tB\n")
     with pytest.raises(UsageError, match="line 2 has 2 columns, and 3 in the lines before"):
         load_rows(args_of("c.tsv"), "train")
@@ -297,6 +305,26 @@ def test_bad_rows(folder, tokens, tags, named):
 def test_bad_conll_files(folder, text, named):
     Path("bad.conll").write_text(text)
     assert_refused(named, "--train_file", "bad.conll", files=())
+
+
+def test_conll_files_in_another_form(folder):
+    Path("bad.conllu").write_text("1\tEgo\tego\tPRON\nsum\tsum\tsum\tAUX\n")
+    named = "--test_file bad.conllu: line 2 starts with 'sum' (expected, in CoNLL-U, the number of a word, a range as"
+    assert_refused(named, "--train_file", "train.conll", "--test_file", "bad.conllu", files=())
+    Path("latin.conll").write_bytes("Zoë B-PER\nist O\n".encode("latin-1"))
+    named = "--test_file latin.conll is not in UTF-8: line 1 holds the byte 0xeb. From Latin-1, convert it with: iconv"
+    assert_refused(named, "--train_file", "train.conll", "--test_file", "latin.conll", files=())
+
+
+def test_tags_that_mark_no_spans_among_those_that_do(folder, caplog):
+    write_conll("train.conll", [*make_sentences(20), [("Ada", "PER"), ("Lee", "PER")]])
+    with caplog.at_level("WARNING"):
+        results = train("--max_steps", "1", files=("train",))
+    assert (
+        "--train_file train.conll: PER, first in row 20, from 0, mark no spans, beside B-LOC, B-PER, I-PER"
+        in caplog.text
+    )
+    assert "eval_macro_f1" in results and "eval_span_f1" not in results
 
 
 @pytest.mark.parametrize(

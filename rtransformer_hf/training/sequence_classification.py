@@ -783,11 +783,33 @@ def make_compute_metrics(
     return compute_metrics
 
 
+def check_best_metric(metric: str | None, rows: datasets.Dataset, problem_type: str, where: str):
+    """
+    Args:
+        metric: --metric_for_best_model.
+        rows: those of validation, as of [`encode`].
+        where: their name, for the message.
+
+    Raises:
+        UsageError: the metric is not defined on these labels, whatever the model says.
+    """
+    labels = np.array(rows.with_format("arrow")[:]["labels"].to_pylist())
+    differ = (labels != labels[0]).any(axis=0)  # of several labels, those that some rows have and others have not
+    needs = {"regression": ("r2", "spearman")}.get(problem_type, ("auroc",))
+    name = (metric or "").removeprefix("eval_")
+    if name in needs and not differ.any():
+        raise UsageError(
+            f"--metric_for_best_model {metric}: {name} is not defined where all labels are the same, as those of "
+            f"{where} are (expected other validation data, or another metric)"
+        )
+
+
 def regression_metrics(predicted: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     errors = predicted - labels
     metrics = {"loss": errors.square().mean().item(), "mae": errors.abs().mean().item()}
     if len(labels) > 1 and labels.std() > 0:  # or else neither is defined
         metrics["r2"] = float(sklearn.metrics.r2_score(labels.numpy(), predicted.numpy()))
+        metrics["spearman"] = 0.0  # of predictions that are all the same, and so order nothing
         if predicted.std() > 0:
             metrics["spearman"] = float(scipy.stats.spearmanr(labels.numpy(), predicted.numpy()).statistic)
     return metrics

@@ -42,6 +42,7 @@ ARCHITECTURE = "ForTokenClassification"
 NO_LABEL = LabelSmoother.ignore_index
 SPAN_TAG = re.compile(r"O|[BIESLUM]-.+")
 DOCUMENT_START = "-DOCSTART-"  # a line of CoNLL-2003 that is no word
+CONLLU_ID = re.compile(r"\d+(-\d+|\.\d+)?")  # of a word, of a range of words, of an empty node
 
 
 @dataclass
@@ -169,11 +170,12 @@ def load_parts(args: TaggingArguments, split: str) -> list[tuple[str, datasets.D
 
 def read_conll(where: str, file: str, args: TaggingArguments) -> datasets.Dataset:
     """
-    The sentences of a CoNLL file: a word a line with its tag, in columns between tabs or white space, and an empty
-    line after each sentence. Of CoNLL-U files, comments, ranges of words and empty nodes are left out.
+    The sentences of a CoNLL file: a word a line with its tag, in columns between tabs or spaces, and an empty line
+    after each sentence. Of CoNLL-U files, comments, ranges of words and empty nodes are left out.
 
     Raises:
-        UsageError: the file is no text in UTF-8, has no sentences, or a line has not as many columns.
+        UsageError: the file is no text in UTF-8, has no sentences, or a line has not as many columns, or in CoNLL-U
+            another id.
     """
     check_content(where, file)
     check_utf8(where, file)
@@ -187,9 +189,22 @@ def read_conll(where: str, file: str, args: TaggingArguments) -> datasets.Datase
             if not line.strip(" \t"):
                 starts_new = True
                 continue
-            cells = line.split("\t") if "\t" in line else line.split()
-            if cells[0] == DOCUMENT_START or (is_conllu and (line.startswith("#") or not cells[0].isdecimal())):
+            if is_conllu and line.startswith("#"):
                 continue
+            # Not at any white space: words may hold no-break spaces.
+            cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            if cells[0] == DOCUMENT_START:
+                starts_new = True
+                continue
+            if is_conllu:
+                if not CONLLU_ID.fullmatch(cells[0]):
+                    raise UsageError(
+                        f"{where}: line {number} starts with {cells[0]!r} (expected, in CoNLL-U, the number of a "
+                        "word, a range as 3-4 or an empty node as 5.1)"
+                    )
+                if not cells[0].isdecimal():
+                    continue
+                starts_new |= cells[0] == "1"
             width = len(cells) if width is None else width
             # With -1, a line that lacks its tag would give another column for it.
             is_uniform = args.conll_columns is not None or (len(cells) == width and width > 1)
@@ -312,6 +327,22 @@ def make_label2id(rows: datasets.Dataset, args: TaggingArguments) -> dict[str, i
 def are_spans(label2id: Iterable[str]) -> bool:
     """Whether tags mark spans of words (B-PER, I-PER, O), and are not of single words (NOUN, VERB)."""
     return all(map(SPAN_TAG.fullmatch, label2id)) and set(label2id) != {"O"}
+
+
+def log_tags_beside_spans(rows: datasets.Dataset, label2id: dict[str, int], args: TaggingArguments):
+    """Warns of tags that mark no spans among others that do: F1 is then that of single words, not of spans."""
+    others = [tag for tag in label2id if not SPAN_TAG.fullmatch(tag)]
+    spans = [tag for tag in label2id if tag not in (*others, "O")]
+    if not spans or not others:
+        return
+    feature = rows.features["tags"].feature
+    is_class = isinstance(feature, datasets.ClassLabel)
+    found = ((row, feature.int2str(tags) if is_class else tags) for row, tags in enumerate(rows["tags"][:]))
+    place = next((f", first in row {row}, from 0" for row, tags in found if set(tags) & set(others)), "")
+    logger.warning(
+        f"{args.tags_of(args.source('train'))}: {listed(others)}{place}, mark no spans, beside {listed(spans)} "
+        "(expected B-, I- and the like, or O, for F1 of spans): tags are counted word by word."
+    )
 
 
 # From rows to what the model reads
