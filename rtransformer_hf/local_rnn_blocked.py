@@ -5,6 +5,7 @@ The blocked implementation of the LocalRNN operator, for CPUs, with its own back
 Windows are independent given the inputs, so each block of positions runs all K steps forward, or all backward, before
 the next. Backward needs the gates: those of the last steps are kept, those of the first are recomputed. A block is
 laid out as (positions, features), which makes small products up to three times as fast as the transposed layout.
+Heads run one after the other, each like an RNN of its own, because a batch of small products needs copies.
 Positions are ordered by time, then by row of the batch, so the inputs of a step are consecutive rows of the projected
 block.
 
@@ -20,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 BLOCK_POSITIONS = 1024  # minimum per block, for the full rate of the matrix products
 BLOCK_BYTES = 2**19  # minimum size of a block's state, so that a call's work outweighs its overhead
+MIN_HEAD_SIZE = 32  # smaller heads are merged: their calls are too many and work on too short rows
 
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input  # grad * y * (1 - y)
 tanh_backward = torch.ops.aten.tanh_backward.grad_input  # grad * (1 - y * y)
@@ -28,42 +30,18 @@ MINUS_ONE = torch.tensor(-1.0, device="cpu")
 
 
 def add_recurrent(inputs, recurrent_weight, state, out) -> torch.Tensor:
-    """
-    inputs + state @ recurrent_weight.T. A weight of None means that the state is zero; a weight (gates, heads, head
-    size, head size) is block-diagonal.
-    """
+    """inputs + state @ recurrent_weight.T. A weight of None means that the state is zero."""
     if recurrent_weight is None:
         return out.copy_(inputs)
-    if recurrent_weight.ndim == 2:
-        return torch.addmm(inputs, state, recurrent_weight.t(), out=out)
-    (heads,) = by_gate_and_head(state, recurrent_weight)
-    input_gates, gates = (by_gate_and_head(columns, recurrent_weight) for columns in (inputs, out))
-    for input_gate, gate, weight in zip(input_gates, gates, recurrent_weight, strict=True):
-        torch.baddbmm(input_gate, heads, weight.mT, out=gate)
-    return out
+    return torch.addmm(inputs, state, recurrent_weight.t(), out=out)
 
 
-def add_recurrent_gradients(
-    grad_gates, recurrent_weight, state, grad_hidden, grad_recurrent_weight, keep_hidden: bool
-):
-    """
-    Adds the recurrent weight's gradient to `grad_recurrent_weight`. The gradient of the state replaces `grad_hidden`,
-    or is added to it if `keep_hidden` is set.
-    """
-    if recurrent_weight.ndim == 2:
-        grad_hidden.addmm_(grad_gates, recurrent_weight, beta=int(keep_hidden))
-        add_product(grad_recurrent_weight, grad_gates.t(), state)
-        return
-    (grad_heads,), (heads,) = (by_gate_and_head(columns, recurrent_weight) for columns in (grad_hidden, state))
-    gates = zip(by_gate_and_head(grad_gates, recurrent_weight), recurrent_weight, grad_recurrent_weight, strict=True)
-    for index, (grad_gate, weight, grad_weight) in enumerate(gates):
-        grad_heads.baddbmm_(grad_gate, weight, beta=int(keep_hidden or index > 0))
-        add_product(grad_weight, grad_gate.mT, heads)
-
-
-def by_gate_and_head(columns: torch.Tensor, recurrent_weight: torch.Tensor) -> torch.Tensor:
-    """(positions, gates * hidden) -> (gates, heads, positions, head size), a view."""
-    return columns.unflatten(1, (-1, recurrent_weight.shape[1], recurrent_weight.shape[2])).permute(1, 2, 0, 3)
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):
+    """total += left @ right"""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def tanh(values, out) -> torch.Tensor:
@@ -232,116 +210,91 @@ STEPS = {
 
 
 class BlockedLocalRNN(torch.autograd.Function):
-    """(batch, window - 1 + time, input) -> (batch, time, hidden). Keeps the gates of the last `num_kept` steps."""
+    """
+    (batch, window - 1 + time, input) -> (batch, time, hidden). Weights and biases have a dimension of heads in front.
+    Keeps the gates of the last `num_kept` steps and, if `keeps_projected` is set, the projected inputs.
+    """
 
     @staticmethod
-    def forward(ctx, inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, steps, window_size, num_kept):
-        ctx.steps, ctx.window_size, ctx.num_kept = steps, window_size, num_kept
-        weights = BlockWeights(steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
-        output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, weights.hidden_size)
+    def forward(ctx, inputs, *arguments):
+        *parameters, ctx.steps, ctx.window_size, ctx.num_kept, ctx.keeps_projected = arguments
+        window_size, num_kept = ctx.window_size, ctx.num_kept
+        num_heads, _, head_size = parameters[1].shape
+        heads = [BlockWeights(ctx.steps, *weights) for weights in of_heads(parameters)]
+        output = inputs.new_empty(len(inputs), inputs.shape[1] - window_size + 1, num_heads, head_size)
         kept = []
-        for rows, times in blocks(output):
-            block = inputs[rows, times.start : times.stop + window_size - 1]
-            num_positions = len(block) * (times.stop - times.start)
-            kept.append(weights.empty("gates", num_kept, num_positions))
-            # Steps whose results are not kept share the same memory.
-            gates = weights.views("gates", weights.empty("gates", 1, num_positions)) * (window_size - num_kept)
-            gates += weights.views("gates", kept[-1])
-            saved_activations = (
-                weights.views("saved_activations", weights.empty("saved_activations", 1, num_positions)) * window_size
-            )
-            states = weights.views("states", weights.empty("states", 1, num_positions)) * (window_size + 1)
-            weights.run(to_positions(block), len(block), gates, saved_activations, states, num_recomputed=window_size)
-            output[rows, times] = from_positions(states[-1][0], len(block))
-        ctx.save_for_backward(inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept)
-        return output
+        for rows, times in blocks(output[:, :, 0]):
+            block = to_positions(inputs[rows, times.start : times.stop + window_size - 1])
+            num_rows, num_positions = rows.stop - rows.start, (rows.stop - rows.start) * (times.stop - times.start)
+            for head, weights in enumerate(heads):
+                kept_gates = weights.empty("gates", num_kept, num_positions)
+                # Steps whose results are not kept share the same memory.
+                gates = weights.views("gates", weights.empty("gates", 1, num_positions)) * (window_size - num_kept)
+                gates += weights.views("gates", kept_gates)
+                saved_activations = weights.empty("saved_activations", 1, num_positions)
+                saved_activations = weights.views("saved_activations", saved_activations) * window_size
+                states = weights.views("states", weights.empty("states", 1, num_positions)) * (window_size + 1)
+                projected = weights.project(block)
+                weights.run(projected, num_rows, gates, saved_activations, states, num_recomputed=window_size)
+                output[rows, times, head] = from_positions(states[-1][0], num_rows)
+                kept += [kept_gates, projected] if ctx.keeps_projected else [kept_gates]
+        ctx.save_for_backward(inputs, *parameters, *kept)
+        return output.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        inputs, input_weight, recurrent_weight, input_bias, recurrent_bias, *kept = ctx.saved_tensors
-        weights = BlockWeights(ctx.steps, input_weight, recurrent_weight, input_bias, recurrent_bias)
+        inputs, *parameters = ctx.saved_tensors[:5]
+        kept = iter(ctx.saved_tensors[5:])
         window_size, num_recomputed = ctx.window_size, ctx.window_size - ctx.num_kept
-
-        # Sums over the blocks are accumulated in float32 or better.
-        sum_dtype = torch.promote_types(inputs.dtype, torch.float32)
+        heads = [BlockWeights(ctx.steps, *weights) for weights in of_heads(parameters)]
+        gradients = [BlockGradients(weights) for weights in heads]
+        grad_output = grad_output.unflatten(2, (len(heads), -1))
         grad_inputs = torch.zeros_like(inputs)
-        grad_input_weight = torch.zeros_like(input_weight, dtype=sum_dtype)
-        grad_recurrent_weight = torch.zeros_like(weights.recurrent_weight, dtype=sum_dtype)
-        grad_input_bias = inputs.new_zeros(weights.gates_size, dtype=sum_dtype)
-        grad_separate_bias = inputs.new_zeros(weights.separate_recurrent_size, dtype=sum_dtype)
-
-        for (rows, times), block_kept in zip(blocks(grad_output), kept, strict=True):
+        for rows, times in blocks(grad_output[:, :, 0]):
             with_past = slice(times.start, times.stop + window_size - 1)
-            num_rows, num_positions = rows.stop - rows.start, block_kept.shape[1]
             block = to_positions(inputs[rows, with_past])
-            gates = weights.views("gates", weights.empty("gates", num_recomputed, num_positions))
-            gates += weights.views("gates", block_kept)
-            saved_activations = weights.views(
-                "saved_activations", weights.empty("saved_activations", window_size, num_positions)
-            )
-            states = weights.views("states", weights.empty("states", window_size + 1, num_positions))
-            weights.run(block, num_rows, gates, saved_activations, states, num_recomputed)
+            grad_block = torch.zeros_like(block)
+            num_rows, num_positions = rows.stop - rows.start, (rows.stop - rows.start) * (times.stop - times.start)
+            for head, (weights, sums) in enumerate(zip(heads, gradients, strict=True)):
+                gates = weights.views("gates", weights.empty("gates", num_recomputed, num_positions))
+                gates += weights.views("gates", next(kept))
+                saved_activations = weights.empty("saved_activations", window_size, num_positions)
+                saved_activations = weights.views("saved_activations", saved_activations)
+                states = weights.views("states", weights.empty("states", window_size + 1, num_positions))
+                projected = next(kept) if ctx.keeps_projected else weights.project(block)
+                weights.run(projected, num_rows, gates, saved_activations, states, num_recomputed)
+                grad_new_hidden = to_positions(grad_output[rows, times, head])
+                sums.run(block, num_rows, gates, saved_activations, states, grad_new_hidden, grad_block)
+            grad_inputs[rows, with_past] += from_positions(grad_block, num_rows)
 
-            (grad_states,) = weights.views("states", weights.empty("states", 1, num_positions).zero_())
-            grad_hidden = grad_states[0].copy_(to_positions(grad_output[rows, times]))
-            (grad_step,) = weights.empty("grad_inputs", 1, num_positions)
-            (grad_inputs_of_step,) = weights.views("grad_inputs", grad_step[None])
-            grad_separate_gates = grad_step[:, : weights.separate_recurrent_size]
-            grad_gates = grad_step[:, : weights.gates_size]
-            grad_projected_of_step = grad_step[:, weights.separate_recurrent_size :]
-            grad_projected = inputs.new_zeros(len(block), weights.gates_size)
-            grad_windows = positions_of_steps(grad_projected, num_rows, num_positions).unbind()
-            for step in reversed(range(window_size)):
-                weights.steps.backward(
-                    gates[step], saved_activations[step], states[step], grad_states, grad_inputs_of_step
-                )
-                grad_windows[step].add_(grad_projected_of_step)
-                if weights.separate_recurrent_size > 0:
-                    grad_separate_bias += grad_separate_gates.sum(0)
-                if step > 0:
-                    add_recurrent_gradients(
-                        grad_gates,
-                        weights.recurrent_weight,
-                        states[step][0],
-                        grad_hidden,
-                        grad_recurrent_weight,
-                        keep_hidden=weights.steps.is_residual,
-                    )
-            grad_inputs[rows, with_past] += from_positions(grad_projected @ input_weight, num_rows)
-            add_product(grad_input_weight, grad_projected.t(), block)
-            grad_input_bias += grad_projected.sum(0)
+        of_parameters = zip(parameters, *(sums.of_parameters() for sums in gradients), strict=True)
+        grad_parameters = (
+            None if parameter is None else torch.stack(sums).to(parameter.dtype) for parameter, *sums in of_parameters
+        )
+        return grad_inputs, *grad_parameters, *(None,) * 4
 
-        grad_recurrent_bias = torch.cat(
-            [grad_separate_bias, grad_input_bias[: weights.gates_size - weights.separate_recurrent_size]]
-        )
-        return (
-            grad_inputs,
-            grad_input_weight.to(input_weight.dtype),
-            weights.from_columns(grad_recurrent_weight).to(recurrent_weight.dtype),
-            None if input_bias is None else grad_input_bias.to(input_bias.dtype),
-            None
-            if recurrent_bias is None
-            else grad_recurrent_bias.roll(-weights.separate_recurrent_size).to(recurrent_bias.dtype),
-            *(None,) * 3,
-        )
+
+def of_heads(parameters: list[torch.Tensor | None]) -> list[tuple[torch.Tensor | None, ...]]:
+    """Splits parameters (heads, ...), the second of which is not None: those of each head."""
+    num_heads = len(parameters[1])
+    columns = ((None,) * num_heads if parameter is None else parameter.unbind() for parameter in parameters)
+    return list(zip(*columns, strict=True))
 
 
 class BlockWeights:
     """
-    A cell's weights in the order of a block's columns. The columns that only the recurrent product fills (a GRU's
+    The weights of a head in the order of a block's columns. The columns that only the recurrent product fills (a GRU's
     recurrent part of the new gate, `separate_recurrent_size` of them) come first. In all others the input's and the
     state's parts are added, so their biases are merged.
     """
 
     def __init__(self, steps, input_weight, recurrent_weight, input_bias, recurrent_bias):
         self.steps = steps
-        self.num_heads = len(recurrent_weight) if recurrent_weight.ndim == 3 else None
-        self.gates_size = len(input_weight)
-        self.hidden_size = recurrent_weight.shape[-1] * (self.num_heads or 1)
+        self.gates_size, self.hidden_size = recurrent_weight.shape
         self.separate_recurrent_size = self.num_columns("inputs") - self.gates_size
         self.input_weight = input_weight
-        self.recurrent_weight = self.to_columns(recurrent_weight)
+        self.recurrent_weight = recurrent_weight.roll(self.separate_recurrent_size, dims=0)
         zeros = recurrent_weight.new_zeros(self.gates_size)
         recurrent_bias = (zeros if recurrent_bias is None else recurrent_bias).roll(self.separate_recurrent_size)
         self.separate_recurrent_bias = recurrent_bias[: self.separate_recurrent_size]
@@ -349,21 +302,6 @@ class BlockWeights:
         self.input_bias[: self.gates_size - self.separate_recurrent_size] += recurrent_bias[
             self.separate_recurrent_size :
         ]
-
-    def to_columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """The recurrent weight in a block's column order: (gates * hidden, hidden), or (gates, heads, head, head)."""
-        if self.num_heads is not None:
-            head_size = weight.shape[-1]
-            weight = weight.view(self.num_heads, -1, head_size, head_size).transpose(0, 1)
-            return weight.roll(self.separate_recurrent_size // self.hidden_size, dims=0)
-        return weight.roll(self.separate_recurrent_size, dims=0)
-
-    def from_columns(self, weight: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_columns`."""
-        if self.num_heads is not None:
-            weight = weight.roll(-(self.separate_recurrent_size // self.hidden_size), dims=0)
-            return weight.transpose(0, 1).flatten(1, 2)
-        return weight.roll(-self.separate_recurrent_size, dims=0)
 
     def num_columns(self, kind: str) -> int:
         return max(last for _, last in self.steps.views[kind]) * self.hidden_size
@@ -378,17 +316,20 @@ class BlockWeights:
         runs = (memory[..., first * size : last * size].unbind() for first, last in self.steps.views[kind])
         return list(zip(*runs, strict=True))
 
-    def run(self, block, num_rows, gates, saved_activations, states, num_recomputed):
-        """
-        Runs all steps over a block of inputs ((window - 1 + time) * rows, input), from the zero state. `gates`,
-        `saved_activations` and `states` hold the views of each step, `states` of one more. The gates of the first
-        `num_recomputed` steps are computed, the others are taken as they are.
-        """
-        projected = block.new_empty(len(block), self.num_columns("inputs"))
+    def project(self, block: torch.Tensor) -> torch.Tensor:
+        """Projects a block of inputs, ((window - 1 + time) * rows, input)."""
+        (projected,) = self.empty("inputs", 1, len(block))
         projected[:, : self.separate_recurrent_size] = self.separate_recurrent_bias
         torch.addmm(self.input_bias, block, self.input_weight.t(), out=projected[:, self.separate_recurrent_size :])
-        inputs = self.views("inputs", positions_of_steps(projected, num_rows, num_positions=len(states[0][0])))
+        return projected
 
+    def run(self, projected, num_rows, gates, saved_activations, states, num_recomputed):
+        """
+        Runs all steps over a block of projected inputs, from the zero state. `gates`, `saved_activations` and `states`
+        hold the views of each step, `states` of one more. The gates of the first `num_recomputed` steps are computed,
+        the others are taken as they are.
+        """
+        inputs = self.views("inputs", positions_of_steps(projected, num_rows, num_positions=len(states[0][0])))
         for state in states[0]:
             state.zero_()
         for step in range(len(gates)):
@@ -398,17 +339,60 @@ class BlockWeights:
             self.steps.advance(inputs[step], gates[step], states[step], saved_activations[step], states[step + 1])
 
 
+class BlockGradients:
+    """The gradients of a head's weights and biases: sums over all blocks, in float32 or better."""
+
+    def __init__(self, weights: BlockWeights):
+        self.weights = weights
+        dtype = torch.promote_types(weights.input_weight.dtype, torch.float32)
+        self.input_weight = torch.zeros_like(weights.input_weight, dtype=dtype)
+        self.recurrent_weight = torch.zeros_like(weights.recurrent_weight, dtype=dtype)
+        self.input_bias = torch.zeros_like(weights.input_bias, dtype=dtype)
+        self.separate_recurrent_bias = torch.zeros_like(weights.separate_recurrent_bias, dtype=dtype)
+
+    def run(self, block, num_rows, gates, saved_activations, states, grad_new_hidden, grad_block):
+        """
+        Runs all steps backward, given the gradient of the last hidden state (positions, hidden). Adds the gradient of
+        the block of inputs to `grad_block`.
+        """
+        weights, num_positions = self.weights, len(grad_new_hidden)
+        separate_recurrent_size = weights.separate_recurrent_size
+        (grad_states,) = weights.views("states", weights.empty("states", 1, num_positions).zero_())
+        grad_hidden = grad_states[0].copy_(grad_new_hidden)
+        (grad_step,) = weights.empty("grad_inputs", 1, num_positions)
+        (grad_inputs_of_step,) = weights.views("grad_inputs", grad_step[None])
+        grad_separate_gates = grad_step[:, :separate_recurrent_size]
+        grad_gates = grad_step[:, : weights.gates_size]
+        grad_projected_of_step = grad_step[:, separate_recurrent_size:]
+        grad_projected = grad_step.new_zeros(len(block), weights.gates_size)
+        grad_windows = positions_of_steps(grad_projected, num_rows, num_positions).unbind()
+        for step in reversed(range(len(gates))):
+            weights.steps.backward(
+                gates[step], saved_activations[step], states[step], grad_states, grad_inputs_of_step
+            )
+            grad_windows[step].add_(grad_projected_of_step)
+            if separate_recurrent_size > 0:
+                self.separate_recurrent_bias += grad_separate_gates.sum(0)
+            if step > 0:
+                # What remains in grad_hidden is another path to the old state, if there is one.
+                grad_hidden.addmm_(grad_gates, weights.recurrent_weight, beta=int(weights.steps.is_residual))
+                add_product(self.recurrent_weight, grad_gates.t(), states[step][0])
+        grad_block.addmm_(grad_projected, weights.input_weight)
+        add_product(self.input_weight, grad_projected.t(), block)
+        self.input_bias += grad_projected.sum(0)
+
+    def of_parameters(self) -> tuple[torch.Tensor, ...]:
+        """Of the four parameters that `BlockWeights` was made of."""
+        separate_recurrent_size = self.weights.separate_recurrent_size
+        merged_size = self.weights.gates_size - separate_recurrent_size
+        recurrent_bias = torch.cat([self.input_bias[:merged_size], self.separate_recurrent_bias])
+        recurrent_weight = self.recurrent_weight.roll(-separate_recurrent_size, dims=0)
+        return self.input_weight, recurrent_weight, self.input_bias, recurrent_bias
+
+
 def positions_of_steps(positions: torch.Tensor, num_rows: int, num_positions: int) -> torch.Tensor:
     """((window - 1 + time) * rows, features) -> (steps, time * rows, features), a view."""
     return positions.unfold(0, num_positions, num_rows).transpose(1, 2)
-
-
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor):
-    """total += left @ right"""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right) if total.ndim == 2 else total.baddbmm_(left, right)
-    else:
-        total += left @ right
 
 
 def to_positions(block: torch.Tensor) -> torch.Tensor:
@@ -468,7 +452,43 @@ def blocked_local_rnn(
         tensors = tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
     # Keeping more gates costs memory, fewer costs recomputation; step one is free because its state is zero.
     num_kept = (window_size + 1) // 2 if tensors[0].itemsize > 2 else window_size - 1
+    inputs, input_weight, recurrent_weight, input_bias, recurrent_bias = tensors
+    recurrent_weight = recurrent_weight[None] if recurrent_weight.ndim == 2 else merge_small_heads(recurrent_weight)
+    num_heads, _, head_size = recurrent_weight.shape
+    # With heads, a step costs less than projecting the inputs, which are kept in place of one step's gates.
+    keeps_projected = has_backward and num_heads > 1 and num_kept > 0
+    num_kept -= keeps_projected
     with torch.autocast(device_type, enabled=False):
         return BlockedLocalRNN.apply(
-            *tensors, STEPS[cell_type, gate_activation], window_size, num_kept if has_backward else 0
+            inputs,
+            by_head(input_weight, num_heads, head_size),
+            recurrent_weight,
+            by_head(input_bias, num_heads, head_size),
+            by_head(recurrent_bias, num_heads, head_size),
+            STEPS[cell_type, gate_activation],
+            window_size,
+            num_kept if has_backward else 0,
+            keeps_projected,
         )
+
+
+def by_head(parameter: torch.Tensor | None, num_heads: int, head_size: int) -> torch.Tensor | None:
+    """(gates * hidden, ...) -> (heads, gates * head size, ...)"""
+    if parameter is None:
+        return None
+    return parameter.unflatten(0, (-1, num_heads, head_size)).transpose(0, 1).flatten(1, 2)
+
+
+def merge_small_heads(weight: torch.Tensor) -> torch.Tensor:
+    """
+    A recurrent weight (heads, gates * head size, head size) as one of fewer heads, each of which is a block-diagonal
+    matrix of several small ones, of MIN_HEAD_SIZE together.
+    """
+    num_heads, gates_size, head_size = weight.shape
+    divisors = (count for count in range(1, num_heads) if num_heads % count == 0)
+    count = next((count for count in divisors if count * head_size >= MIN_HEAD_SIZE), num_heads)
+    if count == 1:
+        return weight
+    weight = weight.view(-1, count, gates_size // head_size, head_size, head_size)
+    merged = torch.diag_embed(weight.movedim(1, -1))  # (heads, gates, head size, head size, count, count)
+    return merged.permute(0, 1, 4, 2, 5, 3).reshape(num_heads // count, -1, count * head_size)

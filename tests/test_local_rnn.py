@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rtransformer_hf.local_rnn import CELLS, advance_windows, local_rnn, num_gates, recurrent_linear
-from rtransformer_hf.local_rnn_blocked import blocked_local_rnn, blocks
+from rtransformer_hf.local_rnn_blocked import blocked_local_rnn, blocks, merge_small_heads
 
 module = sys.modules["rtransformer_hf.local_rnn"]  # its name in the package is that of the function
 
@@ -168,6 +168,22 @@ def test_heads_are_a_block_diagonal_weight(cell_type, implementation, num_heads,
     gradients = (torch.autograd.grad(result.square().sum(), inputs) for result in (output, expected))
     for gradient, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(gradient, reference, atol=1e-12, rtol=1e-12)
+
+
+@every_cell
+@pytest.mark.parametrize("min_head_size, num_runs", [(1, 6), (4, 3), (5, 2), (32, 1)])
+def test_merging_small_heads_changes_nothing(cell_type, min_head_size, num_runs, monkeypatch):
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.MIN_HEAD_SIZE", min_head_size)
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_BYTES", 192)
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs_with_heads(cell_type, 6, hidden=12, time=13)]
+    assert len(merge_small_heads(inputs[2])) == num_runs
+    results = []
+    for implementation in ("reference", "blocked"):
+        output = local_rnn(*inputs, cell_type=cell_type, window_size=4, implementation=implementation)
+        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
+    for reference, other in zip(*results, strict=True):
+        torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
 
 
 @every_cell
