@@ -124,8 +124,13 @@ class RTransformerConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, defaults to `True`):
             Whether the output layer of the causal language model shares its weight with the token embedding. Always
             off with `input_size`, which leaves no embedding to share.
-        use_cache (`bool`, defaults to `True`):
-            Whether the model returns a cache for generation.
+        is_causal (`bool`, defaults to `True`):
+            Whether a position sees only itself and the positions before it. `False` makes a model that reads in both
+            directions, for classification of sequences or positions: attention is not masked, and half of each
+            LocalRNN's outputs come from the window that ends at a position, half from a second RNN that reads the
+            window after it, backwards. There is no cache then, and nothing that needs one (generation).
+        use_cache (`bool`, *optional*):
+            Whether the model returns a cache for generation; as `is_causal` if unset.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*):
             Ids of special tokens.
 
@@ -202,7 +207,8 @@ class RTransformerConfig(PreTrainedConfig):
     initializer_range: float | None = None
     embedding_initializer_range: float = 0.02
     tie_word_embeddings: bool = True
-    use_cache: bool = True
+    is_causal: bool = True
+    use_cache: bool | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -214,6 +220,8 @@ class RTransformerConfig(PreTrainedConfig):
             self.local_rnn_projection_type = self.projection_type
         if self.input_size is not None:
             self.tie_word_embeddings = False
+        if self.use_cache is None:
+            self.use_cache = self.is_causal
         if self.quantile_levels is None:
             self.quantile_levels = [level / 10 for level in range(1, 10)]
         self.validate_architecture()
@@ -243,6 +251,11 @@ class RTransformerConfig(PreTrainedConfig):
     @auto_map.setter
     def auto_map(self, value: dict[str, str]):
         vars(self)["auto_map"] = value
+
+    @property
+    def local_rnn_state_size(self) -> int:
+        """Size of a LocalRNN's state. In both directions, two of them share `hidden_size`."""
+        return self.hidden_size if self.is_causal else self.hidden_size // 2
 
     @property
     def num_target_channels(self) -> int:
@@ -315,9 +328,20 @@ class RTransformerConfig(PreTrainedConfig):
                 "`hidden_size` and `intermediate_size` must be at least 2 for butterfly projections, got "
                 f"{self.hidden_size} and {self.intermediate_size}."
             )
-        if self.hidden_size % self.local_rnn_num_heads != 0:
+        if not self.is_causal and self.use_cache:
             raise ValueError(
-                "`local_rnn_num_heads` must divide `hidden_size`, got "
+                "`use_cache` must be False (or unset) with `is_causal=False`: a model that reads in both directions "
+                "has no cache."
+            )
+        if not self.is_causal and self.num_local_rnn_layers > 0 and self.hidden_size % 2 != 0:
+            raise ValueError(
+                "`hidden_size` must be even with `is_causal=False`, half of it for each direction of the LocalRNN, "
+                f"got {self.hidden_size}."
+            )
+        if self.local_rnn_state_size % self.local_rnn_num_heads != 0:
+            size = "`hidden_size`" if self.is_causal else "half of `hidden_size` with `is_causal=False`"
+            raise ValueError(
+                f"`local_rnn_num_heads` must divide {size}, got "
                 f"`local_rnn_num_heads={self.local_rnn_num_heads}` and `hidden_size={self.hidden_size}`."
             )
         if self.local_rnn_num_heads > 1 and self.local_rnn_projection_type == "butterfly":

@@ -83,11 +83,15 @@ def take(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return states.gather(-1, columns[:, None].expand(-1, states.shape[1], -1))
 
 
-def positions_in_packed_sequences(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """(batch, time) position ids -> each input's index in its own sequence; None if every row is one sequence."""
-    sequences = find_packed_sequence_indices(position_ids)
-    if sequences is None:
-        return None
+def has_packed_rows(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    """Whether rows hold several sequences. A traced graph cannot depend on it, so it is never so there."""
+    if position_ids is None or attention_mask is not None or is_tracing(position_ids):
+        return False
+    return find_packed_sequence_indices(position_ids) is not None
+
+
+def positions_in_sequences(sequences: torch.Tensor) -> torch.Tensor:
+    """(batch, time), the number of the sequence that each input belongs to -> each input's index in its sequence."""
     indices = torch.arange(sequences.shape[1], device=sequences.device).expand_as(sequences)
     is_start = sequences != F.pad(sequences, (1, 0), value=-1)[:, :-1]
     return indices - torch.where(is_start, indices, 0).cummax(dim=1).values
@@ -104,36 +108,37 @@ def positions_of_inputs(
     return torch.arange(length, device=inputs_embeds.device)[None] + cached_length
 
 
-def last_real_positions(
-    hidden_states: torch.Tensor,
-    input_ids: torch.LongTensor | None,
-    attention_mask: torch.Tensor | None,
-    pad_token_id: int | None,
-    is_continued: bool,
-) -> torch.Tensor:
+def real_positions(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """(batch, time), True where `hidden_states` (batch, time, hidden) are no padding."""
+    batch_size, length, _ = hidden_states.shape
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -length:].to(hidden_states.device, torch.bool)
+    return torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
+
+
+def last_real_state(hidden_states: torch.Tensor, is_real: torch.Tensor, is_continued: bool) -> torch.Tensor:
     """
-    (batch,) index of the last real position in each row.
+    (batch, hidden), each row's state at its last real position.
 
     Args:
         hidden_states: (batch, time, hidden).
-        input_ids, pad_token_id: used to find padding if there is no `attention_mask`. Without them no row is padded.
+        is_real: (batch, time), False at padding.
         is_continued: whether earlier inputs are cached.
 
     Raises:
         ValueError: a row that continues cached inputs has no real position among the new ones.
     """
-    batch_size, length, _ = hidden_states.shape
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        is_real = attention_mask[:, -length:].bool()
-    elif input_ids is not None and pad_token_id is not None:
-        is_real = input_ids != pad_token_id
-    else:
-        is_real = torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
-    is_real = is_real.to(hidden_states.device)
     if is_continued and not is_tracing(is_real) and not is_real.any(dim=1).all():
         rows = (~is_real.any(dim=1)).nonzero()[:, 0].tolist()
         raise ValueError(
             f"`attention_mask` has nothing but padding in rows {rows} of the new inputs; a row is classified at "
             "its last real position, which must be among them."
         )
-    return (torch.arange(length, device=hidden_states.device) * is_real).argmax(dim=-1)
+    positions = (torch.arange(is_real.shape[1], device=is_real.device) * is_real).argmax(dim=-1)
+    return hidden_states[torch.arange(len(is_real), device=is_real.device), positions]
+
+
+def mean_real_state(hidden_states: torch.Tensor, is_real: torch.Tensor) -> torch.Tensor:
+    """(batch, hidden), the mean of each row's states at its real positions; zero where there is none."""
+    total = hidden_states.masked_fill(~is_real[..., None], 0).sum(dim=1)
+    return total / is_real.sum(dim=1, keepdim=True).clamp(min=1).to(total.dtype)

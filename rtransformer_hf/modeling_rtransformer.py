@@ -3,7 +3,8 @@
 R-Transformer (Wang et al., "R-Transformer: Recurrent Neural Network Enhanced Transformer", arXiv 1907.05572).
 
 A block is a LocalRNN, causal self-attention and a feed-forward layer, each with a norm before it and a residual around
-it. The LocalRNN encodes local order, so no position embeddings are needed.
+it. The LocalRNN encodes local order, so no position embeddings are needed. For classification there is also a model
+that reads in both directions, `RTransformerConfig(is_causal=False)`.
 """
 
 import math
@@ -17,7 +18,12 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -60,9 +66,12 @@ from .local_rnn import State, advance_windows, local_rnn, shared_projection_loca
 from .masking_rtransformer import (
     PaddingOrder,
     create_token_mask,
-    last_real_positions,
-    positions_in_packed_sequences,
+    has_packed_rows,
+    last_real_state,
+    mean_real_state,
+    positions_in_sequences,
     positions_of_inputs,
+    real_positions,
 )
 from .structured_linear import (
     STRUCTURED_LINEARS,
@@ -136,7 +145,12 @@ def make_layer_norm(config: RTransformerConfig) -> nn.LayerNorm:
 
 
 class RTransformerLocalRNNLayer(nn.Module):
-    """A LocalRNN sub-layer: norm and LocalRNN. Padded positions are zeroed, like positions before the start."""
+    """
+    A LocalRNN sub-layer: norm and LocalRNN. Padded positions are zeroed, like positions before the start.
+
+    With `is_causal=False` there are two LocalRNNs of half the width, whose outputs are concatenated: one over the
+    window that ends at a position, and one, backwards, over the window that begins there.
+    """
 
     def __init__(self, config: RTransformerConfig, layer_idx: int, state_idx: int):
         super().__init__()
@@ -144,6 +158,7 @@ class RTransformerLocalRNNLayer(nn.Module):
         self.state_idx = state_idx
         self.norm = make_layer_norm(config)
         self.cell = RTransformerLocalRNN(config)
+        self.reverse_cell = None if config.is_causal else RTransformerLocalRNN(config)
         self.update_inputs = partial(
             update_inputs, layer_idx=layer_idx, state_idx=state_idx, window_size=config.local_window_size
         )
@@ -154,13 +169,14 @@ class RTransformerLocalRNNLayer(nn.Module):
         token_mask: torch.Tensor | None = None,
         padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
+        reverse_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
         if token_mask is not None:
             hidden_states = hidden_states * token_mask[..., None].to(hidden_states.dtype)
         if self.cell.window_size == 1:
-            return self.cell(hidden_states, sequence_positions=sequence_positions)
+            return self.run(hidden_states, None, sequence_positions, reverse_positions)
 
         is_single = hidden_states.shape[1] == 1 and padding_order is None
         if is_single and cache is not None and not torch.is_grad_enabled() and not is_tracing(hidden_states):
@@ -170,8 +186,25 @@ class RTransformerLocalRNNLayer(nn.Module):
             previous_inputs, hidden_states = self.update_inputs(cache, hidden_states, padding_order=padding_order)
         elif padding_order is not None:
             hidden_states = padding_order.apply(hidden_states)
-        outputs = self.cell(hidden_states, previous_inputs, sequence_positions)
+        outputs = self.run(hidden_states, previous_inputs, sequence_positions, reverse_positions)
         return outputs if padding_order is None else padding_order.undo(outputs)
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,
+        previous_inputs: torch.Tensor | None,
+        sequence_positions: torch.Tensor | None,
+        reverse_positions: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        The LocalRNN, or both. A flipped row has its right padding in front, zeros like the time before a start, and
+        its left padding after the last input that counts. `reverse_positions` belong to the flipped rows.
+        """
+        outputs = self.cell(hidden_states, previous_inputs, sequence_positions)
+        if self.reverse_cell is None:
+            return outputs
+        reverse_outputs = self.reverse_cell(hidden_states.flip(1), sequence_positions=reverse_positions).flip(1)
+        return torch.cat([outputs, reverse_outputs], dim=-1)
 
     def decode(self, hidden_states: torch.Tensor, cache: Cache) -> torch.Tensor:
         """
@@ -209,7 +242,7 @@ def eager_attention_forward(
 
 
 class RTransformerAttention(nn.Module):
-    """Causal multi-head self-attention (section 3.2), without position embeddings."""
+    """Multi-head self-attention (section 3.2), causal unless `is_causal=False`, without position embeddings."""
 
     def __init__(self, config: RTransformerConfig, layer_idx: int):
         super().__init__()
@@ -218,7 +251,7 @@ class RTransformerAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = True
+        self.is_causal = config.is_causal
         make = partial(make_linear, config, config.hidden_size, config.hidden_size, config.projection_bias)
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = make(), make(), make(), make()
 
@@ -302,11 +335,14 @@ class RTransformerDecoderLayer(GradientCheckpointingLayer):
         token_mask: torch.Tensor | None = None,
         padding_order: PaddingOrder | None = None,
         sequence_positions: torch.Tensor | None = None,
+        reverse_positions: torch.Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         for local_rnn_layer in self.local_rnns:
-            local_states = local_rnn_layer(hidden_states, token_mask, padding_order, sequence_positions, cache)
+            local_states = local_rnn_layer(
+                hidden_states, token_mask, padding_order, sequence_positions, reverse_positions, cache
+            )
             hidden_states = hidden_states + self.dropout(local_states)
         attention_output, _ = self.self_attn(
             self.self_attn_norm(hidden_states),
@@ -331,6 +367,16 @@ class RTransformerPreTrainedModel(PreTrainedModel, CompressionMixin):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": RTransformerDecoderLayer, "attentions": RTransformerAttention}
+    requires_causal = False  # True for models of what follows, which cannot read it first
+
+    def __init__(self, config: RTransformerConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        if self.requires_causal and not config.is_causal:
+            raise ValueError(
+                f"`config.is_causal` must be True for {type(self).__name__}, which predicts what follows, got False: "
+                "a model that reads in both directions is an RTransformerForSequenceClassification or an "
+                "RTransformerForTokenClassification."
+            )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -407,6 +453,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
             RTransformerDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)
         )
         self.norm = make_layer_norm(config) if config.final_layer_norm else nn.Identity()
+        self.is_causal = config.is_causal
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -441,35 +488,62 @@ class RTransformerModel(RTransformerPreTrainedModel):
             `BaseModelOutputWithPast` with `last_hidden_state` (batch, time, hidden_size).
 
         Raises:
-            ValueError: there is not exactly one input, it does not fit the config, or a cache has an unknown name.
+            ValueError: there is not exactly one input, it does not fit the config, a cache has an unknown name, or
+                there is one with `config.is_causal=False`.
         """
+        if input_ids is not None and not self.is_causal:  # padding on the right would be read, too
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         inputs_embeds = self.embed(input_ids, inputs_embeds, input_values)
 
         for name, value in kwargs.items():  # an unknown argument is ignored, but a cache must not be
             if isinstance(value, Cache):
                 raise ValueError(f"`{name}` holds a cache; expected it as `cache`.")
+        kwargs.pop("is_causal", None)  # Transformers has put it into the config
+        if self.config.is_causal != self.is_causal:
+            raise ValueError(
+                f"`is_causal` must be {self.is_causal}, as in the config that the model was made from, got "
+                f"{self.config.is_causal}: its LocalRNN layers have the weights for that alone."
+            )
+        if not self.is_causal and (use_cache or cache is not None):
+            name = "use_cache" if cache is None else CACHE_NAME
+            raise ValueError(
+                f"`{name}` must be {False if cache is None else None} for a model with `config.is_causal=False`: it "
+                "reads whole sequences in both directions. Pass all inputs at once, or train a causal model."
+            )
         given_cache = cache
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         if cache is not None:
             adopt_cache(cache, self.config)
 
-        sequence_positions = None
+        sequences = sequence_positions = reverse_positions = None
         if position_ids is not None and attention_mask is None and given_cache is None:
             position_ids = position_ids.expand(inputs_embeds.shape[:2])
-            sequence_positions = positions_in_packed_sequences(position_ids)
+            sequences = find_packed_sequence_indices(position_ids)
+        if sequences is not None:
+            is_flash = "flash" in self.config._attn_implementation
+            if is_flash and len(sequences) > 1 and not is_tracing(sequences):
+                raise ValueError(
+                    "`position_ids` pack several sequences into a row, which flash attention reads in a batch of 1 "
+                    f"alone, got {len(sequences)} rows."
+                )
+            sequence_positions = positions_in_sequences(sequences)
+            reverse_positions = None if self.is_causal else positions_in_sequences(sequences.flip(1))
 
         if isinstance(attention_mask, dict):  # made by `generate`
             masks = attention_mask
         else:
-            # Transformers detects packed sequences from position_ids only when no cache is passed.
-            causal_mask = create_causal_mask(
-                self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids
-            )
-            masks = {
-                "full_attention": causal_mask,
-                "linear_attention": create_token_mask(inputs_embeds, attention_mask),
-            }
+            if self.is_causal:
+                # Transformers detects packed sequences from position_ids only when no cache is passed.
+                mask = create_causal_mask(
+                    self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids
+                )
+            else:
+                same_sequence = None if sequences is None else packed_sequence_mask_function(sequences)
+                mask = create_bidirectional_mask(
+                    self.config, inputs_embeds, attention_mask, and_mask_function=same_sequence
+                )
+            masks = {"full_attention": mask, "linear_attention": create_token_mask(inputs_embeds, attention_mask)}
         token_mask = masks.get("linear_attention")
         padding_order = PaddingOrder.if_needed(token_mask, cache) if "hybrid" in self.config.layer_types else None
 
@@ -488,6 +562,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
                 token_mask=token_mask,
                 padding_order=padding_order,
                 sequence_positions=sequence_positions,
+                reverse_positions=reverse_positions,
                 position_ids=position_ids,  # for flash attention, which detects packed sequences from them
                 **{CACHE_NAME: cache},  # gradient checkpointing drops the cache only under this name
                 **kwargs,
@@ -542,6 +617,7 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, RTransformerGeneratio
         config ([`RTransformerConfig`]): the sizes of the model.
     """
 
+    requires_causal = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -607,7 +683,8 @@ class RTransformerForCausalLM(RTransformerPreTrainedModel, RTransformerGeneratio
 
 class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
     """
-    The model with a classification head on the last unpadded position of each row.
+    The model with a classification head on the last unpadded position of each row, which has seen them all; with
+    `config.is_causal=False`, on the mean of the unpadded positions.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model; `num_labels` and `problem_type` define the task.
@@ -656,9 +733,18 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         Returns:
             `SequenceClassifierOutputWithPast` with `logits` (batch, num_labels).
         """
+        if not self.config.is_causal and has_packed_rows(position_ids, attention_mask):
+            raise ValueError(
+                "`position_ids` pack several sequences into a row, whose mean is of no single one (expected one "
+                "sequence per row with `config.is_causal=False`)."
+            )
+        padding_mask = attention_mask
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            padding_mask = (input_ids != self.config.pad_token_id).long()
         outputs = self.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            # A causal model needs no mask for padding on the right, and without one runs faster.
+            attention_mask=attention_mask if self.config.is_causal else padding_mask,
             position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
@@ -667,11 +753,11 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
-        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
-        positions = last_real_positions(
-            hidden_states, input_ids, attention_mask, self.config.pad_token_id, is_continued=cache is not None
-        )
-        pooled = hidden_states[rows, positions]
+        is_real = real_positions(hidden_states, padding_mask)
+        if self.config.is_causal:
+            pooled = last_real_state(hidden_states, is_real, is_continued=cache is not None)
+        else:
+            pooled = mean_real_state(hidden_states, is_real)
         logits = self.score(self.dropout(pooled))
 
         loss = None
@@ -696,7 +782,8 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
 
 class RTransformerForTokenClassification(RTransformerPreTrainedModel):
     """
-    The model with a classification head on every position. A position sees itself and the positions before it.
+    The model with a classification head on every position. A position sees itself and the positions before it; with
+    `config.is_causal=False`, all positions.
 
     Args:
         config ([`RTransformerConfig`]): the sizes of the model; `num_labels` is the number of classes, or for a
@@ -777,6 +864,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
     """
 
     main_input_name = "input_values"
+    requires_causal = True
 
     def __init__(self, config: RTransformerConfig):
         super().__init__(config)
@@ -868,6 +956,7 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
     """
 
     main_input_name = "past_values"
+    requires_causal = True
     accepts_loss_kwargs = False  # Trainer would count `labels`, and there are none
 
     def __init__(self, config: RTransformerConfig):

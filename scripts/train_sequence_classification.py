@@ -11,7 +11,7 @@ resumes from the last checkpoint. On several devices: `accelerate launch scripts
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rtransformer_hf.training.command_line import run_command
@@ -29,6 +29,7 @@ from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
     ArchitectureArguments,
+    ClassifierModelArguments,
     fit_vocabulary,
     label_head,
     make_model,
@@ -72,8 +73,8 @@ from rtransformer_hf.training.sequence_classification import (
 
 
 @dataclass
-class ClassifierArguments(ArchitectureArguments):
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
+class ClassifierArguments(ClassifierModelArguments, ArchitectureArguments):
+    """The flags of a classifier."""
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 5, "metric_for_best_model": "accuracy"}

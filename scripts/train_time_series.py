@@ -42,7 +42,13 @@ from rtransformer_hf.training.forecasting import (
     make_windows,
     normalised_series,
 )
-from rtransformer_hf.training.model_arguments import NEW_MODEL, ModelArguments, label_head, make_model, unset_sizes
+from rtransformer_hf.training.model_arguments import (
+    NEW_MODEL,
+    ClassifierModelArguments,
+    label_head,
+    make_model,
+    unset_sizes,
+)
 from rtransformer_hf.training.model_card import CardArguments
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
 from rtransformer_hf.training.report import TaskReport
@@ -65,7 +71,7 @@ FORECAST_FLAGS = ("distribution_output", "quantile_levels", "scaling", "num_para
 
 
 @dataclass
-class TimeSeriesModelArguments(ModelArguments):
+class TimeSeriesModelArguments(ClassifierModelArguments):
     distribution_output: str | None = field(
         default=None, metadata={"help": "What is predicted of a next value: student_t, normal or quantiles."}
     )
@@ -77,7 +83,6 @@ class TimeSeriesModelArguments(ModelArguments):
         metadata={"help": "How each series is scaled by its past: std (mean and spread), mean (size) or none."},
     )
     num_parallel_samples: int | None = field(default=None, metadata={"help": "Samples that a forecast draws."})
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 20}
@@ -113,7 +118,7 @@ def check_flags(
         UsageError: a flag has no meaning for the task.
     """
     is_forecast = data_args.task == "forecast"
-    for name in ("classifier_dropout",) if is_forecast else FORECAST_FLAGS:
+    for name in ("classifier_dropout", "bidirectional") if is_forecast else FORECAST_FLAGS:
         if getattr(model_args, name) is not None:
             raise UsageError(f"--{name}: {getattr(model_args, name)} has no meaning for --task {data_args.task}")
     if training_args.label_smoothing_factor != 0 and (is_forecast or data_args.regression):

@@ -11,7 +11,7 @@ resumes from the last checkpoint. On several devices: `accelerate launch scripts
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from rtransformer_hf.training.command_line import run_command
 
@@ -25,6 +25,7 @@ from rtransformer_hf.training.model_arguments import (
     CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
     ArchitectureArguments,
+    ClassifierModelArguments,
     fit_vocabulary,
     label_head,
     make_model,
@@ -61,8 +62,8 @@ from rtransformer_hf.training.token_classification import (
 
 
 @dataclass
-class TaggerArguments(ArchitectureArguments):
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
+class TaggerArguments(ClassifierModelArguments, ArchitectureArguments):
+    """The flags of a tagger."""
 
 
 TRAINING = {"per_device_train_batch_size": 32, "num_train_epochs": 10, "metric_for_best_model": "accuracy"}

@@ -129,6 +129,8 @@ def test_rows_go_on_after_padding_anywhere(folders):
         (RTransformerForSequenceClassification, {"num_labels": 3}),
         (RTransformerForSequenceClassification, {"num_labels": 3, "input_size": 2}),
         (RTransformerForTokenClassification, {"num_labels": 3}),
+        (RTransformerForTokenClassification, {"num_labels": 3, "is_causal": False}),
+        (RTransformerForSequenceClassification, {"num_labels": 3, "is_causal": False, "pad_token_id": 0}),
         (RTransformerForPolyphonicMusic, {"input_size": 5, "key_head_type": "autoregressive"}),
     ],
 )

@@ -285,7 +285,8 @@ def test_a_push_that_fails_leaves_the_work_whole(music, forecaster, hub, machine
     """The line is cut while the commit goes up; once the Hub answers again, another push completes."""
     hub.faults.append(Fault("POST", "/commit/"))
     pictures = ("--train_file", "pictures.parquet", "--image_column", "image")
-    flags = ("--hub_model_id", "anna/pixels", "--hub_private_repo", "true", "--output_dir", "pixels")
+    repository = ("--hub_model_id", "anna/pixels", "--hub_private_repo", "true")
+    flags = (*repository, "--bidirectional", "--output_dir", "pixels")
     process = machine.train(
         "train_sequence_classification.py", "short.yaml", *pictures, *flags, "--hub_strategy", "end", token=WRITES
     )
@@ -295,6 +296,7 @@ def test_a_push_that_fails_leaves_the_work_whole(music, forecaster, hub, machine
     assert process.stderr.endswith(f"The model is complete in pixels; push it again with: {again}\n")
     out = machine.folder / "pixels"
     classifier = AutoModelForSequenceClassification.from_pretrained(out)
+    assert not classifier.config.is_causal
     assert (out / "checkpoint-6" / "trainer_state.json").exists() and ModelCard.load(out / "README.md").data.metrics
     assert set(hub.repositories["anna/pixels"].files) == {".gitattributes"}
 

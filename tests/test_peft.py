@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification, RTransformerModel
 
 PROJECTIONS = {
     *("input_proj", "recurrent_proj"),  # of the LocalRNN
@@ -124,8 +124,9 @@ def test_gradient_checkpointing_with_lora(checkpoint, input_ids, use_reentrant):
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
-def test_lora_and_a_new_head(checkpoint, input_ids, tmp_path):
-    path = checkpoint()
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_lora_and_a_new_head(checkpoint, input_ids, tmp_path, is_causal):
+    path = checkpoint(is_causal=is_causal, model_class=RTransformerModel)
     labels = torch.tensor([0, 1, 2])
 
     def base():

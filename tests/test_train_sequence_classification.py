@@ -667,6 +667,7 @@ def test_bad_labels_of_other_kinds(folder, labels, flags, named):
         (["--regression", "--label_separator", ","], "--label_separator: ',' goes with classes, not with"),
         (["--label_separator="], "--label_separator: '' (expected at least one"),
         (["--image_column", "i", "--text_pair_column", "t"], "--text_pair_column: 't' goes without --image_column"),
+        (["--bidirectional", "--model_type", "bert"], "--bidirectional: not with --model_type bert, which has"),
     ],
 )
 def test_flags_that_do_not_go_together(folder, capsys, flags, named):
@@ -812,3 +813,4 @@ def test_help(capsys):
     assert stop.value.code == 0
     output = capsys.readouterr().out
     assert "--image_column" in output and "--classifier_dropout" in output and "--id2label" not in output
+    assert "--bidirectional" in output and "--is_causal" not in output

@@ -266,11 +266,12 @@ def label(task: str, *flags: str) -> dict:
     return json.loads(Path("out/all_results.json").read_text())
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_series_are_classified(folder, side, capsys):
+@pytest.mark.parametrize(("side", "flags"), [("left", ()), ("right", ()), ("left", ("--bidirectional",))])
+def test_series_are_classified(folder, side, flags, capsys):
     write_motions("train.csv", 24, 0)
     frame = write_motions("test.csv", 9, 1)
-    results = label("classify", "--padding_side", side, "--validation_fraction", "0.25", "--max_steps", "30")
+    fraction = ("--validation_fraction", "0.25")
+    results = label("classify", "--padding_side", side, *fraction, "--max_steps", "30", *flags)
     said = capsys.readouterr().out
     assert "train 18, validation 6, test 9 series of 2 channels with 2 labels" in said
     assert "Baseline on test: nearest neighbour: accuracy " in said
@@ -297,12 +298,16 @@ def test_series_are_classified(folder, side, capsys):
     assert "| test | nearest neighbour |" in card and "macro f1" in card
 
 
-def test_each_step_is_labelled(folder, capsys):
+@pytest.mark.parametrize("flags", [(), ("--bidirectional",)])
+def test_each_step_is_labelled(folder, flags, capsys):
     write_motions("train.csv", 24, 0)
     frame = write_motions("test.csv", 9, 1)
-    results = label("label_each_step", "--label_column", "phase")
+    results = label("label_each_step", "--label_column", "phase", *flags)
     capsys.readouterr()
     model = AutoModelForTokenClassification.from_pretrained("out").eval()
+    assert model.config.is_causal == (not flags)
+    seen = "from all steps of its series" if flags else "from the steps up to it"
+    assert seen in ModelCard.load("out/README.md").text
     extractor = AutoFeatureExtractor.from_pretrained("out")
     predicted, labels = [], []
     for _, series in frame.groupby("id", sort=False):
@@ -489,6 +494,7 @@ def replaced(column: str, row: int, value) -> dict:
         ({}, ["--task", "guess"], r"--task: 'guess' \(expected forecast, classify, label_each_step\)"),
         ({}, ["--test_file", "sales.csv"], r"--test_file: forecasts are .* \(expected --validation_length"),
         ({}, ["--classifier_dropout", "0.1"], r"--classifier_dropout: 0.1 has no meaning for --task forecast"),
+        ({}, ["--bidirectional"], r"--bidirectional: True has no meaning for --task forecast"),
         ({}, ["--layout", "wide"], r"--id_column: a column of --layout wide is a series"),
     ],
 )

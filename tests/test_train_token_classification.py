@@ -13,9 +13,16 @@ import train_token_classification as script
 from huggingface_hub import ModelCard
 from seqeval.metrics import f1_score
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
-from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM
+from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForTokenClassification
 from rtransformer_hf.training import token_classification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.token_classification import TaggingArguments, first_tokens, load_rows, make_label2id
@@ -99,9 +106,10 @@ def write_json(file: str, tokens: list, tags: list, **others):
     Path(file).write_text("\n".join(map(json.dumps, rows)))
 
 
-def test_a_run_leaves_a_tagger_ready_to_use(folder, capsys):
+@pytest.mark.parametrize("direction", [(), ("--bidirectional",)])
+def test_a_run_leaves_a_tagger_ready_to_use(folder, capsys, direction):
     flags = ("--max_steps", "60", "--eval_steps", "60", "--save_steps", "60", "--hidden_size", "16")
-    results = train(*flags, files=("train", "validation", "test"))
+    results = train(*flags, *direction, files=("train", "validation", "test"))
     said = capsys.readouterr().out
     assert "\nData: train 40, validation 13, test 7 sentences with 4 tags.\n" in said
     assert said.splitlines()[-1].endswith("evaluate_checkpoint.py out --data test.conll")
@@ -111,6 +119,7 @@ def test_a_run_leaves_a_tagger_ready_to_use(folder, capsys):
     model = AutoModelForTokenClassification.from_pretrained("out").eval()
     tokenizer = AutoTokenizer.from_pretrained("out")
     assert model.config.label2id == {"B-LOC": 0, "B-PER": 1, "I-PER": 2, "O": 3}
+    assert model.config.is_causal == model.config.use_cache == (not direction)
     tags, predicted, losses = [], [], []
     for sentence in make_sentences(7):
         words, true = zip(*sentence, strict=True)
@@ -133,6 +142,8 @@ def test_a_run_leaves_a_tagger_ready_to_use(folder, capsys):
 
     card = ModelCard.load("out/README.md")
     assert card.data.pipeline_tag == "token-classification"
+    assert ("It sees a word and the text before it, not what follows." in card.text) == (not direction)
+    assert (" and reads in both directions." in card.text) == bool(direction)
     values = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert values["test", "span_f1"] == results["test_span_f1"] and "macro_f1" not in card.data.metrics
 
@@ -186,6 +197,31 @@ def test_a_language_model_gets_a_head(folder):
     train("--model_name_or_path", "lm", "--max_steps", "1")
     model = AutoModelForTokenClassification.from_pretrained("out")
     assert model.config.vocab_size == 5 and model.config.pad_token_id == 4  # one for padding, new to it
+
+
+def test_directions_of_a_model_to_train_further(folder):
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whitespace_tokenizer(["?", "it", "in"]), unk_token="?")
+    tokenizer.save_pretrained("lm")
+    sizes = {"vocab_size": 3, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+    def save(model_class, **settings):
+        model_class(RTransformerConfig(**sizes, **settings)).save_pretrained("lm")
+
+    flags = ("--model_name_or_path", "lm", "--max_steps", "1")
+    save(RTransformerForCausalLM)
+    named = "--bidirectional: {}, but the LocalRNN layers of --model_name_or_path 'lm' have the weights for {}"
+    assert_refused(named.format(True, "one direction (expected"), *flags, "--bidirectional")
+    save(RTransformerForTokenClassification, is_causal=False)
+    assert_refused(named.format(False, "both directions (expected"), *flags, "--bidirectional", "false")
+    train(*flags)
+    assert not AutoModelForTokenClassification.from_pretrained("out").config.is_causal
+    # Without LocalRNN layers, a language model becomes an encoder.
+    save(RTransformerForCausalLM, num_local_rnn_layers=0, position_embedding_type="sinusoidal")
+    train(*flags, "--bidirectional", "--overwrite_output_dir")
+    assert not AutoModelForTokenClassification.from_pretrained("out").config.is_causal
+    Path("out").rename("encoder")
+    LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=8)).save_pretrained("lm")
+    assert_refused("--bidirectional: 'lm' is a llama, which has directions of its own", *flags, "--bidirectional")
 
 
 def whitespace_tokenizer(words: list[str]) -> Tokenizer:

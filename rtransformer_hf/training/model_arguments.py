@@ -112,6 +112,11 @@ class ArchitectureArguments(ModelArguments):
                 f"--model_type {self.model_type} makes a new model, --model_name_or_path {self.model_name_or_path!r} "
                 "trains one further (expected one of the two)"
             )
+        if getattr(self, "bidirectional", None) is not None:
+            raise UsageError(
+                f"--bidirectional: not with --model_type {self.model_type}, which has directions of its own (expected "
+                f"no --model_type; with {RTransformerConfig.model_type}, --config_overrides is_causal=false)"
+            )
         own = {"model_type", "config_overrides"}
         given = [flag.name for flag in fields(self) if flag.init and flag.name not in own]
         if given := [name for name in given if getattr(self, name) is not None]:
@@ -126,6 +131,23 @@ class ArchitectureArguments(ModelArguments):
         if self.model_type is None:
             return f"--model_name_or_path {self.model_name_or_path!r}"
         return f"--model_type {self.model_type} --config_overrides {self.config_overrides!r}"
+
+
+@dataclass
+class ClassifierModelArguments(ModelArguments):
+    """Flags of the models that classify, beside those of all models."""
+
+    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout ahead of the classifier."})
+    bidirectional: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Each position sees the whole sequence, not just itself and what comes before it: attention in "
+            "both directions, and LocalRNN layers that read the window before a position and, backwards, the window "
+            "after it, half of their width each. A sequence is classified by the mean of its positions, not by the "
+            "last. With --num_local_rnn_layers 0 --position_embedding_type sinusoidal: a Transformer encoder. Unset: "
+            "no; with --model_name_or_path, as it was trained."
+        },
+    )
 
 
 def unset_sizes(arguments: type[ModelArguments]) -> dict[str, Any]:
@@ -153,11 +175,12 @@ def make_model(
         settings: fields of a new model's configuration that follow from the data.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or it does not read in the direction that is asked for.
     """
     fields_of_model = {**asdict(args), **(head or {})}
     chosen = {name: value for name, value in fields_of_model.items() if value is not None}
     path = chosen.pop("model_name_or_path", None)
+    bidirectional = chosen.pop("bidirectional", None)
     model_type, overrides = chosen.pop("model_type", None), chosen.pop("config_overrides", None)
     if model_type is not None:
         config = new_config(auto_class, model_type, overrides, {**settings, **chosen})
@@ -169,12 +192,36 @@ def make_model(
             ) from error
     try:
         if path is None:
-            return new_model_class(RTransformerConfig(**settings, **chosen))
+            return new_model_class(RTransformerConfig(**settings, **chosen, is_causal=not bidirectional))
         check_architecture(path, *architectures)
-        return auto_class.from_pretrained(path, **chosen)
+        direction = {} if bidirectional is None else direction_fields(path, bidirectional)
+        return auto_class.from_pretrained(path, **chosen, **direction)
     except (OSError, ValueError) as error:
         what = "these sizes make no model" if path is None else f"--model_name_or_path {path!r} can't be used"
         raise UsageError(f"{what}: {error}") from error
+
+
+def direction_fields(path: str, bidirectional: bool) -> dict[str, bool]:
+    """
+    The configuration's fields that make a checkpoint read in both directions, or in one.
+
+    Raises:
+        UsageError: its weights are for the other kind, or it is no R-Transformer.
+        OSError: there is no such checkpoint.
+    """
+    config = AutoConfig.from_pretrained(path)
+    if not isinstance(config, RTransformerConfig):
+        raise UsageError(
+            f"--bidirectional: {path!r} is a {config.model_type}, which has directions of its own (expected an "
+            "R-Transformer as --model_name_or_path)"
+        )
+    if config.is_causal == bidirectional and config.num_local_rnn_layers > 0:
+        reads, expected = ("one direction", "both") if config.is_causal else ("both directions", "one")
+        raise UsageError(
+            f"--bidirectional: {bidirectional}, but the LocalRNN layers of --model_name_or_path {path!r} have the "
+            f"weights for {reads} (expected a model that was trained for {expected}, or a new one)"
+        )
+    return {"is_causal": not bidirectional, "use_cache": not bidirectional}
 
 
 def vocabulary_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:

@@ -83,7 +83,7 @@ class Task:
     limits: str
     loss_unit: str
     more_notes: dict[str, str] = field(default_factory=dict)  # on metrics that only some cards have
-    causal_limits: str = ""  # of models that see no later input, ahead of the others
+    contexts: tuple[str, str] = ("", "")  # {context} of notes and limits: what a position sees, causal or not
 
 
 CLASSIFIER_LIMITS = (
@@ -196,10 +196,13 @@ print(tagger({example}, ignore_labels=[]))""",
         metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
         "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
         "the mean of the tags' F1.",
-        limits="It returns its training tags, with the "
-        "errors and biases of its training data, and has not been tested on texts of other kinds.",
+        limits="{context}It returns its training tags, with the errors and biases of its training data, and has not "
+        "been tested on texts of other kinds.",
         loss_unit="nats per word",
-        causal_limits="It sees a word and the text before it, not what follows. ",
+        contexts=(
+            "It sees a word and the text before it, not what follows. ",
+            "It needs the text after a word as well as the text before it. ",
+        ),
     ),
     "image-classification": Task(
         pipeline_tag="image-classification",
@@ -304,10 +307,11 @@ series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps
 inputs = extractor(series, return_tensors="pt")
 print([model.config.id2label[index] for index in model(**inputs).logits[0].argmax(-1).tolist()])""",
         metrics=("accuracy", "macro_f1"),
-        metrics_note="Accuracy is the share of a split's steps whose own label gets the highest score, from the steps "
-        "up to it; macro F1 is the mean of the classes' F1.",
+        metrics_note="Accuracy is the share of a split's steps whose own label gets the highest score, from {context};"
+        " macro F1 is the mean of the classes' F1.",
         limits=CLASSIFIER_LIMITS.format(inputs="series"),
         loss_unit="nats per step",
+        contexts=("the steps up to it", "all steps of its series"),
     ),
     "time-series-regression": Task(
         pipeline_tag="time-series-forecasting",
@@ -500,8 +504,9 @@ def sections(facts: CardFacts) -> dict[str, str]:
     how = training(facts.training, task.unit)
     citation = {"Citation": f"## Citation\n\n```bibtex\n{CITATION}\n```\n"}
     notes = [note for name, note in task.more_notes.items() if name in {metric for _, metric, _ in facts.results}]
+    notes = [in_context(task.metrics_note, facts), *notes]
     table = [f"| {split} | {metric.replace('_', ' ')} | {value:.4f} |" for split, metric, value in facts.results]
-    results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", " ".join([task.metrics_note, *notes])]
+    results = ["| split | metric | value |", "| --- | --- | --- |", *table, "", " ".join(notes)]
     if facts.baselines:
         results += ["", *baseline_table(facts)]
     if not table:
@@ -513,16 +518,26 @@ def sections(facts: CardFacts) -> dict[str, str]:
         results += ["", f"![Confusion matrix]({CONFUSION_FILE})"]
     if facts.has_forecasts:
         results += ["", f"![Forecasts with their bands]({FORECASTS_FILE})"]
-    limits = task.limits if facts.model_type != "rtransformer" else task.causal_limits + task.limits
     return {
         "title": f"# {model_name(facts)}\n",
         "description": f"{description(facts)}\n",
         "Use": f"## Use\n\n{needs(facts)}\n\n```python\n{usage(facts)}\n```\n",
         "Results": "\n".join(["## Results", "", *results, ""]),
         "Training": f"## Training\n\n```bash\n{facts.training.command}\n```\n\n{how}\n",
-        "Limits and biases": f"## Limits and biases\n\n{limits}\n",
+        "Limits and biases": f"## Limits and biases\n\n{in_context(task.limits, facts)}\n",
         **(citation if facts.model_type == "rtransformer" else {}),
     }
+
+
+def is_causal(facts: CardFacts) -> bool:
+    return facts.sizes.get("is_causal", True)  # cards of before the choice have none
+
+
+def in_context(text: str, facts: CardFacts) -> str:
+    """A note or limits of a task, with what a position of this model sees. Of other architectures nobody knows."""
+    causal, both = TASKS[facts.task].contexts
+    context = "" if facts.model_type != "rtransformer" else causal if is_causal(facts) else both
+    return text.replace("{context}", context)
 
 
 def baseline_table(facts: CardFacts) -> list[str]:
@@ -564,17 +579,19 @@ def description(facts: CardFacts) -> str:
     blocks = blocks_of(sizes)
     positions = sizes["position_embedding_type"]
     positions = f"{'no' if positions == 'none' else positions} position embeddings"
+    both = "" if is_causal(facts) else ", and reads in both directions"
     if sizes["num_local_rnn_layers"] == 0:
         kind = (
             "It is a Transformer, to compare with: the blocks of an R-Transformer (arXiv 1907.05572) without their "
-            f"small RNNs. It has {blocks} and {positions}."
+            f"small RNNs. It has {blocks} and {positions}{both}."
         )
     else:
         rnns = counted(sizes["num_local_rnn_layers"], f"{sizes['local_rnn_type'].upper()} layer")
         kind = (
-            "An R-Transformer puts a small RNN over a sliding window ahead of causal self-attention in every block. "
+            "An R-Transformer puts a small RNN over a sliding window ahead of "
+            f"{'causal self-attention' if is_causal(facts) else 'self-attention'} in every block. "
             f"This one has {blocks}, each with {rnns} over windows of {sizes['local_window_size']} {task.unit}, and "
-            f"{positions}."
+            f"{positions}{both}."
         )
     return model + kind
 

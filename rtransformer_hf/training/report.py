@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 PROMPTS = ("The ", "the ")  # of a language model; the first that its tokenizer knows
 TEXT = "Your text here."  # for a classifier: rows of its data may be private
 SIZES = (
-    *("num_hidden_layers", "hidden_size", "position_embedding_type"),
+    *("num_hidden_layers", "hidden_size", "position_embedding_type", "is_causal"),
     *("num_local_rnn_layers", "local_rnn_type", "local_window_size"),
 )
 

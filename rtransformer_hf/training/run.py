@@ -355,7 +355,8 @@ def train_and_evaluate(
             trainer.outcome.metrics[split] = metrics
             trainer.log_metrics(prefix, metrics)
             trainer.save_metrics(prefix, metrics)
-    trainer.model.config.use_cache = True  # Trainer turns it off while it trains
+    config = trainer.model.config
+    config.use_cache = getattr(config, "is_causal", True)  # Trainer turns it off while it trains
     if trainer.is_fsdp_enabled:  # checkpoints may be in shards, the model is not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if is_main:
