@@ -211,7 +211,8 @@ def test_directions_of_a_model_to_train_further(folder):
     save(RTransformerForCausalLM)
     named = "--bidirectional: {}, but the LocalRNN layers of --model_name_or_path 'lm' have the weights for {}"
     assert_refused(named.format(True, "one direction (expected"), *flags, "--bidirectional")
-    save(RTransformerForTokenClassification, is_causal=False)
+    tags = dict(enumerate(["B-LOC", "B-PER", "I-PER", "O"]))
+    save(RTransformerForTokenClassification, is_causal=False, id2label=tags)
     assert_refused(named.format(False, "both directions (expected"), *flags, "--bidirectional", "false")
     train(*flags)
     assert not AutoModelForTokenClassification.from_pretrained("out").config.is_causal

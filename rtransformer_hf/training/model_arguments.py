@@ -141,11 +141,13 @@ class ClassifierModelArguments(ModelArguments):
     bidirectional: bool | None = field(
         default=None,
         metadata={
+            "nargs": "?",  # without a value: true
+            "const": True,
             "help": "Each position sees the whole sequence, not just itself and what comes before it: attention in "
             "both directions, and LocalRNN layers that read the window before a position and, backwards, the window "
             "after it, half of their width each. A sequence is classified by the mean of its positions, not by the "
             "last. With --num_local_rnn_layers 0 --position_embedding_type sinusoidal: a Transformer encoder. Unset: "
-            "no; with --model_name_or_path, as it was trained."
+            "no; with --model_name_or_path, as it was trained.",
         },
     )
 
