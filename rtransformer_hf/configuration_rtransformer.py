@@ -356,6 +356,13 @@ class RTransformerConfig(PreTrainedConfig):
                 "`num_attention_heads` must divide `hidden_size`, got "
                 f"`num_attention_heads={self.num_attention_heads}` and `hidden_size={self.hidden_size}`."
             )
+        is_dense = "dense" in (self.projection_type, self.num_local_rnn_layers and self.local_rnn_projection_type)
+        if not is_dense and getattr(self, "quantization_config", None) is not None:
+            raise ValueError(
+                f"`quantization_config` must be None for `config.projection_type={self.projection_type!r}` and "
+                f"`config.local_rnn_projection_type={self.local_rnn_projection_type!r}`: quantisation changes dense "
+                "layers alone, and the blocks have none."
+            )
         tp_size = getattr(getattr(self, "distributed_config", None), "tp_size", 1)  # set by `from_pretrained`
         if tp_size > 1 and self.projection_type != "dense":
             raise ValueError(

@@ -137,6 +137,8 @@ def version_of(weights: tuple[torch.Tensor, ...]) -> list[tuple] | None:
 class StructuredLinear(nn.Module):
     """Base class of the structured layers: their sizes, and a cache of derived weights for inference."""
 
+    applies_matrix = False  # whether `forward` forms the dense matrix
+
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
@@ -214,8 +216,12 @@ class RTransformerButterflyLinear(StructuredLinear):
         if self.bias is not None:
             init.uniform_(self.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
 
+    @property
+    def applies_matrix(self) -> bool:
+        return self.size < MIN_CHAIN_SIZE
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.size < MIN_CHAIN_SIZE:
+        if self.applies_matrix:
             return F.linear(hidden_states, self.dense_weight(), self.bias)
         factors = self.kept("factors", self.compute_factors, self.twiddle)
         rows = F.pad(hidden_states.reshape(-1, self.in_features), (0, self.size - self.in_features))

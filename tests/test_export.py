@@ -20,28 +20,34 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerForTimeSeriesPrediction,
     RTransformerForTokenClassification,
+    structured_linear,
 )
 from rtransformer_hf.training import onnx_export
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.onnx_export import OnnxModel, carried, export, main_outputs, make_inputs, make_past
 
+# Both together have every kind of layer.
+BUTTERFLY = {"projection_type": "butterfly", "local_rnn_projection_type": "monarch", "local_rnn_num_heads": 2}
+MONARCH = {"projection_type": "monarch", "local_rnn_projection_type": "butterfly"}
 PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2, 6], [0, 0, 0, 2, 7, 1, 8, 2]])
 ATTENTION_MASK = np.array([[1] * 8, [0] * 3 + [1] * 5])
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[Path, Path]:
-    """A causal language model of two blocks, and what the script exports of it."""
+    """A causal language model of two blocks with structured weights, and what the script exports of it."""
     checkpoint, exported = (tmp_path_factory.mktemp("models") / name for name in ("checkpoint", "exported"))
     tokenizer = load_tokenizer("char", ["abcdefgh \n"])
     tokenizer.save_pretrained(checkpoint)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "local_window_size": 3}
     tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    config = RTransformerConfig(**sizes, **tokens, initializer_range=0.15)
+    config = RTransformerConfig(**sizes, **tokens, **BUTTERFLY, initializer_range=0.15)
     RTransformerForCausalLM(config).save_pretrained(checkpoint)
-    export_onnx.main([str(checkpoint), str(exported), "--with_cache"])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(structured_linear, "MIN_CHAIN_SIZE", 32)  # both ways to apply a butterfly are in the graph
+        export_onnx.main([str(checkpoint), str(exported), "--with_cache"])
     return checkpoint, exported
 
 
@@ -88,7 +94,10 @@ def assert_equal_in_pieces(model, onnx_model):
     "model_class, sizes",
     [
         (RTransformerForCausalLM, {"local_rnn_type": "rnn", "num_local_rnn_layers": 2}),
-        (RTransformerForPolyphonicMusic, {"local_rnn_type": "lstm", "input_size": 5}),
+        (
+            RTransformerForPolyphonicMusic,
+            {"local_rnn_type": "lstm", "input_size": 5, "local_rnn_gate_activation": "hard_sigmoid", **MONARCH},
+        ),
         (RTransformerForTimeSeriesPrediction, {"input_size": 3, "num_dynamic_real_features": 1}),
     ],
 )
@@ -266,6 +275,19 @@ def test_report_and_files(folders, quick_export, tmp_path, capsys):
     for phase in ("prefill", "token"):
         rates = report["tokens_per_second"][phase]
         assert rates["ratio"] == pytest.approx(rates["onnxruntime"] / rates["pytorch"])
+
+
+def test_matrices_that_are_formed_are_in_the_graph(tiny_config):
+    """Alone, without what they are formed of."""
+    model = make_model(RTransformerForCausalLM, tiny_config(hidden_size=32, num_hidden_layers=1, **MONARCH))
+    dense = onnx_export.with_matrices(model)
+    kinds = {name: type(layer) for name, layer in dense.model.layers[0].named_modules()}
+    assert kinds["local_rnns.0.cell.gates_proj"] is torch.nn.Linear
+    assert kinds["mlp.up_proj"] is structured_linear.RTransformerMonarchLinear  # applied by its factors
+    assert type(model.model.layers[0].local_rnns[0].cell.gates_proj) is structured_linear.RTransformerButterflyLinear
+    input_ids = torch.randint(23, (2, 5))
+    with torch.no_grad():
+        torch.testing.assert_close(dense(input_ids).logits, model(input_ids).logits, atol=1e-6, rtol=0)
 
 
 def test_paths_of_this_machine_stay_out_of_the_file(folders):

@@ -34,6 +34,38 @@ def assert_cache_agrees(model, input_ids):
     assert torch.equal(output, again) and output.shape[1] == input_ids.shape[1] + 6
 
 
+LIBRARIES = {
+    "torchao": TorchAoConfig(Int8WeightOnlyConfig()),
+    "bitsandbytes": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@torch.no_grad()
+def test_structured_weights_stay_as_they_are(tiny_config, tmp_path, library):
+    """The dense layers beside them are quantised. A model without any in its blocks is refused."""
+    settings = {"projection_type": "monarch", "local_rnn_projection_type": "dense", "local_rnn_num_heads": 2}
+    model = RTransformerForCausalLM(tiny_config(hidden_size=64, **settings)).eval()
+    input_ids = torch.randint(23, (2, 9))
+    model.save_pretrained(tmp_path / "float")
+    quantization = {"quantization_config": LIBRARIES[library]}
+    quantized = AutoModelForCausalLM.from_pretrained(tmp_path / "float", **quantization)
+    layer = quantized.model.layers[0]
+    assert type(layer.local_rnns[0].cell.input_proj.weight) is not torch.nn.Parameter
+    for weight in (layer.local_rnns[0].cell.recurrent_proj.weight, layer.mlp.up_proj.left):
+        assert type(weight) is torch.nn.Parameter and weight.dtype == torch.float32
+    assert_close_but_quantized(quantized(input_ids).logits, model(input_ids).logits, tolerance=1.5)
+    assert_cache_agrees(quantized, input_ids)
+    quantized.save_pretrained(tmp_path / "quantized")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized")
+    assert torch.equal(loaded(input_ids).logits, quantized(input_ids).logits)
+
+    RTransformerForCausalLM(tiny_config(projection_type="butterfly")).save_pretrained(tmp_path / "butterfly")
+    named = r"`quantization_config` must be None for `config\.projection_type='butterfly'`"
+    with pytest.raises(ValueError, match=named):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "butterfly", **quantization)
+
+
 @every_cell
 @every_config
 @torch.no_grad()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports models to ONNX, and compares them there with PyTorch's: outputs and speed."""
 
+import copy
 from pathlib import Path
 
 import onnxruntime
@@ -14,6 +15,7 @@ import rtransformer_hf
 
 from .. import RTransformerConfig
 from ..cache_rtransformer import CACHE_NAME
+from ..structured_linear import LocalRNNProjections, StructuredLinear
 from ..time_series_head import instance_scale, observed_values
 from .checkpoints import open_checkpoint
 from .errors import UsageError
@@ -146,6 +148,26 @@ def make_past(config: RTransformerConfig, batch_size: int, past_length: int = 0)
     return past
 
 
+@torch.no_grad()
+def with_matrices(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    The model with dense layers for the structured ones that form their matrix to apply it. Otherwise the graph would
+    form it, in many small operations, whose results the exporter may all store as constants.
+    """
+    if not any(isinstance(module, StructuredLinear) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, StructuredLinear) and (
+                layer.applies_matrix or isinstance(parent, LocalRNNProjections)
+            ):
+                dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+                dense.weight, dense.bias = nn.Parameter(layer.dense_weight()), layer.bias
+                setattr(parent, name, dense)
+    return model
+
+
 def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
     """The model as an ONNX program whose batch size and lengths are dynamic."""
     past_length = 5 if with_cache else 0
@@ -160,7 +182,7 @@ def export(model: PreTrainedModel, with_cache: bool) -> torch.onnx.ONNXProgram:
         axes["past"] = {name: {0: "batch", 2: "past"} if grows[name] else {0: "batch"} for name in past}
         axes["inputs"]["attention_mask"] = {0: "batch", 1: "past_and_time"}
     program = torch.onnx.export(
-        FunctionalModel(model).eval(),
+        FunctionalModel(with_matrices(model)).eval(),
         kwargs=kwargs,
         dynamic_shapes=axes,
         input_names=[*inputs, *(f"past.{name}" for name in past)],
