@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Muon and AdamW as one optimizer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from rtransformer_hf import RTransformerConfig, RTransformerForCausalLM, RTransformerForSequenceClassification
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.optimization import MuonWithAdamW, WeightAverage, block_matrices
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
@@ -108,11 +110,48 @@ def test_bad_flags(tmp_path, flags, named):
         ResumableTrainingArguments(str(tmp_path), **flags)
 
 
-def test_butterflies_do_not_decay(tmp_path):
-    config = RTransformerConfig(
-        vocab_size=8, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, projection_type="butterfly"
-    )
-    trainer = ReportingTrainer.__new__(ReportingTrainer)  # the method reads nothing of it
-    decayed = trainer.get_decay_parameter_names(RTransformerForCausalLM(config))
+STRUCTURES = {
+    "butterfly": {"projection_type": "butterfly"},
+    "monarch": {"projection_type": "monarch", "local_rnn_projection_type": "dense"},
+    "heads": {"local_rnn_num_heads": 2},
+}
+
+
+def make_trainer(model: torch.nn.Module, **flags) -> ReportingTrainer:
+    trainer = ReportingTrainer.__new__(ReportingTrainer)  # with what the methods read of it
+    settings = {"muon_learning_rate": None, "learning_rate": 1e-2, "weight_decay": 0.1, "adam_epsilon": 1e-8}
+    trainer.args = SimpleNamespace(**{**settings, "adam_beta1": 0.9, "adam_beta2": 0.999, **flags})
+    trainer.model, trainer.optimizer = model, None
+    return trainer
+
+
+def test_butterflies_do_not_decay(tiny_config):
+    model = RTransformerForCausalLM(tiny_config(projection_type="butterfly"))
+    decayed = make_trainer(model).get_decay_parameter_names(model)
     assert "model.embed_tokens.weight" in decayed
     assert not any(name.endswith(("twiddle", "bias")) for name in decayed)
+
+
+@pytest.mark.parametrize("structure", ["monarch", "heads"])
+def test_structured_weights_go_to_adamw(tiny_config, structure):
+    """And decay; the dense matrices beside them go to Muon."""
+    model = RTransformerForCausalLM(tiny_config(num_hidden_layers=1, **STRUCTURES[structure]))
+    optimizer = make_trainer(model, muon=True).create_optimizer()
+    names = {weight: name for name, weight in model.named_parameters()}
+    matrices, decayed, others = ({names[weight] for weight in group["params"]} for group in optimizer.param_groups)
+    cell = "model.layers.0.local_rnns.0.cell"
+    assert f"{cell}.input_proj.weight" in matrices and matrices == set(block_matrices(model))
+    structured = {name for name, weight in model.named_parameters() if weight.ndim > 2}
+    assert structured and decayed == {*structured, "model.embed_tokens.weight"}
+    assert {weight.ndim for weight, name in names.items() if name in others} == {1}
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    train(model, optimizer, 1)
+    assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_muon_without_a_dense_matrix_is_refused(tiny_config):
+    trainer = make_trainer(RTransformerForCausalLM(tiny_config(**STRUCTURES["butterfly"])), muon=True)
+    with pytest.raises(
+        UsageError, match=r"--muon: RTransformerForCausalLM has no nn.Linear .* as butterfly and Monarch"
+    ):
+        trainer.create_optimizer()

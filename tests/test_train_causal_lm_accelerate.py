@@ -103,6 +103,19 @@ def test_it_trains_as_trainer_does(folder, capsys):
     assert [step for step in losses if losses[step] != unshifted[step]] == list(range(per_epoch + 1, 13))
 
 
+def test_butterflies_do_not_decay(folder, monkeypatch):
+    groups = []
+
+    class AdamW(torch.optim.AdamW):
+        def __init__(self, params, **settings):
+            groups.extend((group["weight_decay"], {weight.ndim for weight in group["params"]}) for group in params)
+            super().__init__(params, **settings)
+
+    monkeypatch.setattr(torch.optim, "AdamW", AdamW)
+    train("--projection_type", "butterfly", "--max_steps", "1")
+    assert groups == [(0.1, {2}), (0.0, {1, 6})]  # the embeddings; biases, norms and twiddles
+
+
 def test_the_folder_is_ready_to_use(folder, capsys):
     results = train("--max_steps", "2")
     printed = re.search(r"test: perplexity ([\d.]+), bits per character ([\d.]+)", capsys.readouterr().out)

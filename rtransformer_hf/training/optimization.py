@@ -62,7 +62,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def block_matrices(model: nn.Module) -> list[str]:
-    """Names of the weights for Muon: linear layers inside the blocks, without embeddings and output layers."""
+    """
+    Names of the weights for Muon: dense layers inside the blocks, without embeddings and output layers. Structured
+    weights are not among them: they hold many small matrices, which Muon does not take, or a product of them.
+    """
     return [
         f"{name}.weight" for name, module in model.named_modules() if ".layers." in name and type(module) is nn.Linear
     ]

@@ -108,7 +108,9 @@ class ResumableTrainingArguments(TrainingArguments):
 
     muon: bool = field(
         default=False,
-        metadata={"help": "Train the blocks' matrices with Muon, and everything else with AdamW."},
+        metadata={
+            "help": "Train the blocks' dense matrices with Muon, everything else (structured weights too) with AdamW."
+        },
     )
     muon_learning_rate: float | None = field(
         default=None,

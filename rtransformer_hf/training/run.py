@@ -82,7 +82,7 @@ class ReportingTrainer(Trainer):
             if not matrices:
                 raise UsageError(
                     f"--muon: {type(model).__name__} has no nn.Linear in a list of blocks named `layers` (expected a "
-                    "model whose matrices it finds, or no --muon)"
+                    "model with dense weights there, as butterfly and Monarch weights are not; or no --muon)"
                 )
             decayed = self.get_decay_parameter_names(model)
             self.optimizer = MuonWithAdamW(
