@@ -244,8 +244,8 @@ class BlockedLocalRNN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
-        inputs, *parameters = ctx.saved_tensors[:5]
-        kept = iter(ctx.saved_tensors[5:])
+        inputs, *saved = ctx.saved_tensors  # read once: gradient checkpointing allows no more
+        parameters, kept = saved[:4], iter(saved[4:])
         window_size, num_recomputed = ctx.window_size, ctx.window_size - ctx.num_kept
         heads = [BlockWeights(ctx.steps, *weights) for weights in of_heads(parameters)]
         gradients = [BlockGradients(weights) for weights in heads]
