@@ -389,7 +389,7 @@ def test_bad_arguments(tmp_path, monkeypatch, arguments, named):
         ({"train_file": ["bad.json"]}, ["--train_file", "bad.json", "json"]),
         ({"train_file": ["t.csv"]}, ["--text_column 'text'", "'label', 'sentence'"]),
         ({"train_file": ["t.json"], "text_column": "label"}, ["--text_column 'label'", "float64", "text"]),
-        ({"train_file": ["header.csv"]}, ["--train_file", "header.csv", "with rows in it"]),
+        ({"train_file": ["header.csv"]}, ["--train_file", "header.csv", "holds no rows"]),
         ({"dataset_name": "folder", "validation_split": "dev"}, ["--validation_split dev", "train, test"]),
         ({"dataset_name": "folder", "train_split": "training"}, ["--train_split training", "train, test"]),
         ({"dataset_name": "./no_such_folder"}, ["--dataset_name ./no_such_folder", "local folder"]),

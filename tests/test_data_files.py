@@ -192,9 +192,19 @@ def refused(**arguments) -> str:
         (
             "a.csv",
             "text;label\nhi;1\n",
-            "--text_column 'text' is no column of --train_file a.csv (expected 'text;label'",
+            "--train_file a.csv: the first line, 'text;label', has ';' between its cells (expected ','",
         ),
-        ("a.csv", "text;label\nhi, you;1\n", "row 0 has more cells than the first line names columns ('text;label')"),
+        (
+            "a.csv",
+            "text;label\nhi, you;1\n",
+            "a.csv: the first line, 'text;label', has ';' between its cells (expected ','",
+        ),
+        (
+            "a.csv",
+            "text\tlabel\nhi\t1\n",
+            "has '\\t' between its cells (expected ','; a file with tabs has to be named",
+        ),
+        ("a.csv", "text,label\n", "--train_file a.csv holds no rows (expected at least one)"),
         ("a.csv", "hi,1\nho,2\n", "(expected 'hi', '1'; the first line names the columns, with commas between them)"),
         ("a.tsv", "text,label\nhi,1\n", "(expected 'text,label'; the first line names the columns, with tabs between"),
         (
@@ -232,11 +242,6 @@ def refused(**arguments) -> str:
         ("a.json", '[{"text": "a", "label": 0.00001}]', "holds the fraction 0.00001 in row 0 (from 0;"),
         ("a.json", '{"data": [{"text": "a", "label": 1}]}', "(expected 'data'; of JSON, an object a row is read"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "a.jsonl holds values of several kinds"),
-        (
-            "a.csv",
-            "text,label\n",
-            "--train_file a.csv can't be read (expected a CSV, TSV, JSON or Parquet file in UTF-8, with rows",
-        ),
         ("a.csv", 'text,label\n"hi,1\nho,2\n', "--train_file a.csv can't be read"),
         (
             "a.tsv",

@@ -39,7 +39,7 @@ from rtransformer_hf.training.forecasting import (
     seasonal_naive,
 )
 from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics
-from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels
+from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, parse_times
 
 RECIPE = """
 hidden_size: 8
@@ -442,6 +442,33 @@ def test_the_spacing_of_time_stamps(folder, times, season):
     (series,) = read(train_file=["x.csv"], time_column="time")
     assert series.spacing.season_length == season
     assert np.diff(series.steps).tolist() == [1] * 8
+
+
+def stamps(text: str) -> pd.Series:
+    return pd.Series(text.split())
+
+
+@pytest.mark.parametrize(
+    "cells, expected",
+    [
+        ("11.12.2025 12.12.2025", "2025-12-12"),
+        ("30/11/2025 01/12/2025", "2025-12-01"),
+        ("11/30/2025 12/01/2025", "2025-12-01"),
+        ("01/11/2025 01/12/2025 01/01/2026", "2026-01-01"),  # months
+        ("11/1/2025 12/1/2025 1/1/2026", "2026-01-01"),
+        ("04/04/2025 05/05/2025", "2025-05-05"),
+        ("2025-12-11 2025-12-12", "2025-12-12"),
+    ],
+)
+def test_dates_may_begin_with_the_day(cells, expected):
+    assert parse_times(stamps(cells), "x.csv", "day")[-1] == np.datetime64(expected)
+
+
+def test_dates_that_may_be_read_in_two_ways_are_named():
+    with pytest.raises(UsageError, match=r"x\.csv: column 'day' holds '03/04/2025' in row 0 .* the day or the month"):
+        parse_times(stamps("03/04/2025 04/04/2025"), "x.csv", "day")
+    with pytest.raises(UsageError, match=r"holds '03/14/2025' in row 0 and '14/03/2025' in row 1 .* in the other"):
+        parse_times(stamps("03/14/2025 14/03/2025"), "x.csv", "day")
 
 
 def assert_says(refused: BaseException, capsys, message: str):

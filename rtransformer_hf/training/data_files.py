@@ -260,6 +260,8 @@ def load_file(
         raise
     except Exception as error:  # the formats' readers raise many kinds
         check_utf8(where, file)
+        if "corresponds to no data" in str(error):  # what Datasets says of a table with a header alone
+            raise UsageError(f"{where} holds no rows (expected at least one)") from error
         raise UsageError(
             f"{where} can't be read (expected a {args.file_kinds} file in UTF-8, with rows in it): "
             f"{error.__cause__ or error}"
@@ -275,13 +277,20 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
     one, and a few words as missing values.
 
     Raises:
-        UsageError: the first row has more cells than there are columns; pandas would take the first for row numbers.
+        UsageError: cells are separated by something else, or the first row has more of them than there are columns:
+            pandas would take the first for row numbers.
     """
     if not isinstance(builder, Csv):
         return {}
     file = next(iter(builder.config.data_files.values()))[0]
     options = {**builder.config.pd_read_csv_kwargs, "na_filter": False, "chunksize": None, "nrows": 1}
     first = pd.read_csv(file, **options)
+    found = next((sep for sep in ";\t|" if len(first.columns) == 1 and sep in str(first.columns[0])), None)
+    if found is not None:
+        raise UsageError(
+            f"{where}: the first line, {first.columns[0]!r}, has {found!r} between its cells (expected "
+            f"{builder.config.sep!r}; a file with tabs has to be named .tsv)"
+        )
     if builder.config.index_col is None and not isinstance(first.index, pd.RangeIndex):
         raise UsageError(
             f"{where}: row 0 has more cells than the first line names columns "

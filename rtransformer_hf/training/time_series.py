@@ -272,7 +272,8 @@ def numbers(cells: pd.Series, where: str, column: str) -> np.ndarray:
         row = int(is_wrong.argmax())
         raise UsageError(
             f"{where}: column {column!r} holds {str(cells.iloc[row])!r} in row {row} (from 0), and no number in "
-            f"{is_wrong.sum()} rows in all (expected numbers, and empty cells for missing values)"
+            f"{is_wrong.sum()} rows in all (expected numbers such as 1234.5, and empty cells for missing "
+            "values)"
         )
     return values
 
@@ -547,7 +548,8 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
         as_numbers = pd.to_numeric(cells, errors="coerce")
         if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
             return as_numbers.to_numpy(dtype=np.float64)
-        dates = pd.to_datetime(cells, errors="coerce", format="mixed", utc=True)
+        day_first = is_day_first(cells.astype(str), where, column)
+        dates = pd.to_datetime(cells, errors="coerce", format="mixed", utc=True, dayfirst=day_first)
     is_wrong = dates.isna().to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
@@ -556,6 +558,36 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
             "such as 2026-11-27 or 2026-11-27 14:00, or numbers)"
         )
     return pd.DatetimeIndex(dates).tz_localize(None).to_numpy().astype("datetime64[ns]")
+
+
+def is_day_first(cells: pd.Series, where: str, column: str) -> bool:
+    """
+    Whether dates such as 03/04/2026 begin with the day. Numbers above 12 tell, and dots, and a day that is the same in
+    all years.
+
+    Raises:
+        UsageError: nothing tells, or dates of one column contradict each other.
+    """
+    parts = cells.str.extract(r"^\s*(\d{1,2})([./-])(\d{1,2})[./-](\d{4})").dropna()
+    if parts.empty:
+        return False
+    first, second = parts[0].astype(int), parts[2].astype(int)
+    says_day, says_month = first > 12, second > 12
+    example = f"{where}: column {column!r} holds {cells[parts.index[0]]!r} in row {parts.index[0]} (from 0)"
+    if says_day.any() and says_month.any():
+        rows = sorted((says_day.idxmax(), says_month.idxmax()))
+        raise UsageError(
+            f"{where}: column {column!r} holds {cells[rows[0]]!r} in row {rows[0]} and {cells[rows[1]]!r} in row "
+            f"{rows[1]} (from 0): the day first in one, the month in the other (expected such as 2026-11-27)"
+        )
+    if says_day.any() or says_month.any():
+        return bool(says_day.any())
+    if (parts[1] == ".").all() or (first == second).all():
+        return True
+    varies = first.nunique() > 1, second.nunique() > 1
+    if parts[3].nunique() > 1 and not all(varies):
+        return not varies[0]
+    raise UsageError(f"{example}, which may begin with the day or the month (expected such as 2026-11-27)")
 
 
 @dataclass
