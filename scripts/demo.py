@@ -143,8 +143,6 @@ SPACE_REQUIREMENTS = (
     "pillow",
     "pretty-midi",
     "scipy",
-    "evaluate",
-    "scikit-learn",
     "seqeval",
 )
 

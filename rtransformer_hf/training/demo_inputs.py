@@ -18,9 +18,8 @@ from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, Pre
 from .errors import UsageError
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
-from .sequence_classification import listed
-from .time_series import Series, TimeSeriesArguments, load_series
-from .token_classification import are_spans
+from .span_tags import are_spans
+from .time_series import Series, TimeSeriesArguments, listed, load_series
 
 MAX_PROMPT = 2000  # characters, as of every text
 MAX_TOKENS = 1 << 20  # more than MAX_PROMPT characters have: tokenizers without a limit state a larger one

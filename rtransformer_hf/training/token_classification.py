@@ -35,12 +35,12 @@ from .flags import positive_integer
 from .metric_modules import compute_metric
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
 from .sequence_classification import INTEGER, listed, logits_alone
+from .span_tags import SPAN_TAG, are_spans
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "ForTokenClassification"
 NO_LABEL = LabelSmoother.ignore_index
-SPAN_TAG = re.compile(r"O|[BIESLUM]-.+")
 DOCUMENT_START = "-DOCSTART-"  # a line of CoNLL-2003 that is no word
 CONLLU_ID = re.compile(r"\d+(-\d+|\.\d+)?")  # of a word, of a range of words, of an empty node
 
@@ -322,11 +322,6 @@ def make_label2id(rows: datasets.Dataset, args: TaggingArguments) -> dict[str, i
     if len(names) < 2:
         raise UsageError(f"{args.source('train')} holds a single tag, {names[0]!r} (expected at least two)")
     return {name: index for index, name in enumerate(names)}
-
-
-def are_spans(label2id: Iterable[str]) -> bool:
-    """Whether tags mark spans of words (B-PER, I-PER, O), and are not of single words (NOUN, VERB)."""
-    return all(map(SPAN_TAG.fullmatch, label2id)) and set(label2id) != {"O"}
 
 
 def log_tags_beside_spans(rows: datasets.Dataset, label2id: dict[str, int], args: TaggingArguments):
