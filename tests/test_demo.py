@@ -248,6 +248,15 @@ def test_a_table_is_forecast(tmp_path):
     ]:
         with pytest.raises(UsageError, match=message):
             demo_inputs.read_series(file and str(tmp_path / file), settings, *columns)
+    text = (tmp_path / "new.csv").read_text()
+    (tmp_path / "semicolons.csv").write_text(text.replace(",", ";").replace(".", ","))
+    with pytest.raises(UsageError, match=r"^semicolons\.csv: the first line, .* has ';' between its cells"):
+        demo_inputs.read_series(str(tmp_path / "semicolons.csv"), settings, "Date", "Passengers")
+    odd = "".join(f"{line},\r\n" for line in text.splitlines()[:4])  # with a mark, an empty column and three rows
+    (tmp_path / "odd.csv").write_text(f"\ufeff{odd}", newline="", encoding="utf-8")
+    (series,) = demo_inputs.read_series(str(tmp_path / "odd.csv"), settings, "Date", "Passengers")
+    assert np.isfinite(forecast_ahead(model, extractor, series, 12, 3, generator(0))).all()
+
     (series,) = demo_inputs.read_series(str(tmp_path / "new.csv"), settings, "", "Passengers")
     with pytest.raises(UsageError, match="no time stamps"):
         forecast_ahead(model, extractor, series, 12, 3)

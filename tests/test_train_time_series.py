@@ -423,6 +423,31 @@ def test_series_to_classify_in_every_layout(folder):
         assert [part.labels for part in series] == labels
 
 
+def test_steps_of_a_wide_table_are_in_order(folder):
+    values = pd.DataFrame(np.arange(24.0).reshape(2, 12), columns=[f"t{step}" for step in range(12)])
+    values.insert(0, "label", ["a", "b"])
+    settings = {"train_file": ["wide.csv"], "layout": "wide", "task": "classify"}
+    for columns in (values.columns, ["label", *values.columns[:0:-1]]):
+        values[columns].to_csv("wide.csv", index=False)
+        assert len(read(**settings)) == 2
+    values[sorted(values.columns)].to_csv("wide.csv", index=False)
+    with pytest.raises(
+        UsageError, match=r"--layout wide: .*wide\.csv has the column 't2' after 't11' \(expected a col"
+    ):
+        read(**settings)
+
+
+def test_static_covariates_tell_series_apart(folder):
+    sales(price=[1.0] * 40 + [3.0] * 40).to_csv("sales.csv", index=False)
+    args = TimeSeriesArguments(
+        train_file=["sales.csv"], id_column="shop", target_columns=["sold"], covariate_columns=["price"], horizon=3
+    )
+    series = load_series(args)
+    setting = ForecastSetting.of(args, series)
+    windows = make_windows(args, normalised_series(series, fit_forecast_extractor(series, setting)), setting)["test"]
+    assert [windows[index]["future_values"][:, 1].tolist() for index in (0, 1)] == [[-1, -1, -1], [1, 1, 1]]
+
+
 @pytest.mark.parametrize(
     "times, season",
     [

@@ -2,6 +2,7 @@
 """Time series from files: tables in long or wide layout, lists in cells, or arrays, checked cell by cell."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -343,6 +344,7 @@ def read_wide_rows(
     args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, targets: list[str]
 ) -> list[Series]:
     """A row a series, to classify; missing cells at its end make it shorter."""
+    check_order(where, targets)
     labels = read_labels(args, frame[args.label_column], where)
     names = frame.index if args.id_column is None else frame[args.id_column]
     series = []
@@ -355,6 +357,23 @@ def read_wide_rows(
         steps = steps[: np.flatnonzero(is_there)[-1] + 1]
         series.append(Series(str(name), steps[:, None], where, np.full(len(steps), row), ["value"], labels[row]))
     return series
+
+
+def check_order(where: str, columns: Sequence[str]):
+    """
+    Raises:
+        UsageError: columns are numbered, but neither upwards nor downwards, as where a tool has sorted their names.
+    """
+    numbered = [re.fullmatch(r"(.*?)(\d+)", column) for column in columns]
+    if None in numbered or len({found[1] for found in numbered}) > 1:
+        return
+    gaps = np.diff([int(found[2]) for found in numbered])
+    if (gaps > 0).any() and (gaps < 0).any():
+        index = int(((gaps > 0) != (gaps[0] > 0)).argmax())
+        raise UsageError(
+            f"--layout wide: {where} has the column {columns[index + 1]!r} after {columns[index]!r} (expected the "
+            "steps in order)"
+        )
 
 
 def read_lists(args: TimeSeriesArguments, where: str, frame: pd.DataFrame, targets: list[str]) -> list[Series]:
