@@ -16,7 +16,12 @@ import pytest
 import torch
 from transformers import pipeline
 
-from rtransformer_hf import RTransformerConfig, RTransformerForTokenClassification, RTransformerImageProcessor
+from rtransformer_hf import (
+    RTransformerConfig,
+    RTransformerForSequenceClassification,
+    RTransformerForTokenClassification,
+    RTransformerImageProcessor,
+)
 from rtransformer_hf.training import checkpoints, demo_drawing, demo_inputs, demo_page, generation
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.forecasting import forecast_ahead
@@ -367,8 +372,16 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         checkpoints.load_text_classifier(DIGIT_MODEL)
     shutil.copytree(DIGIT_MODEL, tmp_path / "permuted")
     RTransformerImageProcessor(permutation_seed=3).save_pretrained(tmp_path / "permuted")
-    with pytest.raises(UsageError, match=r"permutation_seed are \(1, 10, 3\)"):
+    with pytest.raises(UsageError, match=r"permutation_seed are \(1, 10, True, 3\)"):
         checkpoints.load_digit_classifier(str(tmp_path / "permuted"))
+    # A drawing's answer is shown after each pixel, which a model that reads ahead does not have.
+    sizes = {"input_size": 1, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": 10}
+    RTransformerForSequenceClassification(RTransformerConfig(**sizes, is_causal=False)).save_pretrained(
+        tmp_path / "both"
+    )
+    RTransformerImageProcessor().save_pretrained(tmp_path / "both")
+    with pytest.raises(UsageError, match=r"is_causal and permutation_seed are \(1, 10, False, None\)"):
+        checkpoints.load_digit_classifier(str(tmp_path / "both"))
 
 
 def test_bad_flags(tmp_path, capsys):

@@ -80,19 +80,20 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
 
 def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """
-    A classifier of handwritten digits that reads their grey pixels row by row, on the accelerator if there is one, and
-    its image processor.
+    A causal classifier of handwritten digits that reads their grey pixels row by row, on the accelerator if there is
+    one, and its image processor.
 
     Raises:
         UsageError: there is no such checkpoint, or it holds something else.
     """
-    expected = f"a classifier of {NUM_DIGITS} digits that reads grey pixels row by row, with its image processor"
+    expected = f"a causal classifier of {NUM_DIGITS} digits, reading grey pixels row by row, with its image processor"
     with open_checkpoint(checkpoint, expected, "RTransformerForSequenceClassification"):
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(default_device())
         processor = AutoImageProcessor.from_pretrained(checkpoint)
-        found = (model.config.input_size, model.config.num_labels, getattr(processor, "permutation_seed", None))
-        if found != (1, NUM_DIGITS, None):
-            raise ValueError(f"its input_size, num_labels and permutation_seed are {found}")
+        config, permutation_seed = model.config, getattr(processor, "permutation_seed", None)
+        found = (config.input_size, config.num_labels, config.is_causal, permutation_seed)
+        if found != (1, NUM_DIGITS, True, None):
+            raise ValueError(f"its input_size, num_labels, is_causal and permutation_seed are {found}")
         return model, processor
 
 
