@@ -19,5 +19,6 @@ if [ $# -eq 0 ]; then
         .venv/bin/python -m pip install -q --no-deps --target "$oldest" -r scripts/constraints-oldest.txt
         cp scripts/constraints-oldest.txt "$oldest/installed"
     fi
-    PYTHONPATH=$oldest .venv/bin/python -m pytest -n 2 tests/test_modeling_rtransformer.py tests/test_cache_rtransformer.py
+    PYTHONPATH=$oldest .venv/bin/python -m pytest -n 2 tests/test_modeling_rtransformer.py tests/test_cache_rtransformer.py \
+        tests/test_both_directions.py
 fi

@@ -217,6 +217,15 @@ def test_gradient_checkpointing_changes_nothing(make_model):
 
 
 @torch.no_grad()
+def test_dense_weights_are_compressed(make_model):
+    """With a single block, a Monarch matrix holds any dense one."""
+    model = make_model(RTransformerForTokenClassification)
+    compressed = RTransformerForTokenClassification.from_dense(model, num_monarch_blocks=1, include_local_rnn=True)
+    _, input_ids = make_input(model)
+    assert_equal(compressed(input_ids).logits, model(input_ids).logits)
+
+
+@torch.no_grad()
 def test_compiled_and_exported(make_model):
     model = make_model(RTransformerForSequenceClassification, num_hidden_layers=1, local_window_size=2)
     _, input_ids = make_input(model)

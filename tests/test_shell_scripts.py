@@ -138,7 +138,8 @@ def test_ci_runs_the_linter_and_the_tests(repository, tmp_path):
         "-m ruff check .",
         "-m ruff format --check .",
         "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
-        "-m pytest -n 2 tests/test_modeling_rtransformer.py tests/test_cache_rtransformer.py",
+        "-m pytest -n 2 tests/test_modeling_rtransformer.py tests/test_cache_rtransformer.py "
+        "tests/test_both_directions.py",
     ]
 
 
