@@ -26,8 +26,8 @@ from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
 from rtransformer_hf.training.model_arguments import (
-    CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
+    PRETRAINED_ARCHITECTURES,
     ArchitectureArguments,
     ClassifierModelArguments,
     fit_vocabulary,
@@ -237,7 +237,7 @@ def make_classifier(
         model_args,
         RTransformerForSequenceClassification,
         AutoModelForSequenceClassification,
-        architectures=(ARCHITECTURE, *CAUSAL_LM_ARCHITECTURES, "Model"),
+        architectures=(ARCHITECTURE, *PRETRAINED_ARCHITECTURES),
         head=head,
         **settings,
     )

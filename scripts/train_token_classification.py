@@ -22,8 +22,8 @@ from rtransformer_hf.training.architectures import check_context, check_labels_o
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import (
-    CAUSAL_LM_ARCHITECTURES,
     NEW_MODEL,
+    PRETRAINED_ARCHITECTURES,
     ArchitectureArguments,
     ClassifierModelArguments,
     fit_vocabulary,
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None):
             model_args,
             RTransformerForTokenClassification,
             AutoModelForTokenClassification,
-            architectures=(ARCHITECTURE, *CAUSAL_LM_ARCHITECTURES, "Model"),
+            architectures=(ARCHITECTURE, *PRETRAINED_ARCHITECTURES),
             head=label_head(label2id),
             **vocabulary_settings(tokenizer),
         )

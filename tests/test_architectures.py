@@ -16,7 +16,7 @@ import train_sequence_classification
 import train_token_classification
 from conftest import write_texts
 from test_train_causal_lm import plain_loop_nats
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM, BertForTokenClassification, pipeline
 
 from rtransformer_hf import RTransformerForCausalLM
 from rtransformer_hf.training.architectures import check_causal_lm
@@ -156,6 +156,15 @@ def test_an_architecture_tags(folder, capsys):
     more["max_steps"] = 22
     train_token_classification.main([*sizes, *flags(**{**TRAINING, **more})])
     assert json.loads(Path("out/trainer_state.json").read_text())["global_step"] == 22
+
+    # Layers that were pretrained by filling in words get a head.
+    masked = BertForMaskedLM.from_pretrained("out")
+    masked.save_pretrained("masked")
+    AutoTokenizer.from_pretrained("out").save_pretrained("masked")
+    more |= {"model_name_or_path": "masked", "max_steps": 1, "learning_rate": 0, "output_dir": "further"}
+    train_token_classification.main(flags(**{**TRAINING, **more}))
+    tagger = BertForTokenClassification.from_pretrained("further")
+    torch.testing.assert_close(tagger.bert.encoder.state_dict(), masked.bert.encoder.state_dict())
 
 
 @pytest.mark.parametrize(

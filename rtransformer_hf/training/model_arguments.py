@@ -24,6 +24,8 @@ NEW_MODEL = {
 }
 EVALUATION_FILE = "evaluation.json"  # beside a model: how scripts/evaluate_checkpoint.py reads the data
 CAUSAL_LM_ARCHITECTURES = ("ForCausalLM", "LMHeadModel")
+# Models whose layers can get a new head, to label texts.
+PRETRAINED_ARCHITECTURES = (*CAUSAL_LM_ARCHITECTURES, "ForMaskedLM", "ForPreTraining", "Model")
 
 
 @dataclass
