@@ -320,6 +320,8 @@ def test_each_step_is_labelled(folder, flags, capsys):
     assert results["test_macro_f1"] == pytest.approx(expected["macro_f1"])
     evaluate_checkpoint.main(["out", "--data", "test.csv"])
     assert json.loads(capsys.readouterr().out)["accuracy"] == results["test_accuracy"]
+    evaluate_checkpoint.main(["out", "--data", "train.csv", "--validation_fraction", "0.1"])
+    assert json.loads(capsys.readouterr().out)["accuracy"] == results["eval_accuracy"]
 
 
 @pytest.mark.parametrize("task", ["classify", "label_each_step"])

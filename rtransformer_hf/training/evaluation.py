@@ -51,6 +51,7 @@ from .run import EVALUATION_FILE
 from .series_labels import (
     DataCollatorForInputValues,
     LabeledSeries,
+    hold_out,
     make_label_metrics,
 )
 from .series_trainers import ForecastingTrainer, LabelingTrainer, make_forecast_metrics
@@ -274,6 +275,9 @@ def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
 def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     data_args = SeriesData(**place(args, override(settings, args, "label_column")))
     series = load_series(data_args)
+    if getattr(args, "validation_fraction", None) is not None:
+        data_args.validation_fraction = args.validation_fraction
+        series = hold_out(data_args, {"train": series})["validation"]
     is_whole = data_args.task == "classify"
     model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
     extractor = extractor_of(args, data_args, series)
@@ -360,10 +364,10 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     if getattr(args, "context_length", None) is not None and load is not language_model:
         given = f"--context_length {args.context_length}"
         raise UsageError(f"{given}: {args.checkpoint} holds {architecture} (expected a language model)")
-    if getattr(args, "validation_fraction", None) is not None and load not in (classifier, tagger):
+    if getattr(args, "validation_fraction", None) is not None and load not in (classifier, tagger, series_labeler):
         raise UsageError(
             f"--validation_fraction {args.validation_fraction}: {args.checkpoint} holds {architecture} (expected a "
-            "classifier of texts or images, or a tagger)"
+            "classifier of texts, images or series, or a tagger)"
         )
     if args.skip_unreadable and load is not music_model:
         raise UsageError(f"--skip_unreadable: {args.checkpoint} holds {architecture} (expected a music model)")
