@@ -110,7 +110,8 @@ def music(hub, data):
     hub.requests.clear()
     script = ("--nproc_per_node", "2", str(ROOT / "scripts" / "train_polyphonic_music.py"), "short.yaml")
     flags = ("--data", "tunes.mat", "--output_dir", "music", "--use_cpu", "--push_to_hub", "--hub_revision", "draft")
-    process = Machine(data, hub).run("-m", "torch.distributed.run", *script, *flags, token=WRITES)
+    monarch = ("--projection_type", "monarch", "--local_rnn_num_heads", "2")
+    process = Machine(data, hub).run("-m", "torch.distributed.run", *script, *flags, *monarch, token=WRITES)
     assert process.returncode == 0, process.stderr
     return data / "music"
 
@@ -284,7 +285,7 @@ assert not HfApi().repo_exists("anna/pixels", token=False), "it is private"
 def test_a_push_that_fails_leaves_the_work_whole(music, forecaster, hub, machine):
     """The line is cut while the commit goes up; once the Hub answers again, another push completes."""
     hub.faults.append(Fault("POST", "/commit/"))
-    pictures = ("--train_file", "pictures.parquet", "--image_column", "image")
+    pictures = ("--train_file", "pictures.parquet", "--image_column", "image", "--projection_type", "butterfly")
     repository = ("--hub_model_id", "anna/pixels", "--hub_private_repo", "true")
     flags = (*repository, "--bidirectional", "--output_dir", "pixels")
     process = machine.train(
