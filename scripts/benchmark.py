@@ -22,7 +22,8 @@ that noise of the machine meets all alike; a time is the median of the rounds.
 
 Memory is that of a later call, not the first, above what the model and its batch hold. `saved_bytes` is what autograd
 keeps for the backward pass, without parameters; each storage counts once. `peak_bytes` is the most that PyTorch has
-allocated at a time. (The resident size says less, since the C library keeps freed memory.)
+allocated at a time. (The resident size says less, since the C library keeps freed memory.) `file_bytes` are those of
+the weights in a file, in the dtype that the model was measured with.
 
 `mfu`, the model FLOPs utilisation, is the fewest operations that the task needs over the time, divided by the rate of
 the matrix product. Those operations: K products of (tokens, d) x (d, gates * d) for each LocalRNN with a window of K,
@@ -226,10 +227,9 @@ def format_table(rows: list[dict]) -> str:
         "seconds": ("ms", lambda seconds: f"{seconds * 1e3:.3f}"),
         "tokens_per_second": ("tokens/s", "{:,.0f}".format),
         **{name: (header, "{:.2f}".format) for name, header in ratios.items()},
-        "saved_bytes": ("saved MB", lambda size: f"{size / 1e6:,.1f}"),
-        "saved_bytes_ratio_to_published": ("of published", "{:.2f}".format),
-        "peak_bytes": ("peak MB", lambda size: f"{size / 1e6:,.1f}"),
-        "peak_bytes_ratio_to_published": ("of published", "{:.2f}".format),
+        **size_columns("saved_bytes", "saved MB", rows[0]),
+        **size_columns("peak_bytes", "peak MB", rows[0]),
+        **size_columns("file_bytes", "file MB", rows[0]),
         "mfu": ("MFU", "{:.1%}".format),
         "note": ("note", str),
     }
@@ -238,6 +238,15 @@ def format_table(rows: list[dict]) -> str:
     for row in rows:
         lines.append(["" if row[name] is None else form(row[name]) for name, (_, form) in columns.items()])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def size_columns(name: str, header: str, row: dict) -> dict[str, tuple]:
+    """Columns for a size, and for its ratios to those of other models."""
+    ratios = {key: f"of {key.removeprefix(f'{name}_ratio_to_')}" for key in row if key.startswith(f"{name}_ratio")}
+    return {
+        name: (header, lambda size: f"{size / 1e6:,.3f}" if size < 1e5 else f"{size / 1e6:,.1f}"),
+        **{key: (ratio, "{:.2f}".format) for key, ratio in ratios.items()},
+    }
 
 
 def plot(rows: list[dict]) -> "Figure":

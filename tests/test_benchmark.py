@@ -170,7 +170,7 @@ def test_generate(tmp_path):
     assert {(row["batch_size"], row["length"]) for row in rows} == {(1, 3), (1, 6)}
 
 
-def test_linear(tmp_path):
+def test_linear(tmp_path, capsys):
     rows = run(tmp_path, "linear", "--hidden_sizes", "8", "256", "--rows", "4")
     names = [(row["config"], row["phase"], row["model"]) for row in rows]
     kinds = ("dense", "butterfly", "monarch")
@@ -180,7 +180,26 @@ def test_linear(tmp_path):
     parameters = {(row["config"], row["model"]): row["parameters"] for row in rows}
     assert parameters["d 256", "dense"] == 257 * 1024
     assert parameters["d 256", "butterfly"] < parameters["d 256", "monarch"] < parameters["d 256", "dense"]
-    assert all(row["speed_ratio_to_dense"] == 1 for row in rows if row["model"] == "dense")
+    kinds = ("speed", "peak_bytes", "file_bytes")
+    assert all(row[f"{kind}_ratio_to_dense"] == 1 for row in rows for kind in kinds if row["model"] == "dense")
+    for row in rows:
+        assert row["file_bytes"] == 4 * row["parameters"]
+        assert (row["saved_bytes_ratio_to_dense"] is not None) == (row["phase"] == "step")
+    table = capsys.readouterr().out
+    assert "x dense" in table and "file MB | of dense" in table and "peak MB | of dense" in table
+
+
+def test_decoding_with_structured_weights(tmp_path):
+    structures = ("butterfly", "monarch", "heads_2")
+    flags = ("--configs", "tiny_text", "--contexts", "3", "--no-peers", "--structures", *structures)
+    rows = run(tmp_path, "generate", *flags)
+    check_rows(rows, ["ours", *structures, "published"], ["prefill", "token"])
+    times = {(row["phase"], row["model"]): row["seconds"] for row in rows}
+    sizes = {row["model"]: row["file_bytes"] for row in rows}
+    for row in rows:
+        assert math.isclose(row["speed_ratio_to_ours"], times[row["phase"], "ours"] / row["seconds"])
+        assert math.isclose(row["file_bytes_ratio_to_ours"], row["file_bytes"] / sizes["ours"])
+    assert sizes["monarch"] < sizes["heads_2"] < sizes["ours"]
 
 
 def test_structures_can_be_measured_too():

@@ -309,11 +309,18 @@ def measure(args: argparse.Namespace, config_name: str, setting: Setting) -> lis
     matmul_rate = 2 * MATMUL_SIZE[args.device] ** 3 / seconds["matmul"]
     flops = min_flops(args.command, setting)
 
+    def sizes_of(name: str, phase_name: str) -> dict[str, int | None]:
+        in_memory = memory.get(name, {}).get(phase_name, {"saved_bytes": None, "peak_bytes": None})
+        return {**in_memory, "file_bytes": file_bytes(models[name][0]) if name in models else None}
+
+    references = ["dense"] if args.command == "linear" else ["published"]
+    if getattr(args, "structures", ()):
+        references.append("ours")
+
     rows = []
     for phase_name, name in itertools.product(PHASES[args.command], model_names(args)):
         time = seconds.get((name, phase_name))
-        own_memory = memory.get(name, {}).get(phase_name, {"saved_bytes": None, "peak_bytes": None})
-        published_memory = memory.get("published", {}).get(phase_name, {})
+        sizes = {other: sizes_of(other, phase_name) for other in (name, *references)}
         row = {
             "config": config_name,
             "batch_size": setting.batch_size,
@@ -325,7 +332,7 @@ def measure(args: argparse.Namespace, config_name: str, setting: Setting) -> lis
             "seconds": time,
             "tokens_per_second": None,
             "mfu": None,
-            **own_memory,
+            **sizes[name],
             "matmul_flops_per_second": matmul_rate,
             "copy_bytes_per_second": 2 * COPY_SIZE / seconds["copy"],
             "note": notes.get(name),
@@ -335,12 +342,18 @@ def measure(args: argparse.Namespace, config_name: str, setting: Setting) -> lis
             row["tokens_per_second"] = phases[name, phase_name].tokens / time
         if name not in PEERS:
             row["mfu"] = ratio(ratio(flops.get(phase_name), time), matmul_rate)
-        for other in ("dense",) if args.command == "linear" else ("published", *getattr(args, "peers", ())):
+        for other in (*references, *getattr(args, "peers", ())):
             row[f"speed_ratio_to_{other}"] = ratio(seconds.get((other, phase_name)), time)
-        for kind in own_memory:
-            row[f"{kind}_ratio_to_published"] = ratio(own_memory[kind], published_memory.get(kind))
+        for kind, other in itertools.product(sizes[name], references):
+            row[f"{kind}_ratio_to_{other}"] = ratio(sizes[name][kind], sizes[other][kind])
         rows.append(row)
     return rows
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Of the weights in a file, where tied ones are stored once."""
+    weights = {weight.data_ptr(): weight.nbytes for weight in model.state_dict().values()}
+    return sum(weights.values())
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
