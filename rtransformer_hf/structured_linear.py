@@ -41,11 +41,13 @@ def merge_levels(levels: torch.Tensor) -> torch.Tensor:
         (size, size, batch)
     """
     num_levels, _, _, num_pairs, batch = levels.shape
-    merged = levels.new_ones(1, 1, 1, batch) if num_levels == 0 else levels[0]  # (to, from, bits above, batch)
-    for level in range(1, num_levels):
+    if num_levels == 0:
+        return levels.new_ones(1, 1, batch)
+    merged, *factors = levels.unbind()  # (to, from, bits above, batch)
+    for level, factor in enumerate(factors, start=1):
         below, above = 2**level, num_pairs // 2**level
         # (to, to below, from, from below, bits above, batch)
-        factor = levels[level].view(2, 2, above, below, batch).permute(0, 3, 1, 2, 4)[:, :, :, None]
+        factor = factor.view(2, 2, above, below, batch).permute(0, 3, 1, 2, 4)[:, :, :, None]
         merged = merged.view(below, below, above, 2, batch).permute(0, 3, 1, 2, 4)
         merged = (factor * merged).reshape(2 * below, 2 * below, above, batch)
     return merged.flatten(2)
@@ -68,15 +70,17 @@ def butterfly_factors(twiddle: torch.Tensor) -> list[torch.Tensor]:
     num_low = num_levels // 2
     low_size, high_size = 2**num_low, 2 ** (num_levels - num_low)
     # A block of decreasing stride, transposed, has increasing stride, with transposed matrices in reverse order.
-    increasing = twiddle[:, 0::2].permute(2, 4, 5, 3, 1, 0)
-    decreasing = twiddle[:, 1::2].flip(2).permute(2, 5, 4, 3, 1, 0)
-    levels = torch.cat([increasing, decreasing], dim=4)  # (levels, 2, 2, n / 2, blocks, stacks)
-    low_levels = levels[:num_low].reshape(num_low, 2, 2, high_size, low_size // 2, num_blocks * stacks)
+    blocks = twiddle.unbind(1)  # not indexed: the gradient of a part is a copy into zeros of the whole
+    increasing = [block.permute(1, 3, 4, 2, 0) for block in blocks[0::2]]
+    decreasing = [block.flip(1).permute(1, 4, 3, 2, 0) for block in blocks[1::2]]
+    levels = torch.stack(increasing + decreasing, dim=4)  # (levels, 2, 2, n / 2, blocks, stacks)
+    low_levels, high_levels = levels.split([num_low, num_levels - num_low])
+    low_levels = low_levels.reshape(num_low, 2, 2, high_size, low_size // 2, num_blocks * stacks)
     low_levels = low_levels.transpose(3, 4).reshape(num_low, 2, 2, low_size // 2, high_size * num_blocks * stacks)
-    high_levels = levels[num_low:].reshape(num_levels - num_low, 2, 2, high_size // 2, low_size * num_blocks * stacks)
+    high_levels = high_levels.reshape(num_levels - num_low, 2, 2, high_size // 2, low_size * num_blocks * stacks)
     low = merge_levels(low_levels).view(low_size, low_size, high_size, num_blocks, stacks)
     high = merge_levels(high_levels).view(high_size, high_size, low_size, num_blocks, stacks)
-    low, high = (half.permute(3, 4, 2, 0, 1).contiguous() for half in (low, high))
+    low, high = (half.permute(3, 4, 2, 0, 1).contiguous().unbind() for half in (low, high))
 
     chain: list[torch.Tensor] = []
     for block in range(num_blocks):
@@ -242,7 +246,9 @@ class RTransformerButterflyLinear(StructuredLinear):
 
     def compute_matrix(self, twiddle: torch.Tensor) -> torch.Tensor:
         factors = butterfly_factors(twiddle.to(torch.promote_types(twiddle.dtype, torch.float32)))
-        return butterfly_matrix(factors)[: self.out_features, : self.in_features].to(twiddle.dtype)
+        matrix = butterfly_matrix(factors).to(twiddle.dtype)
+        size = (self.out_features, self.in_features)
+        return matrix if matrix.shape == size else matrix[: self.out_features, : self.in_features]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_blocks={self.num_blocks}"
