@@ -467,8 +467,12 @@ class LocalRNNProjections(nn.Module):
 
         def project_state(state: torch.Tensor) -> torch.Tensor:
             gates = project(state, (self.input_size, 0))
-            bias = self.gates_proj.bias  # only added once, with the input
-            return gates if bias is None else gates - self.in_order_of_cell(bias).to(gates.dtype)
+            if self.gates_proj.bias is None:
+                return gates
+            # The bias is only added once, with the input. A modified layer may have another, or have it on disk.
+            if is_unmodified(self.gates_proj):
+                return gates - self.in_order_of_cell(self.gates_proj.bias).to(gates.dtype)
+            return gates - project(torch.zeros_like(state[:1, :1]), (self.input_size, 0))
 
         return {"input_proj": partial(project, padding=(0, self.state_size)), "recurrent_proj": project_state}
 

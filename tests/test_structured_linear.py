@@ -365,6 +365,20 @@ def test_checkpoints(structure, initializer_range, tmp_path):
     assert all(getattr(loaded.config, name) == value for name, value in STRUCTURES[structure].items())
 
 
+@torch.no_grad()
+def test_layers_on_disk(model, tmp_path):
+    """Accelerate loads the weights of a layer for its forward pass alone."""
+    model.save_pretrained(tmp_path)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.layers.0": "cpu"}
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map={**places, "model.layers.1": "disk"}, offload_folder=tmp_path / "offloaded"
+    )
+    ids = torch.randint(3, 30, (2, 6))
+    torch.testing.assert_close(offloaded(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+    settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(offloaded.generate(ids, **settings), model.generate(ids, **settings))
+
+
 def test_compiled(model):
     torch.compiler.reset()
     ids = torch.randint(3, 30, (2, 6))
