@@ -793,11 +793,12 @@ def check_best_metric(metric: str | None, rows: datasets.Dataset, problem_type: 
     Raises:
         UsageError: the metric is not defined on these labels, whatever the model says.
     """
-    labels = np.array(rows.with_format("arrow")[:]["labels"].to_pylist())
-    differ = (labels != labels[0]).any(axis=0)  # of several labels, those that some rows have and others have not
-    needs = {"regression": ("r2", "spearman")}.get(problem_type, ("auroc",))
     name = (metric or "").removeprefix("eval_")
-    if name in needs and not differ.any():
+    if name not in {"regression": ("r2", "spearman")}.get(problem_type, ("auroc",)):
+        return
+    labels = np.array(rows.select_columns("labels").with_format("arrow")[:]["labels"].to_pylist())
+    differ = (labels != labels[0]).any(axis=0)  # of several labels, those that some rows have and others have not
+    if not differ.any():
         raise UsageError(
             f"--metric_for_best_model {metric}: {name} is not defined where all labels are the same, as those of "
             f"{where} are (expected other validation data, or another metric)"
