@@ -253,6 +253,13 @@ def test_a_table_is_forecast(tmp_path):
     ]:
         with pytest.raises(UsageError, match=message):
             demo_inputs.read_series(file and str(tmp_path / file), settings, *columns)
+    assert demo_inputs.season_notes([series], settings["season_length"]) == []
+    days = "".join(f"2026-01-{day:02},{day}\n" for day in range(1, 15))
+    (tmp_path / "days.csv").write_text(f"Date,Passengers\n{days}")
+    daily = demo_inputs.read_series(str(tmp_path / "days.csv"), settings, "Date", "Passengers")
+    (note,) = demo_inputs.season_notes(daily, settings["season_length"])
+    assert "seasons of 7 steps; this model has learnt seasons of 12" in note
+
     text = (tmp_path / "new.csv").read_text()
     (tmp_path / "semicolons.csv").write_text(text.replace(",", ";").replace(".", ","))
     with pytest.raises(UsageError, match=r"^semicolons\.csv: the first line, .* has ';' between its cells"):

@@ -284,3 +284,14 @@ def read_series(csv_file: str | None, settings: dict, time_column: str, target_c
         return load_series(TimeSeriesArguments(train_file=[csv_file], **kept, **columns))[:MAX_SERIES]
     except UsageError as error:
         raise UsageError(str(error).replace(f"--train_file {csv_file}", Path(csv_file).name)) from error
+
+
+def season_notes(series: list[Series], season_length: int) -> list[str]:
+    """Notes for the visitor on series whose spacing mostly goes with another season than the model's."""
+    found = {part.spacing for part in series if part.spacing is not None}
+    return [
+        f"Steps {spacing} apart mostly have seasons of {spacing.season_length} steps; this model has learnt "
+        f"seasons of {season_length}."
+        for spacing in found
+        if spacing.season_length not in (1, season_length)
+    ]

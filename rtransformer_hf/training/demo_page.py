@@ -43,6 +43,7 @@ from .demo_inputs import (
     read_prompt,
     read_series,
     read_tune,
+    season_notes,
     tag_text,
 )
 from .errors import UsageError
@@ -249,6 +250,8 @@ def forecast_tab(checkpoint: str):
             gr.Warning(str(error))
             yield gr.skip(), None
             return
+        for note in season_notes(series, settings["season_length"]):
+            gr.Warning(note)
         with tempfile.TemporaryDirectory() as folder:  # Gradio has a copy when it asks for what comes next
             table = f"{folder}/forecast.csv"
             write_forecasts(table, series, quantiles)

@@ -609,7 +609,7 @@ def is_day_first(cells: pd.Series, where: str, column: str) -> bool:
     raise UsageError(f"{example}, which may begin with the day or the month (expected such as 2026-11-27)")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Spacing:
     """How far apart time stamps are: `size` units, "month", "business day", "nanosecond" or "number"."""
 
@@ -695,7 +695,7 @@ class Spacing:
 
     def __str__(self) -> str:
         if self.unit == "nanosecond":
-            return str(pd.Timedelta(self.size, unit="ns"))
+            return str(pd.Timedelta(self.size, unit="ns")).removesuffix(" 00:00:00")
         return f"{self.size:g} {self.unit}{'s' if self.size != 1 else ''}".replace(" number", "")
 
 
