@@ -160,13 +160,15 @@ class StructuredLinear(nn.Module):
             return compute(*weights)
         # FSDP gathers weights without changing their version.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        version = None if is_distributed else version_of(weights)
+        # Nor is anything kept of a layer that Accelerate loads for its forward pass alone.
+        version = version_of(weights) if is_unmodified(self) and not is_distributed else None
         if self.training or torch.is_grad_enabled() or version is None:
             vars(self).pop("_kept", None)
             return compute(*weights)
         kept = vars(self).setdefault("_kept", {})
-        if kept.get(name, (None, None))[0] != version:
-            kept[name] = (version, compute(*weights))
+        if name not in kept or kept[name][0] != version:
+            # The weights' memory is held, so that no others can come to have its address.
+            kept[name] = (version, compute(*weights), [weight.detach() for weight in weights])
         return kept[name][1]
 
     def __getstate__(self) -> dict:

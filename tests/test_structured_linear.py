@@ -144,6 +144,19 @@ def test_the_matrix_is_kept_in_evaluation_until_a_weight_changes(layer_class):
     assert layer.dense_weight().requires_grad
 
 
+@pytest.mark.parametrize("min_chain_size", [2, 10**6], ids=["chain", "matrix"])
+@torch.no_grad()
+def test_weights_of_a_single_call_are_not_taken_for_later_ones(min_chain_size, monkeypatch):
+    """Though later ones may have the same address."""
+    monkeypatch.setattr(structured_linear, "MIN_CHAIN_SIZE", min_chain_size)
+    layer = RTransformerButterflyLinear(6, 10, bias=False).double().eval()
+    inputs = torch.randn(2, 6).double()
+    expected = layer(inputs)
+    for scale in (1.1, 1.2, 1.3, 1.4, 1.5):
+        output = torch.func.functional_call(layer, {"twiddle": scale * layer.twiddle}, (inputs,))
+        torch.testing.assert_close(output, scale**6 * expected)  # two blocks of three factors
+
+
 @pytest.mark.parametrize("layer_class", [RTransformerButterflyLinear, RTransformerMonarchLinear])
 def test_kept_matrices_are_not_copied_or_saved(layer_class):
     layer = layer_class(6, 10).eval()
