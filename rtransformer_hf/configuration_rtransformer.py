@@ -126,9 +126,9 @@ class RTransformerConfig(PreTrainedConfig):
             off with `input_size`, which leaves no embedding to share.
         is_causal (`bool`, defaults to `True`):
             Whether a position sees only itself and the positions before it. `False` makes a model that reads in both
-            directions, for classification of sequences or positions: attention is not masked, and half of each
-            LocalRNN's outputs come from the window that ends at a position, half from a second RNN that reads the
-            window after it, backwards. There is no cache then, and nothing that needs one (generation).
+            directions, for classification of sequences or positions: attention is not masked, and to the output of
+            each LocalRNN is added that of a second one, which reads the window after a position, backwards. There is
+            no cache then, and nothing that needs one (generation).
         use_cache (`bool`, *optional*):
             Whether the model returns a cache for generation; as `is_causal` if unset.
         pad_token_id, bos_token_id, eos_token_id (`int`, *optional*):
@@ -253,11 +253,6 @@ class RTransformerConfig(PreTrainedConfig):
         vars(self)["auto_map"] = value
 
     @property
-    def local_rnn_state_size(self) -> int:
-        """Size of a LocalRNN's state. In both directions, two of them share `hidden_size`."""
-        return self.hidden_size if self.is_causal else self.hidden_size // 2
-
-    @property
     def num_target_channels(self) -> int:
         """Number of channels that a time series model predicts: all but the covariates."""
         return (self.input_size or 0) - self.num_dynamic_real_features
@@ -333,15 +328,9 @@ class RTransformerConfig(PreTrainedConfig):
                 "`use_cache` must be False (or unset) with `is_causal=False`: a model that reads in both directions "
                 "has no cache."
             )
-        if not self.is_causal and self.num_local_rnn_layers > 0 and self.hidden_size % 2 != 0:
+        if self.hidden_size % self.local_rnn_num_heads != 0:
             raise ValueError(
-                "`hidden_size` must be even with `is_causal=False`, half of it for each direction of the LocalRNN, "
-                f"got {self.hidden_size}."
-            )
-        if self.local_rnn_state_size % self.local_rnn_num_heads != 0:
-            size = "`hidden_size`" if self.is_causal else "half of `hidden_size` with `is_causal=False`"
-            raise ValueError(
-                f"`local_rnn_num_heads` must divide {size}, got "
+                "`local_rnn_num_heads` must divide `hidden_size`, got "
                 f"`local_rnn_num_heads={self.local_rnn_num_heads}` and `hidden_size={self.hidden_size}`."
             )
         if self.local_rnn_num_heads > 1 and self.local_rnn_projection_type == "butterfly":

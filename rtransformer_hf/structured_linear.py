@@ -419,20 +419,20 @@ class LocalRNNProjections(nn.Module):
     def __init__(self, config: RTransformerConfig):
         super().__init__()
         self.cell_type = config.local_rnn_type
-        self.input_size, self.state_size = config.hidden_size, config.local_rnn_state_size
-        gates_size, bias = num_gates(self.cell_type) * self.state_size, config.local_rnn_bias
+        self.hidden_size, bias = config.hidden_size, config.local_rnn_bias
+        gates_size = num_gates(self.cell_type) * self.hidden_size
         make = partial(make_linear, config, bias=bias, projection_type=config.local_rnn_projection_type)
         self.is_joint = config.local_rnn_projection_type == "butterfly"
         if self.is_joint:
-            self.gates_proj = make(self.input_size + self.state_size, gates_size)
+            self.gates_proj = make(2 * self.hidden_size, gates_size)
             return
-        self.input_proj = make(self.input_size, gates_size)
+        self.input_proj = make(self.hidden_size, gates_size)
         if config.local_rnn_num_heads > 1:
             self.recurrent_proj = RTransformerBlockDiagonalLinear(
-                self.state_size, num_gates(self.cell_type), config.local_rnn_num_heads, bias
+                self.hidden_size, num_gates(self.cell_type), config.local_rnn_num_heads, bias
             )
         else:
-            self.recurrent_proj = make(self.state_size, gates_size)
+            self.recurrent_proj = make(self.hidden_size, gates_size)
 
     def weights(self) -> dict[str, torch.Tensor | None] | None:
         """The operator's weights and biases; None if a module computes something else, see `is_unmodified`."""
@@ -443,8 +443,8 @@ class LocalRNNProjections(nn.Module):
         weights = [module.dense_weight() if hasattr(module, "dense_weight") else module.weight for module in modules]
         biases = [module.bias for module in modules]
         if self.is_joint:
-            # W [x; h] = W[:, :d] x + W[:, d:] h, with d the size of x
-            weights = self.in_order_of_cell(weights[0]).split([self.input_size, self.state_size], dim=1)
+            # W [x; h] = W[:, :d] x + W[:, d:] h
+            weights = self.in_order_of_cell(weights[0]).split(self.hidden_size, dim=1)
             biases = [None if biases[0] is None else self.in_order_of_cell(biases[0]), None]
         names = ("input_weight", "recurrent_weight", "input_bias", "recurrent_bias")
         return dict(zip(names, (*weights, *biases), strict=True))
@@ -468,15 +468,15 @@ class LocalRNNProjections(nn.Module):
             return self.in_order_of_cell(self.gates_proj(F.pad(hidden_states, padding)), dim=-1)
 
         def project_state(state: torch.Tensor) -> torch.Tensor:
-            gates = project(state, (self.input_size, 0))
+            gates = project(state, (self.hidden_size, 0))
             if self.gates_proj.bias is None:
                 return gates
             # The bias is only added once, with the input. A modified layer may have another, or have it on disk.
             if is_unmodified(self.gates_proj):
                 return gates - self.in_order_of_cell(self.gates_proj.bias).to(gates.dtype)
-            return gates - project(torch.zeros_like(state[:1, :1]), (self.input_size, 0))
+            return gates - project(torch.zeros_like(state[:1, :1]), (self.hidden_size, 0))
 
-        return {"input_proj": partial(project, padding=(0, self.state_size)), "recurrent_proj": project_state}
+        return {"input_proj": partial(project, padding=(0, self.hidden_size)), "recurrent_proj": project_state}
 
 
 class CompressionMixin:

@@ -146,8 +146,8 @@ class ClassifierModelArguments(ModelArguments):
             "nargs": "?",  # without a value: true
             "const": True,
             "help": "Each position sees the whole sequence, not just itself and what comes before it: attention in "
-            "both directions, and LocalRNN layers that read the window before a position and, backwards, the window "
-            "after it, half of their width each. A sequence is classified by the mean of its positions, not by the "
+            "both directions, and for each LocalRNN a second one that reads the window after a position, backwards; "
+            "more parameters and time. A sequence is classified by the mean of its positions, not by the "
             "last. With --num_local_rnn_layers 0 --position_embedding_type sinusoidal: a Transformer encoder. Unset: "
             "no; with --model_name_or_path, as it was trained.",
         },
