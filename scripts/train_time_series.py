@@ -58,6 +58,7 @@ from rtransformer_hf.training.series_labels import (
     NUMBER_METRICS,
     DataCollatorForInputValues,
     LabeledSeries,
+    check_best_metric,
     fit_extractor,
     hold_out,
     label_baselines,
@@ -216,6 +217,7 @@ def train_to_label(
     series = hold_out(data_args, series)
     extractor = fit_extractor(data_args, series["train"])
     splits = {split: LabeledSeries(parts, extractor, label2id) for split, parts in series.items()}
+    check_best_metric(training_args.metric_for_best_model, splits["validation"], data_args.source("validation"))
     model_class = RTransformerForSequenceClassification if is_whole else RTransformerForTokenClassification
     model = make_model(
         model_args,

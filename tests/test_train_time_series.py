@@ -38,7 +38,7 @@ from rtransformer_hf.training.forecasting import (
     normalised_series,
     seasonal_naive,
 )
-from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics
+from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics, number_metrics
 from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, parse_times
 
 RECIPE = """
@@ -579,6 +579,17 @@ def test_what_can_not_be_classified_is_named_before_any_training(folder, change,
     with pytest.raises((UsageError, SystemExit)) as refused:
         label("classify", *flags)
     assert_says(refused.value, capsys, message)
+
+
+def test_a_metric_that_the_labels_leave_undefined_is_no_best_one(folder):
+    for name in ("train.csv", "test.csv"):
+        write_motions(name, 12, 5).assign(level=1.5).to_csv(name, index=False)
+    flags = ("--label_column", "level", "--regression", "--metric_for_best_model", "r2")
+    with pytest.raises(UsageError, match="not defined where all labels are the same"):
+        label("classify", *flags)
+    assert not Path("out").exists()
+    assert "r2" not in number_metrics(np.array([1.0, 2.0]), np.array([1.5, 1.5]))
+    assert number_metrics(np.array([1.0, 2.0]), np.array([1.0, 2.0]))["r2"] == 1
 
 
 def test_lists_that_can_not_be_used_are_named(folder):

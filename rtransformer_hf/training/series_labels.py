@@ -190,8 +190,28 @@ def number_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
     """Mean squared error as "loss", mean absolute error, its root, and the share of the variance that is explained."""
     errors, variance = predicted - labels, labels.var()
     mse = float((errors**2).mean())
-    r2 = 1 - mse / float(variance) if variance > 0 else float("nan")
-    return {"loss": mse, "mae": float(np.abs(errors).mean()), "rmse": mse**0.5, "r2": r2, "samples": len(labels)}
+    r2 = {"r2": 1 - mse / float(variance)} if variance > 0 else {}  # not defined for labels that are all the same
+    return {"loss": mse, "mae": float(np.abs(errors).mean()), "rmse": mse**0.5, **r2, "samples": len(labels)}
+
+
+def check_best_metric(metric: str | None, series: LabeledSeries, where: str):
+    """
+    Args:
+        metric: --metric_for_best_model.
+        series: those of validation.
+        where: their name, for the message.
+
+    Raises:
+        UsageError: the metric is r2, which labels that are all the same leave undefined.
+    """
+    if (metric or "").removeprefix("eval_") != "r2":
+        return
+    labels = np.concatenate([np.atleast_1d(labels) for labels in series.labels])
+    if np.nanstd(labels) == 0:
+        raise UsageError(
+            f"--metric_for_best_model {metric}: not defined where all labels are the same, as those of {where} are "
+            "(expected other validation data, or another metric)"
+        )
 
 
 def label_baselines(train: LabeledSeries, test: LabeledSeries, num_classes: int | None) -> dict[str, dict[str, float]]:
