@@ -303,7 +303,7 @@ def test_decoding_and_padding_are_exact(model):
 
 
 def test_generation_strategies_agree(model):
-    ids = torch.randint(3, 30, (1, 5))
+    ids, model = torch.randint(3, 30, (1, 5)), copy.deepcopy(model)
     with torch.no_grad():
         model.lm_head.bias.copy_(torch.randn(30))  # else tied embeddings repeat the last token
         model.lm_head.bias[2] = -100  # and no text ends
