@@ -340,7 +340,7 @@ def measure(args: argparse.Namespace, config_name: str, setting: Setting) -> lis
         if name in models:
             row["parameters"] = sum(parameter.numel() for parameter in models[name][0].parameters())
             row["tokens_per_second"] = phases[name, phase_name].tokens / time
-        if name not in PEERS:
+        if name not in PEERS and name not in STRUCTURES:  # these have other operations
             row["mfu"] = ratio(ratio(flops.get(phase_name), time), matmul_rate)
         for other in (*references, *getattr(args, "peers", ())):
             row[f"speed_ratio_to_{other}"] = ratio(seconds.get((other, phase_name)), time)
