@@ -50,7 +50,11 @@ from rtransformer_hf.training.model_arguments import (
     unset_sizes,
 )
 from rtransformer_hf.training.model_card import CardArguments
-from rtransformer_hf.training.output_folder import ResumableTrainingArguments, prepare_output_dir
+from rtransformer_hf.training.output_folder import (
+    ResumableTrainingArguments,
+    check_labels_differ,
+    prepare_output_dir,
+)
 from rtransformer_hf.training.report import TaskReport
 from rtransformer_hf.training.run import evaluation_command, start_training, train_and_evaluate
 from rtransformer_hf.training.series_labels import (
@@ -58,7 +62,6 @@ from rtransformer_hf.training.series_labels import (
     NUMBER_METRICS,
     DataCollatorForInputValues,
     LabeledSeries,
-    check_best_metric,
     fit_extractor,
     hold_out,
     label_baselines,
@@ -217,7 +220,8 @@ def train_to_label(
     series = hold_out(data_args, series)
     extractor = fit_extractor(data_args, series["train"])
     splits = {split: LabeledSeries(parts, extractor, label2id) for split, parts in series.items()}
-    check_best_metric(training_args.metric_for_best_model, splits["validation"], data_args.source("validation"))
+    best, where = training_args.metric_for_best_model, data_args.source("validation")
+    check_labels_differ(best, ("r2",), splits["validation"].all_labels, where)
     model_class = RTransformerForSequenceClassification if is_whole else RTransformerForTokenClassification
     model = make_model(
         model_args,

@@ -119,18 +119,22 @@ def test_error_of_16_bits_is_that_of_the_reference(cell_type, implementation, ha
         assert (actual - expected).abs().max() <= 2 * (reference - expected).abs().max()
 
 
-@every_cell
-@pytest.mark.parametrize("block_bytes", [1, 192, 800, 10**7])
-def test_blocks_change_nothing(cell_type, block_bytes, monkeypatch):
-    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell_type, batch=5, time=13)]
+def assert_blocked_is_the_reference(cell_type, inputs):
     results = []
     for implementation in ("reference", "blocked"):
         output = local_rnn(*inputs, cell_type=cell_type, window_size=4, implementation=implementation)
         results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
     for reference, other in zip(*results, strict=True):
         torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
+
+
+@every_cell
+@pytest.mark.parametrize("block_bytes", [1, 192, 800, 10**7])
+def test_blocks_change_nothing(cell_type, block_bytes, monkeypatch):
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
+    inputs = [tensor.requires_grad_() for tensor in make_inputs(cell_type, batch=5, time=13)]
+    assert_blocked_is_the_reference(cell_type, inputs)
 
 
 # ---- Heads and hard sigmoids ----
@@ -178,12 +182,7 @@ def test_merging_small_heads_changes_nothing(cell_type, min_head_size, num_runs,
     monkeypatch.setattr("rtransformer_hf.local_rnn_blocked.BLOCK_POSITIONS", 1)
     inputs = [tensor.requires_grad_() for tensor in make_inputs_with_heads(cell_type, 6, hidden=12, time=13)]
     assert len(merge_small_heads(inputs[2])) == num_runs
-    results = []
-    for implementation in ("reference", "blocked"):
-        output = local_rnn(*inputs, cell_type=cell_type, window_size=4, implementation=implementation)
-        results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
-    for reference, other in zip(*results, strict=True):
-        torch.testing.assert_close(reference, other, atol=1e-12, rtol=1e-12)
+    assert_blocked_is_the_reference(cell_type, inputs)
 
 
 @every_cell

@@ -2,7 +2,8 @@
 """Models of any architecture of Transformers: their configuration from text, and what a training relies on."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -124,6 +125,19 @@ def check_context(model: PreTrainedModel, num_tokens: int, what: str):
         )
 
 
+@contextmanager
+def tried(model: PreTrainedModel, message: str) -> Iterator[None]:
+    """Sets the model to evaluation meanwhile, and turns any error into a UsageError that begins with the message."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    except Exception as error:  # of some two hundred architectures
+        raise UsageError(f"{message}: {' '.join(str(error).split())[:500]}") from error
+    finally:
+        model.train(was_training)
+
+
 @torch.no_grad()
 def check_labels_of_text(model: PreTrainedModel, batch: dict[str, torch.Tensor], what: str):
     """
@@ -136,17 +150,9 @@ def check_labels_of_text(model: PreTrainedModel, batch: dict[str, torch.Tensor],
         UsageError: the model does not run on it, as some with encoder and decoder do not, or gives logits of another
             shape than (batch, labels), or for tags (batch, time, labels).
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with tried(model, f"{what}: {type(model).__name__} can't be used on these tokens alone"):
         outputs = model(**batch)
         found, loss = tuple(outputs.logits.shape), outputs.loss
-    except Exception as error:  # of some two hundred architectures
-        raise UsageError(
-            f"{what}: {type(model).__name__} can't be used on these tokens alone: {' '.join(str(error).split())[:500]}"
-        ) from error
-    finally:
-        model.train(was_training)
     labels = batch["labels"]
     of_tokens = labels.shape == batch["input_ids"].shape and labels.dtype == torch.long
     expected = (*batch["input_ids"].shape[: 1 + of_tokens], model.config.num_labels)
@@ -176,17 +182,9 @@ def check_causal_lm(model: PreTrainedModel, what: str, is_new: bool):
     changed[5:] = (changed[5:] + 1) % vocab_size
     labels = tokens.clone()[None]
     labels[:, :3] = -100
-    was_training = model.training
-    model.eval()
-    try:
+    with tried(model, f"{what}: {type(model).__name__} can't be used on tokens alone"):
         logits, changed_logits = (model(input_ids=ids[None]).logits for ids in (tokens, changed))
         loss = model(input_ids=tokens[None], labels=labels, num_items_in_batch=2).loss if is_new else None
-    except Exception as error:  # of some two hundred architectures
-        raise UsageError(
-            f"{what}: {type(model).__name__} can't be used on tokens alone: {' '.join(str(error).split())}"
-        ) from error
-    finally:
-        model.train(was_training)
     difference = (logits - changed_logits)[0].abs().amax(-1)
     if difference[:5].max() > 1e-5 * difference[5:].max():
         raise UsageError(

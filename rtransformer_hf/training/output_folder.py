@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import (
@@ -270,6 +271,31 @@ def check_metric(args: ResumableTrainingArguments, metrics: Sequence[str]):
         raise UsageError(
             f"--metric_for_best_model: unknown: {name!r}{suggestion([name], list(metrics))} (expected "
             f"{', '.join(metrics)})"
+        )
+
+
+def check_labels_differ(metric: str | None, needing: Sequence[str], labels: Callable[[], np.ndarray], where: str):
+    """
+    Args:
+        metric: --metric_for_best_model.
+        needing: names of the metrics that are not defined for labels that are all the same.
+        labels: is called if the metric is one of them: those of validation, (rows,) or (rows, labels a row). NaN is a
+            missing one.
+        where: their name, for the message.
+
+    Raises:
+        UsageError: the metric is not defined on these labels, whatever the model says.
+    """
+    name = (metric or "").removeprefix("eval_")
+    if name not in needing:
+        return
+    values = labels()
+    values = values[values == values] if values.ndim == 1 else values
+    # Of several labels a row, one that some rows have and others have not is enough.
+    if not (values != values[:1]).any():
+        raise UsageError(
+            f"--metric_for_best_model {metric}: {name} is not defined where all labels are the same, as those of "
+            f"{where} are (expected other validation data, or another metric)"
         )
 
 

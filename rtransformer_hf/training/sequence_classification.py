@@ -42,6 +42,7 @@ from .flags import number, positive_integer
 from .metric_modules import compute_metric
 from .model_card import CONFUSION_FILE
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
+from .output_folder import check_labels_differ
 from .run import ReportingTrainer
 
 logger = logging.getLogger(__name__)
@@ -793,16 +794,9 @@ def check_best_metric(metric: str | None, rows: datasets.Dataset, problem_type: 
     Raises:
         UsageError: the metric is not defined on these labels, whatever the model says.
     """
-    name = (metric or "").removeprefix("eval_")
-    if name not in {"regression": ("r2", "spearman")}.get(problem_type, ("auroc",)):
-        return
-    labels = np.array(rows.select_columns("labels").with_format("arrow")[:]["labels"].to_pylist())
-    differ = (labels != labels[0]).any(axis=0)  # of several labels, those that some rows have and others have not
-    if not differ.any():
-        raise UsageError(
-            f"--metric_for_best_model {metric}: {name} is not defined where all labels are the same, as those of "
-            f"{where} are (expected other validation data, or another metric)"
-        )
+    needing = ("r2", "spearman") if problem_type == "regression" else ("auroc",)
+    labels = rows.select_columns("labels").with_format("arrow")
+    check_labels_differ(metric, needing, lambda: np.array(labels[:]["labels"].to_pylist()), where)
 
 
 def regression_metrics(predicted: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

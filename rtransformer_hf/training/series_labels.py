@@ -64,6 +64,10 @@ class LabeledSeries(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_values": torch.from_numpy(self.values[index]), "labels": torch.as_tensor(self.labels[index])}
 
+    def all_labels(self) -> np.ndarray:
+        """Those of all series, one after the other."""
+        return np.concatenate([np.atleast_1d(labels) for labels in self.labels])
+
     def sha256(self) -> str:
         digest = hashlib.sha256()
         for values, labels in zip(self.values, self.labels, strict=True):
@@ -194,33 +198,12 @@ def number_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float
     return {"loss": mse, "mae": float(np.abs(errors).mean()), "rmse": mse**0.5, **r2, "samples": len(labels)}
 
 
-def check_best_metric(metric: str | None, series: LabeledSeries, where: str):
-    """
-    Args:
-        metric: --metric_for_best_model.
-        series: those of validation.
-        where: their name, for the message.
-
-    Raises:
-        UsageError: the metric is r2, which labels that are all the same leave undefined.
-    """
-    if (metric or "").removeprefix("eval_") != "r2":
-        return
-    labels = np.concatenate([np.atleast_1d(labels) for labels in series.labels])
-    if np.nanstd(labels) == 0:
-        raise UsageError(
-            f"--metric_for_best_model {metric}: not defined where all labels are the same, as those of {where} are "
-            "(expected other validation data, or another metric)"
-        )
-
-
 def label_baselines(train: LabeledSeries, test: LabeledSeries, num_classes: int | None) -> dict[str, dict[str, float]]:
     """
     The metrics of simple answers: the most frequent class or the mean of the training labels, and for whole series the
     label of the nearest training series, by the Euclidean distance of normalised values, padded with zeros.
     """
-    known = np.concatenate([np.atleast_1d(labels) for labels in train.labels])
-    labels = np.concatenate([np.atleast_1d(labels) for labels in test.labels])
+    known, labels = train.all_labels(), test.all_labels()
 
     def metrics(predicted: np.ndarray) -> dict[str, float]:
         found = number_metrics(predicted, labels)
