@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None):
             shutil.copy(file, folder / file.name)
         copy_weights(source, folder, args.dtype)
         facts = {"checkpoint": args.hub_folder, "has_code": False, "revision": None, **card_facts(args)}
+        if args.dtype is not None:
+            facts |= stored_outputs(folder)
         try:
             notes = rewrite_card(folder, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:
@@ -48,8 +50,8 @@ def main(argv: list[str] | None = None):
     for note in notes:
         print(note)
     print(
-        "Nothing was uploaded, and the model was not run. scripts/evaluate_checkpoint.py computes its metric; "
-        "scripts/push_to_hub.py uploads it."
+        "Nothing was uploaded, and metrics are the training's. scripts/evaluate_checkpoint.py computes them again; "
+        "scripts/push_to_hub.py uploads the folder."
     )
 
 
@@ -80,6 +82,23 @@ def copy_weights(source: Path, target: Path, dtype: str | None):
         weights = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
     save_file(weights, target / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_outputs(folder: Path) -> dict:
+    """The fact that tells the weights as stored from others; nothing where the training has none."""
+    import torch
+    import transformers
+
+    import rtransformer_hf
+    from rtransformer_hf.training.model_card import read_facts
+    from rtransformer_hf.training.report import sample_outputs
+
+    facts = read_facts(folder)
+    if facts is None or facts.sample_outputs is None:
+        return {}
+    package = rtransformer_hf if hasattr(rtransformer_hf, facts.architecture) else transformers
+    model = getattr(package, facts.architecture).from_pretrained(folder, dtype=torch.float32)
+    return {"sample_outputs": sample_outputs(model)}
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -32,6 +32,7 @@ from transformers import (
 from rtransformer_hf.training import evaluation
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_card import CONFUSION_FILE, FACTS_FILE, read_facts, render_card
+from rtransformer_hf.training.report import sample_outputs
 from rtransformer_hf.training.run import EVALUATION_FILE
 
 TRAINING = """
@@ -307,7 +308,10 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
     assert files == {"README.md", "model_card.json", "learning_curves.png", "learning_curves.json"} | {
         *("config.json", "evaluation.json", "model.safetensors")
     }
-    assert AutoModelForAudioFrameClassification.from_pretrained("cards/music").dtype == torch.float32
+    model = AutoModelForAudioFrameClassification.from_pretrained("cards/music")
+    assert model.dtype == torch.float32
+    stored, trained_ones = (read_facts(name).sample_outputs for name in ("cards/music", "music"))
+    assert stored == sample_outputs(model) != trained_ones  # of the rounded weights
     assert {weight.dtype for weight in load_file("cards/music/model.safetensors").values()} == {torch.float16}
     reported = json.loads(Path("music/all_results.json").read_text())["test_nll_per_frame"]
     result = evaluate(capsys, "cards/music", "--data", "tunes.mat")
