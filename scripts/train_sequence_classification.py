@@ -23,6 +23,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rtransformer_hf import RTransformerConfig, RTransformerForSequenceClassification, RTransformerImageProcessor
 from rtransformer_hf.training.architectures import check_context, check_labels_of_text
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
+from rtransformer_hf.training.classification_metrics import (
+    METRIC_NAMES,
+    ClassifierTrainer,
+    check_best_metric,
+    logits_alone,
+    make_compute_metrics,
+    make_weighted_loss,
+)
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
 from rtransformer_hf.training.model_arguments import (
@@ -48,23 +56,17 @@ from rtransformer_hf.training.run import (
 )
 from rtransformer_hf.training.sequence_classification import (
     ARCHITECTURE,
-    METRIC_NAMES,
     ClassificationArguments,
-    ClassifierTrainer,
-    check_best_metric,
     encode,
     fit_label2id,
     hold_out,
     load_config,
     load_splits,
     log_unknown_words,
-    logits_alone,
     make_collator,
-    make_compute_metrics,
     make_image_processor,
     make_label2id,
     make_tokenizer,
-    make_weighted_loss,
     problem_type_of,
     sample_batch,
     sha256_of,

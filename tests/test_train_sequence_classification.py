@@ -33,7 +33,7 @@ from rtransformer_hf import (
     RTransformerForSequenceClassification,
     RTransformerImageProcessor,
 )
-from rtransformer_hf.training import metric_modules, sequence_classification
+from rtransformer_hf.training import classification_metrics, metric_modules, sequence_classification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.model_arguments import label_head
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
@@ -566,7 +566,7 @@ def test_pairs_of_texts(folder, capsys):
 def test_balanced_weights_are_those_of_a_loss_over_balanced_classes(folder, killed_at):
     labels = torch.tensor([0] * 6 + [1] * 2)
     rows = datasets.Dataset.from_dict({"labels": labels.tolist()})
-    weighted = sequence_classification.make_weighted_loss(rows, "single_label_classification", {"a": 0, "b": 1})
+    weighted = classification_metrics.make_weighted_loss(rows, "single_label_classification", {"a": 0, "b": 1})
     logits = torch.randn(8, 2)
     losses = F.cross_entropy(logits, labels, reduction="none")
     expected = (losses[:6].mean() + losses[6:].mean()) / 2
@@ -589,20 +589,20 @@ def test_metrics_of_classes():
     probabilities = torch.tensor([[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.3, 0.65, 0.05]])
     labels = np.array([0, 1, 1, 1])  # none of the last
     prediction = EvalPrediction(probabilities.log().numpy(), labels)
-    metrics = sequence_classification.make_compute_metrics()(prediction)
+    metrics = classification_metrics.make_compute_metrics()(prediction)
     assert metrics["accuracy"] == 0.75 and metrics["samples"] == 4
     assert metrics["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert metrics["auroc"] == 1  # each row of the first label is above all others, and of the second
     # Confidences of 0.9, 0.7, 0.6 and 0.65, each in a bin of its own but for the last two.
     assert metrics["calibration_error"] == pytest.approx((0.1 + 0.3 + abs(0.6 - 0) + abs(0.65 - 1)) / 4, abs=0.2)
     one_label = EvalPrediction(probabilities.log().numpy(), np.zeros(4, dtype=int))
-    assert "auroc" not in sequence_classification.make_compute_metrics()(one_label)
-    metrics = sequence_classification.make_compute_metrics("regression")(
+    assert "auroc" not in classification_metrics.make_compute_metrics()(one_label)
+    metrics = classification_metrics.make_compute_metrics("regression")(
         EvalPrediction(np.ones((2, 1)), np.array([1.0, 2.0]))
     )
     assert metrics["spearman"] == 0  # or a training that looks for the best model would stop
     constant = EvalPrediction(np.ones((3, 1)), np.array([2.0, 2.0, 2.0]))
-    assert sequence_classification.make_compute_metrics("regression")(constant) == {"loss": 1, "mae": 1, "samples": 3}
+    assert classification_metrics.make_compute_metrics("regression")(constant) == {"loss": 1, "mae": 1, "samples": 3}
 
 
 @pytest.mark.parametrize(
@@ -627,8 +627,8 @@ def test_best_models_by_a_metric_that_is_not_defined(folder, labels, validation,
 def test_calibration_error():
     confidences, hits = np.array([0.95, 0.95, 0.95, 0.95, 0.5, 0.5]), np.array([1, 1, 1, 0, 1, 0])
     expected = (abs(4 * 0.95 - 3) + abs(2 * 0.5 - 1)) / 6
-    assert sequence_classification.calibration_error(confidences, hits) == pytest.approx(expected)
-    assert sequence_classification.calibration_error(np.ones(2), np.ones(2)) == 0
+    assert classification_metrics.calibration_error(confidences, hits) == pytest.approx(expected)
+    assert classification_metrics.calibration_error(np.ones(2), np.ones(2)) == 0
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.utils import cached_file, is_torchao_available
 
 from .. import RTransformerFeatureExtractor, RTransformerImageProcessor
-from . import causal_lm, polyphonic_music, sequence_classification, token_classification
+from . import causal_lm, classification_metrics, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
 from .checkpoints import open_checkpoint
 from .data_files import DataFileArguments, check_files
@@ -225,8 +225,8 @@ def classifier(args: argparse.Namespace, settings: dict) -> Evaluation:
         model,
         encoded,
         sequence_classification.make_collator(processing_class),
-        sequence_classification.make_compute_metrics(problem_type),
-        sequence_classification.logits_alone,
+        classification_metrics.make_compute_metrics(problem_type),
+        classification_metrics.logits_alone,
         labels=names if problem_type == "single_label_classification" else None,
     )
 
@@ -435,7 +435,7 @@ def write_to_card(
     results = [*new, *others] if split == "validation" else [*others, *new]
     changed = {"results": results}
     if labels is not None and (split == "test" or not any(found == "test" for found, _, _ in others)):
-        counts = sequence_classification.count_confusion(prediction)
-        if sequence_classification.plot_confusion(folder / CONFUSION_FILE, split, counts, labels):
+        counts = classification_metrics.count_confusion(prediction)
+        if classification_metrics.plot_confusion(folder / CONFUSION_FILE, split, counts, labels):
             changed["has_confusion_matrix"] = True
     return rewrite_card(folder, old_checkpoint=facts.checkpoint, **changed)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 from transformers.trainer_pt_utils import LabelSmoother
 
+from .classification_metrics import logits_alone
 from .data_files import (
     DataFileArguments,
     check_content,
@@ -34,7 +35,7 @@ from .errors import UsageError
 from .flags import positive_integer
 from .metric_modules import compute_metric
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
-from .sequence_classification import INTEGER, listed, logits_alone
+from .sequence_classification import INTEGER, listed
 from .span_tags import SPAN_TAG, are_spans
 
 logger = logging.getLogger(__name__)
