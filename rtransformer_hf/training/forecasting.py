@@ -56,8 +56,7 @@ class ForecastSetting:
             if part.spacing != spacing:
                 raise UsageError(
                     f"--time_column: steps are {spacing} apart in {series[0].where} and {part.spacing} in "
-                    f"{part.where} "
-                    "(expected one distance)"
+                    f"{part.where} (expected one distance)"
                 )
         season_length = args.season_length or (1 if spacing is None else spacing.season_length)
         horizon = args.horizon or min(max(season_length, 8), 96)
@@ -79,8 +78,7 @@ class ForecastSetting:
                 raise UsageError(
                     f"{place(part)}: {len(part.values)} steps (expected at least {needed}: 2 to start from, --horizon "
                     f"{horizon} to train on, {setting.validation_length} to validate and {setting.test_length} to "
-                    "test "
-                    "on)"
+                    "test on)"
                 )
         return setting
 
@@ -122,8 +120,7 @@ def fit_forecast_extractor(series: Sequence[Series], setting: ForecastSetting) -
                 what = "has no value" if len(found) == 0 else f"holds {found[0]:g} alone"
                 raise UsageError(
                     f"{place(part, end=end)}: column {name!r} {what} in the {end} training steps (expected values "
-                    "that "
-                    "vary; leave the series or the column out)"
+                    "that vary; leave the series or the column out)"
                 )
         is_missing = np.isnan(part.values[:, setting.num_targets :])
         if is_missing.any():

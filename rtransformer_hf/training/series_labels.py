@@ -116,8 +116,7 @@ def hold_out(args: TimeSeriesArguments, splits: dict[str, list[Series]]) -> dict
     if not 0 < num_held_out < len(series):
         raise UsageError(
             f"--validation_fraction: {args.validation_fraction} of {len(series)} series (expected a part of at least "
-            "one "
-            "that leaves some to train on; or --validation_file)"
+            "one that leaves some to train on; or --validation_file)"
         )
     order = np.random.RandomState(VALIDATION_SEED).permutation(len(series))
     held_out = set(order[:num_held_out].tolist())

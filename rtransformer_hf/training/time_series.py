@@ -36,9 +36,8 @@ class TimeSeriesArguments(DataFileArguments):
         default="long",
         metadata={
             "help": "long: a row a step, and --id_column tells the series apart. wide: to forecast, a column a "
-            "series; "
-            "to classify, a row a series and a column a step. A list in a cell, and an array of a .npz file, is a "
-            "whole series in either."
+            "series; to classify, a row a series and a column a step. A list in a cell, and an array of a .npz file, "
+            "is a whole series in either."
         },
     )
     id_column: str | None = field(
@@ -55,8 +54,7 @@ class TimeSeriesArguments(DataFileArguments):
         default=None,
         metadata={
             "help": "Columns of the values to forecast, or to classify by; each is a channel. Unset: all that no "
-            "other "
-            "flag names. An empty cell is a missing value."
+            "other flag names. An empty cell is a missing value."
         },
     )
     covariate_columns: list[str] | None = field(
@@ -126,8 +124,7 @@ class TimeSeriesArguments(DataFileArguments):
                 if getattr(self, name) is not None:
                     raise UsageError(
                         f"--{name}: forecasts are validated and tested on later steps of the training series "
-                        "(expected "
-                        "--validation_length and --test_length)"
+                        "(expected --validation_length and --test_length)"
                     )
             if self.regression:
                 raise UsageError("--regression goes with --task classify and label_each_step (got forecast)")
@@ -435,8 +432,7 @@ def read_npz(args: TimeSeriesArguments, where: str, file: str) -> list[Series]:
     if values.ndim not in (2, 3) or values.dtype.kind not in "biuf" or 0 in values.shape:
         raise UsageError(
             f"{where}: `values` are {values.dtype} of the shape {values.shape} (expected numbers of the shape "
-            "(series, "
-            "time) or (series, time, channels))"
+            "(series, time) or (series, time, channels))"
         )
     values = values.reshape(*values.shape[:2], -1).astype(np.float64)
     lengths = found.get("lengths", np.full(len(values), values.shape[1]))
@@ -483,8 +479,7 @@ def check_filled(cells: pd.Series, where: str, column: str):
     if is_missing.any():
         raise UsageError(
             f"{where}: column {column!r} is empty in row {is_missing.argmax()} (from 0), and in {is_missing.sum()} "
-            "rows "
-            "in all (expected a value in each)"
+            "rows in all (expected a value in each)"
         )
 
 
@@ -663,8 +658,7 @@ class Spacing:
             raise UsageError(
                 f"{series.where}: column {column!r} holds {show(times[step])} in row {series.rows[step]} and again in "
                 f"row {series.rows[step + 1]} (from 0), both of series {series.name!r} (expected each time stamp "
-                "once; "
-                "--id_column tells several series apart)"
+                "once; --id_column tells several series apart)"
             )
         is_wrong = np.abs(gaps - 1) > 1e-3
         if is_wrong.any():
