@@ -89,6 +89,9 @@ def test_the_card(folder):
     for wrong in ("multi-GPU", "OptimizerNames", " 0 minutes"):
         assert wrong not in card.text
     assert ("longest river" in card.text) == ("TREC" in card.text)
+    config = AutoConfig.from_pretrained(folder)
+    structure = (config.projection_type, config.local_rnn_projection_type, config.local_rnn_num_heads)
+    assert (structure == ("dense", "dense", 1)) != ("The weights of " in card.text or "block-diagonal" in card.text)
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +254,34 @@ def test_a_card_with_other_facts(trained):
     assert "# feelings\n\nRead this.\n" in card.text and "Mine.\n\n## Citation" in card.text
     assert (card.data.language, card.data.license, card.data.datasets) == ("en", "mit", ["anna/diary"])
     assert {result.dataset_name for result in card.data.eval_results} == {"Diary"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ({}, ""),
+        (
+            {"projection_type": "butterfly", "local_rnn_projection_type": "butterfly"},
+            " The weights of attention and feed-forward layers and of the LocalRNN are butterfly matrices.",
+        ),
+        (
+            {"projection_type": "monarch", "local_rnn_num_heads": 4},
+            " The weights of attention and feed-forward layers are Monarch matrices. The LocalRNN's recurrent weights "
+            "are block-diagonal, in 4 heads.",
+        ),
+        (
+            {"local_rnn_projection_type": "monarch", "projection_type": "butterfly"},
+            " The weights of attention and feed-forward layers are butterfly matrices. The weights of the LocalRNN "
+            "are Monarch matrices.",
+        ),
+        ({"local_rnn_projection_type": "monarch", "local_rnn_num_heads": 4, "num_local_rnn_layers": 0}, ""),
+    ],
+)
+def test_a_card_names_weights_that_are_not_dense(trained, sizes, sentence):
+    facts = read_facts(trained / "letters")
+    assert {"projection_type", "local_rnn_projection_type", "local_rnn_num_heads"} <= facts.sizes.keys()
+    text = render_card(replace(facts, sizes={**facts.sizes, **sizes}))
+    assert f"no position embeddings.{sentence}\n" in text
 
 
 def test_a_finished_training_is_evaluated_again(trained, monkeypatch):

@@ -593,7 +593,20 @@ def description(facts: CardFacts) -> str:
             f"This one has {blocks}, each with {rnns} over windows of {sizes['local_window_size']} {task.unit}, and "
             f"{positions}{both}."
         )
-    return model + kind
+    return model + kind + structure_of(sizes)
+
+
+def structure_of(sizes: dict[str, int | str]) -> str:
+    """Sentences on weights that are not dense; cards of before the choice have none."""
+    gates = sizes.get("local_rnn_projection_type", "dense") if sizes["num_local_rnn_layers"] else "dense"
+    layers = {"attention and feed-forward layers": sizes.get("projection_type", "dense"), "the LocalRNN": gates}
+    sentences = ""
+    for structure, name in (("butterfly", "butterfly"), ("monarch", "Monarch")):
+        if names := [layer for layer, its_structure in layers.items() if its_structure == structure]:
+            sentences += f" The weights of {' and of '.join(names)} are {name} matrices."
+    if sizes["num_local_rnn_layers"] and (num_heads := sizes.get("local_rnn_num_heads", 1)) > 1:
+        sentences += f" The LocalRNN's recurrent weights are block-diagonal, in {num_heads} heads."
+    return sentences
 
 
 def other_architecture(facts: CardFacts) -> str:

@@ -27,6 +27,7 @@ TEXT = "Your text here."  # for a classifier: rows of its data may be private
 SIZES = (
     *("num_hidden_layers", "hidden_size", "position_embedding_type", "is_causal"),
     *("num_local_rnn_layers", "local_rnn_type", "local_window_size"),
+    *("projection_type", "local_rnn_projection_type", "local_rnn_num_heads"),
 )
 
 
