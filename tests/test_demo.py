@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -669,15 +670,18 @@ def test_music(open_page, tmp_path):
     tune = keep_midi(page, tmp_path)
     np.testing.assert_array_equal(tune[:10], uploaded[:10])
 
-    # What there is at a stop can be kept as well.
+    # What there is at a stop can be kept as well. On a busy machine the tune may be complete before the click arrives.
     page.get_by_role("radio", name="Example tune").check()
     set_slider(page, "Frames to add", 512)
-    button(page, "Play on").click()
-    page.get_by_text("Frames: 10 given, 3").first.wait_for()
-    button(page, "Stop").click()
-    tune = keep_midi(page, tmp_path)
-    np.testing.assert_array_equal(tune[:10], demo_inputs.example_tune()[:10])
-    assert len(tune) < 522
+    for _ in range(5):
+        button(page, "Play on").click()
+        page.get_by_text(re.compile("Frames: 10 given, (?!512 )[1-9][0-9]* of 512")).first.wait_for()
+        button(page, "Stop").click()
+        tune = keep_midi(page, tmp_path)
+        np.testing.assert_array_equal(tune[:10], demo_inputs.example_tune()[:10])
+        if len(tune) < 522:
+            return
+    pytest.fail("no stop came in time")
 
 
 def drawn_strokes(page) -> list[str]:
