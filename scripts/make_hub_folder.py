@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None):
             shutil.copy(file, folder / file.name)
         copy_weights(source, folder, args.dtype)
         facts = {"checkpoint": args.hub_folder, "has_code": False, "revision": None, **card_facts(args)}
-        if args.dtype is not None:
-            facts |= stored_outputs(folder)
         try:
+            if args.dtype is not None:
+                facts |= stored_outputs(folder)
             notes = rewrite_card(folder, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:
             raise UsageError(f"output_dir: {args.output_dir!r} can't be used: {error}") from error
@@ -87,17 +87,15 @@ def copy_weights(source: Path, target: Path, dtype: str | None):
 def stored_outputs(folder: Path) -> dict:
     """The fact that tells the weights as stored from others; nothing where the training has none."""
     import torch
-    import transformers
 
-    import rtransformer_hf
+    from rtransformer_hf.training.checkpoints import model_class
     from rtransformer_hf.training.model_card import read_facts
     from rtransformer_hf.training.report import sample_outputs
 
     facts = read_facts(folder)
     if facts is None or facts.sample_outputs is None:
         return {}
-    package = rtransformer_hf if hasattr(rtransformer_hf, facts.architecture) else transformers
-    model = getattr(package, facts.architecture).from_pretrained(folder, dtype=torch.float32)
+    model = model_class(facts.architecture).from_pretrained(folder, dtype=torch.float32)
     return {"sample_outputs": sample_outputs(model)}
 
 

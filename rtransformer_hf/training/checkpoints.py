@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+import rtransformer_hf
 from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
@@ -50,6 +52,19 @@ def open_checkpoint(checkpoint: str, expected: str, *architectures: str) -> Iter
         raise UsageError(
             f"checkpoint {checkpoint!r} can't be used (expected a folder or Hub id of {expected}): {error}"
         ) from error
+
+
+def model_class(architecture: str) -> type[PreTrainedModel]:
+    """
+    The class of a name, as configurations and cards have it.
+
+    Raises:
+        ValueError: it is neither of this package nor of Transformers.
+    """
+    found = getattr(rtransformer_hf, architecture, None) or getattr(transformers, architecture, None)
+    if found is None:
+        raise ValueError(f"neither Transformers nor this package has {architecture}")
+    return found
 
 
 def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

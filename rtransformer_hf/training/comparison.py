@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig
 
-import rtransformer_hf
-
-from .checkpoints import load_causal_lm
+from .checkpoints import load_causal_lm, model_class
 from .errors import UsageError
 from .model_arguments import EVALUATION_FILE
 from .model_card import CURVE_POINTS_FILE, FACTS_FILE, TASKS, CardFacts, duration, read_facts
@@ -266,21 +263,12 @@ def flops_per_position(run: Run, length: int = LENGTH) -> float:
     config.pad_token_id = None  # some models look for padding in the values, which there are none of here
     length = run.settings.get("context_length") or length
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = model_class(run)._from_config(config, attn_implementation="eager")
+        model = model_class(run.facts.architecture)._from_config(config, attn_implementation="eager")
         if getattr(config, "input_size", None):
             model(input_values=torch.zeros(1, length, config.input_size))
         else:
             model(input_ids=torch.zeros(1, length, dtype=torch.long))
     return counter.get_total_flops() / length
-
-
-def model_class(run: Run) -> type[PreTrainedModel]:
-    found = getattr(rtransformer_hf, run.facts.architecture, None) or getattr(
-        transformers, run.facts.architecture, None
-    )
-    if found is None:
-        raise ValueError(f"neither Transformers nor this package has {run.facts.architecture}")
-    return found
 
 
 def decoding_rate(run: Run, num_tokens: int) -> float:
