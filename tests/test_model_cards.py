@@ -26,8 +26,9 @@ from transformers import AutoConfig
 
 from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
 from rtransformer_hf.training import report
+from rtransformer_hf.training.card_tasks import TASKS
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.model_card import TASKS, CardArguments, duration, read_facts, render_card, update_card
+from rtransformer_hf.training.model_card import CardArguments, duration, read_facts, render_card, update_card
 from rtransformer_hf.training.new_tokenizers import train_bpe_tokenizer, train_char_tokenizer, train_word_tokenizer
 from rtransformer_hf.training.output_folder import ResumableTrainingArguments
 from rtransformer_hf.training.report import command_line, hyperparameters, prompt_for, sample_outputs

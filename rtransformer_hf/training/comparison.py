@@ -12,10 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from .card_tasks import TASKS
 from .checkpoints import load_causal_lm, model_class
 from .errors import UsageError
 from .model_arguments import EVALUATION_FILE
-from .model_card import CURVE_POINTS_FILE, FACTS_FILE, TASKS, CardFacts, duration, read_facts
+from .model_card import CURVE_POINTS_FILE, FACTS_FILE, CardFacts, duration, read_facts
 from .output_folder import RENAMED, RUN_FILE, TRAINER_STATE_FILE
 from .report import learning_curves
 from .timing import Phase, time_interleaved

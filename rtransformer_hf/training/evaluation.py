@@ -31,6 +31,7 @@ from transformers.utils import cached_file, is_torchao_available
 from .. import RTransformerFeatureExtractor, RTransformerImageProcessor
 from . import causal_lm, classification_metrics, polyphonic_music, sequence_classification, token_classification
 from .architectures import check_context
+from .card_tasks import TASKS as CARD_TASKS
 from .checkpoints import open_checkpoint
 from .data_files import DataFileArguments, check_files
 from .errors import UsageError
@@ -43,7 +44,6 @@ from .forecasting import (
 )
 from .model_arguments import trained_frames_per_beat
 from .model_card import CONFUSION_FILE, FACTS_FILE, CardFacts, read_facts, rewrite_card
-from .model_card import TASKS as CARD_TASKS
 from .new_tokenizers import load_tokenizer
 from .output_folder import RENAMED
 from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls

@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from .. import RTransformerConfig
+from .card_tasks import TASKS
 from .cost import MEMORY, SECONDS
 from .files import atomic_write, write_figure
-from .model_card import CURVE_POINTS_FILE, CURVES_FILE, TASKS, CardArguments, CardFacts, TrainingFacts, read_facts
+from .model_card import CURVE_POINTS_FILE, CURVES_FILE, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
 from .output_folder import ResumableTrainingArguments
 
@@ -37,7 +38,7 @@ class TaskReport:
     What a training script knows about its model and data.
 
     Args:
-        task: a key of `model_card.TASKS`.
+        task: a key of `card_tasks.TASKS`.
         command: the script and its arguments.
         card: what the model's owner states.
         data_name: a Hub id, or the name of a local file or folder.
