@@ -10,7 +10,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from rtransformer_hf.training import causal_lm, sequence_classification
+from rtransformer_hf.training import causal_lm, sequence_classification, token_classification
 from rtransformer_hf.training.causal_lm import DataArguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.evaluation import LabeledData, TextData
@@ -180,6 +180,42 @@ def test_empty_texts_are_empty_lines_to_a_language_model(caplog):
     assert "--train_file rows.jsonl: 1 of 2 rows have no text and are read as empty lines." in caplog.text
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.csv.gz", "folder/train.csv"])
+def test_blank_lines_of_a_single_column_are_empty_cells(name):
+    content = b"text\r\na\r\n\r\nb\r\n"
+    write(name, gzip.compress(content) if name.endswith(".gz") else content)
+    place = {"dataset_name": "folder"} if name.startswith("folder/") else {"train_file": [name]}
+    assert texts(**place) == ["a", "", "b"]
+    write("two.csv", "text,label\na,1\n\nb,2\n")
+    assert texts(train_file=["two.csv"]) == ["a", "b"]
+
+
+def test_rows_are_counted_in_their_own_file():
+    good = "text,label\n" + "".join(f"hi {row},{row % 2}\n" for row in range(20))
+    files = [write("a.csv", good), write("b.csv", good + "\nho,2\n")]
+    args = ClassificationArguments(train_file=files)
+    tokenizer = sequence_classification.make_tokenizer(args, labeled_rows(train_file=files), None)
+
+    def encode(split: str, rows: datasets.Dataset):
+        sequence_classification.encode(rows, tokenizer, args, split, {"0": 0, "1": 1})
+
+    rows = sequence_classification.load_rows(args, "train")
+    named = r"'label' of --train_file b\.csv holds '2', first in row 20 \(from 0"
+    with pytest.raises(UsageError, match=named):
+        encode("train", rows)
+    parts = sequence_classification.hold_out({"train": rows}, args)
+    split = next(split for split in parts if "2" in parts[split]["label"][:])
+    with pytest.raises(UsageError, match=named):
+        encode(split, parts[split])
+
+    files = [write("a.conll", "hi A\n\nho B\n"), write("b.conll", "hi A\n\nho A\nha C\n")]
+    args = token_classification.TaggingArguments(train_file=files)
+    rows = token_classification.load_rows(args, "train")
+    tokenizer = token_classification.make_tokenizer(args, rows, None)
+    with pytest.raises(UsageError, match=r"of --train_file b\.conll: unknown: 'C' in row 1, from 0, word 1 \('ha'\)"):
+        token_classification.encode(rows, tokenizer, args, "train", {"A": 0, "B": 1})
+
+
 def refused(**arguments) -> str:
     with pytest.raises(UsageError) as error:
         labeled_rows(**arguments)
@@ -237,11 +273,26 @@ def refused(**arguments) -> str:
         (
             "a.csv",
             "text,label\nhi,1\nho,0.5\n",
-            "'label' of --train_file a.csv holds the fraction 0.5 in row 1 (from 0;",
+            "'label' of --train_file a.csv, row 1 (from 0): the fraction 0.5 (expected names or integers)",
         ),
-        ("a.json", '[{"text": "a", "label": 0.00001}]', "holds the fraction 0.00001 in row 0 (from 0;"),
+        ("a.json", '[{"text": "a", "label": 0.00001}]', "row 0 (from 0): the fraction 0.00001 (expected"),
         ("a.json", '{"data": [{"text": "a", "label": 1}]}', "(expected 'data'; of JSON, an object a row is read"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}', "a.jsonl holds values of several kinds"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1}\n{"text": "b", "label": "x"}',
+            "--label_column 'label' of --train_file a.jsonl holds values of several kinds: 'x' in row 1, 1 in row 0",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": [1]}\n{"text": "b", "label": [null, "x"]}',
+            "a.jsonl holds values of several kinds: 'x' in row 1, 1 in row 0 (from 0",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1}\n\n{"text": "b", ',
+            "a.jsonl: line 3 holds no JSON (expected an object a",
+        ),
+        ("a.csv", "text,label,text\nhi,1,ho\n", "--train_file a.csv: the first line names 'text' twice"),
         ("a.csv", 'text,label\n"hi,1\nho,2\n', "--train_file a.csv can't be read"),
         (
             "a.tsv",

@@ -412,7 +412,7 @@ def test_bad_flags(folder, capsys, flags, named):
         (
             "train",
             [0.5, 0.1, 1.0],
-            "--train_file train.csv holds the fraction 0.5 in row 0 (from 0; expected names or integers",
+            "--train_file train.csv, row 0 (from 0): the fraction 0.5 (expected names or integers",
         ),
         (
             "validation",

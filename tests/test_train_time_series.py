@@ -388,12 +388,13 @@ def test_layouts_and_formats_hold_the_same_series(folder):
 
 def test_channels_of_several_files_are_matched_by_name(folder):
     sales().to_csv("first.csv", index=False)
-    sales()[["price", "month", "shop", "sold"]].to_csv("second.csv", index=False)
+    others = sales(shop=["east"] * 40 + ["west"] * 40)
+    others[["price", "month", "shop", "sold"]].to_csv("second.csv", index=False)
     settings = {"id_column": "shop", "time_column": "month"}
     series = read(train_file=["first.csv", "second.csv"], **settings)
     assert [part.channels for part in series] == [["sold", "price"]] * 4
     np.testing.assert_array_equal(series[0].values, series[2].values)
-    sales().rename(columns={"price": "cost"}).to_csv("second.csv", index=False)
+    others.rename(columns={"price": "cost"}).to_csv("second.csv", index=False)
     with pytest.raises(
         UsageError, match=r"second\.csv has 2 channels \(sold, cost\), .*first\.csv has 2 \(sold, price"
     ):
@@ -423,6 +424,112 @@ def test_series_to_classify_in_every_layout(folder):
         series = read(**settings, **label_column)
         assert [part.values[:, 0].tolist() for part in series] == values
         assert [part.labels for part in series] == labels
+
+
+def write_labels(layout: str, labels: list, feature=None) -> dict:
+    """Four series of two steps, with labels of each (series,) or (series, steps); gives how to read them."""
+    values = [[1.0, 2], [3, 4], [5, 6], [7, 8]]
+    settings = {"task": "classify" if np.ndim(labels) == 1 else "label_each_step"}
+    if layout == "arrays":
+        np.savez("x.npz", values=values, labels=labels)
+        return {**settings, "train_file": ["x.npz"]}
+    if layout == "lists":
+        rows = datasets.Dataset.from_dict({"x": values, "label": labels})
+        if feature is not None:
+            feature = feature if np.ndim(labels) == 1 else datasets.List(feature)
+            rows = rows.cast_column("label", feature)
+        rows.to_parquet("x.parquet")
+        return {**settings, "train_file": ["x.parquet"]}
+    if layout == "wide":
+        pd.DataFrame(values, columns=["a", "b"]).assign(label=labels).to_csv("x.csv", index=False)
+        return {**settings, "train_file": ["x.csv"], "layout": "wide"}
+    labels = np.repeat(labels, 2) if np.ndim(labels) == 1 else np.ravel(labels)
+    pd.DataFrame({"id": np.repeat(range(4), 2), "x": np.ravel(values), "label": labels}).to_csv("x.csv", index=False)
+    return {**settings, "train_file": ["x.csv"], "id_column": "id"}
+
+
+WHOLE, STEPS = ("arrays", "lists", "wide", "long"), ("arrays", "lists", "long")
+
+
+@pytest.mark.parametrize(("layout", "shape"), [*((name, (4,)) for name in WHOLE), *((name, (4, 2)) for name in STEPS)])
+def test_labels_have_the_names_that_they_have_in_other_tasks(folder, layout, shape):
+    def names(labels, feature=None) -> list:
+        return [part.labels for part in read(**write_labels(layout, labels.reshape(shape).tolist(), feature))]
+
+    count = np.prod(shape)
+    assert names(np.arange(count) / 1.0) == np.arange(count).astype(str).reshape(shape).tolist()
+    assert names(np.arange(count) % 2 == 0) == (np.arange(count) % 2 == 0).astype(str).reshape(shape).tolist()
+    halves = np.arange(count) / 1.0
+    halves[-1] = 0.5
+    row = 3 if layout != "long" else 6 + len(shape) - 1
+    with pytest.raises(UsageError, match=rf"x\..*: label in row {row} \(from 0\): the fraction 0\.5 \(expected names"):
+        names(halves)
+    if layout == "lists":
+        classes = datasets.ClassLabel(names=["down", "up"])
+        ups = np.arange(count) % 2
+        assert names(ups, classes) == np.array(classes.names)[ups].reshape(shape).tolist()
+        ups[-1] = -1
+        with pytest.raises(
+            UsageError, match=r"x\.parquet: column 'label' is empty in row 3 \(from 0\), and in 1 cells"
+        ):
+            names(ups, classes)
+
+
+def test_labels_of_other_kinds(folder):
+    write_labels("arrays", np.array([b"up", b"down", b"up", b"up"]))
+    assert [part.labels for part in read(train_file=["x.npz"], task="classify")] == ["up", "down", "up", "up"]
+    rows = {"x": [[1.0, 2], [3, 4]], "label": [["up"], ["down"]]}
+    datasets.Dataset.from_dict(rows).to_parquet("x.parquet")
+    with pytest.raises(UsageError, match=r"x\.parquet: column 'label' holds List \(expected classes"):
+        read(train_file=["x.parquet"], task="classify")
+    pd.DataFrame({**rows, "label": pd.date_range("2026", periods=2)}).to_parquet("x.parquet")
+    with pytest.raises(UsageError, match=r"x\.parquet: column 'label' holds timestamp.* \(expected classes"):
+        read(train_file=["x.parquet"], task="classify")
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (",x\n0,1.5\n1,2.5\n", {}, r"a column without a name, .*: 'Unnamed: 0' \(expected the columns to read by"),
+        ("1.5,2\n2.5,3\n", {}, r"has numbers for names of columns, '1\.5', '2' \(expected the first line to name"),
+        ("112\n118\n", {}, "has numbers for names of columns, '112'"),
+        ("1,2,1\n2,3,4\n", {}, "the first line names '1' twice"),
+        ("x\n1\n1e300\n", {}, r"column 'x' holds '1e300' in row 1 \(from 0\)"),
+        ("x\n1\n\n9.96921e+36\n", {}, r"column 'x' holds '9\.96921e\+36' in row 2 \(from 0\).* at most 1e\+18"),
+    ],
+)
+def test_tables_that_can_not_be_used_are_named(folder, content, flags, message):
+    Path("x.csv").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        read(train_file=["x.csv"], **flags)
+
+
+def test_columns_that_are_not_read_need_no_name(folder):
+    Path("x.csv").write_text(",x\n0,1.5\n1,2.5\n")
+    assert read(train_file=["x.csv"], target_columns=["x"])[0].values.tolist() == [[1.5], [2.5]]
+    for header in ("0", "0,1,2"):
+        Path("x.csv").write_text(f"{header}\n" + header.replace("0", "7") + "\n")
+        assert read(train_file=["x.csv"])[0].channels == header.split(",")
+
+
+def test_missing_values_of_a_single_column_keep_their_places(folder):
+    Path("x.csv").write_text("x\n1\n\n3\n")
+    np.testing.assert_array_equal(read(train_file=["x.csv"])[0].values, [[1], [np.nan], [3]])
+
+
+def test_a_series_to_forecast_is_in_one_file(folder):
+    frame = sales()
+    frame[:40].to_csv("first.csv", index=False)
+    frame[30:].to_csv("second.csv", index=False)
+    files = {"train_file": ["first.csv", "second.csv"]}
+    named = r"'north' is in --train_file first\.csv and in --train_file second\.csv \(expected the whole series"
+    with pytest.raises(UsageError, match=f"--id_column 'shop': the series {named}"):
+        read(**files, id_column="shop", time_column="month")
+    wide = frame.pivot(index="month", columns="shop", values="sold").reset_index()
+    wide.to_csv("first.csv", index=False)
+    wide.to_csv("second.csv", index=False)
+    with pytest.raises(UsageError, match=f"--layout wide: the series {named}"):
+        read(**files, layout="wide", time_column="month")
 
 
 def test_steps_of_a_wide_table_are_in_order(folder):
@@ -598,7 +705,11 @@ def test_lists_that_can_not_be_used_are_named(folder):
         ({"x": [1.0]}, r"row 1 \(from 0\) has 2 labels for 1 steps"),
         ({"x": None}, r"the lists of row 1 \(from 0\) have the lengths \{'x': 0\}"),
         ({"label": None}, r"column 'label' holds None in row 1 \(from 0\) \(expected a list, with a label for each"),
-        ({"label": ["a", None]}, r"row 1 of .*: column 'label' is empty in row 1"),
+        ({"x": [1.0, math.inf]}, r"lists\.jsonl: column 'x' holds '[iI]nf.*' in row 1 \(from 0\)"),
+        ({"x": [1.0, 1e30]}, r"lists\.jsonl: column 'x' holds '1e\+30' in row 1 \(from 0\)"),
+        ({"x": ["1", "many"]}, r"lists\.jsonl: column 'x' holds '.?many.?' in row 1 \(from 0\)"),
+        ({"x": [[1.0], [2.0]]}, r"lists\.jsonl: column 'x' holds .* in row 1 \(from 0\)"),
+        ({"label": ["a", None]}, r"lists\.jsonl: column 'label' is empty in row 1"),
     ]:
         Path("lists.jsonl").write_text("\n".join(json.dumps(row) for row in (good, {**good, **change})))
         with pytest.raises(UsageError, match=message):
@@ -610,8 +721,10 @@ def test_arrays_that_can_not_be_used_are_named(folder):
     for change, message in [
         ({"values": np.array([["a"]])}, "`values` are <U1"),
         ({"values": np.zeros(3)}, r"of the shape \(3,\)"),
-        ({"values": np.full((2, 4), np.inf)}, r"infinite number at \[0, 0, 0\]"),
-        ({"labels": np.zeros((2, 4))}, r"`labels` have the shape \(2, 4\) \(expected \(2,\)\)"),
+        ({"values": np.full((2, 4), np.inf)}, r"`values` hold inf at \[0, 0, 0\]"),
+        ({"values": np.full((2, 4), 1e30)}, r"`values` hold 1e\+30 at \[0, 0, 0\]"),
+        ({"labels": np.array([0, np.nan])}, r"arrays\.npz: column 'label' is empty in row 1"),
+        ({"labels": np.zeros((2, 4))}, r"`labels` are float64 of the shape \(2, 4\) \(expected names .* \(2,\)\)"),
         ({"lengths": np.array([0, 4])}, "`lengths` must be a number from 1 to 4"),
     ]:
         np.savez("arrays.npz", **{**good, **change})

@@ -8,6 +8,7 @@ Cells of CSV and TSV files are text as written, wherever the files lie: None, NA
 import codecs
 import glob
 import importlib.util
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
@@ -89,6 +90,7 @@ class DataFileArguments:
             )
         for name in ("train_file", "validation_file", "test_file"):
             check_files(f"--{name}", getattr(self, name) or [], self.file_kinds)
+        self.parts = {}  # of each split that was read: the name of a file, as of `source`, and its number of rows
 
     def source(self, split: str, files: list[str] | None = None) -> str:
         """The flag that names a split's data with its value, for messages. `files`: only these of its files."""
@@ -97,6 +99,20 @@ class DataFileArguments:
         if self.dataset_name is None:  # the split is held out
             return f"the {split} part (--validation_fraction {self.validation_fraction}) of {self.source('train')}"
         return f"--{split}_split {getattr(self, f'{split}_split') or split} of {self.location}"
+
+    def keep_parts(self, split: str, parts: list[tuple[str, datasets.Dataset]]):
+        """Remembers for [`place`] what a split was read from."""
+        self.parts[split] = [(where, len(rows)) for where, rows in parts]
+
+    def place(self, split: str, rows: datasets.Dataset, row: int) -> tuple[str, int]:
+        """The file, as of [`source`], and the row there of a row of a split, all files of which `rows` joins."""
+        if rows._indices is not None:  # a part of them was held out
+            row = rows._indices.column(0)[row].as_py()
+        for where, num_rows in self.parts[split if split in self.parts else "train"]:
+            if row < num_rows:
+                return where, row
+            row -= num_rows
+        raise ValueError(f"Row {row} is beyond the rows that were read of {split!r}.")
 
     @property
     def location(self) -> str:
@@ -180,6 +196,10 @@ def load_split(
                 )
         if not streaming and len(rows) == 0:
             raise UsageError(f"{where} holds no rows (expected at least one)")
+        if not streaming:
+            check_kinds(where, rows, columns)
+    if parts and not streaming:
+        args.keep_parts(split, parts)
     return parts and [(where, rows.select_columns(list(columns.values()))) for where, rows in parts]
 
 
@@ -260,6 +280,7 @@ def load_file(
         raise
     except Exception as error:  # the formats' readers raise many kinds
         check_utf8(where, file)
+        check_json_lines(where, file)
         if "corresponds to no data" in str(error):  # what Datasets says of a table with a header alone
             raise UsageError(f"{where} holds no rows (expected at least one)") from error
         raise UsageError(
@@ -276,9 +297,11 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
     classes that the data set declares; none for other formats. Left alone, pandas reads what looks like a number as
     one, and a few words as missing values.
 
+    In a table of one column, a blank line is an empty cell; pandas leaves it out, and with it a step of a time series.
+
     Raises:
-        UsageError: cells are separated by something else, or the first row has more of them than there are columns:
-            pandas would take the first for row numbers.
+        UsageError: cells are separated by something else, a column is named twice, or the first row has more cells
+            than there are columns: pandas would take the first for row numbers.
     """
     if not isinstance(builder, Csv):
         return {}
@@ -297,13 +320,20 @@ def reader_options(where: str, builder: datasets.DatasetBuilder) -> dict:
             f"({', '.join(map(repr, first.columns))}); a cell with {builder.config.sep!r} in it has to stand in "
             "quotation marks."
         )
+    if builder.config.names is None and builder.config.header == "infer":
+        names = pd.read_csv(file, **{**options, "header": None, "dtype": str}).iloc[0]
+        if (twice := names.duplicated() & (names != "")).any():
+            raise UsageError(
+                f"{where}: the first line names {names[twice].iloc[0]!r} twice (expected each column once)"
+            )
     declared = {
         name: feature
         for name, feature in (builder.info.features or {}).items()
         if isinstance(feature, datasets.ClassLabel)
     }
     features = {name: declared.get(name, datasets.Value("string")) for name in first.columns}
-    return {"na_filter": False, "features": datasets.Features(features)}
+    options = {"na_filter": False, "features": datasets.Features(features)}
+    return options if len(first.columns) > 1 else {**options, "skip_blank_lines": False}
 
 
 def local_files(builder: datasets.DatasetBuilder) -> list[str]:
@@ -379,6 +409,24 @@ def check_utf8(where: str, file: str):
                 ) from error
 
 
+def check_json_lines(where: str, file: str):
+    """
+    Raises:
+        UsageError: a line of a JSON lines file holds no JSON.
+    """
+    if suffix(file) not in (".jsonl", ".ndjson"):
+        return
+    with open_unpacked(file) as opened:
+        for number, line in enumerate(opened, start=1):
+            try:
+                json.loads(line.decode().removeprefix(BYTE_ORDER_MARK) or "null")
+            except json.JSONDecodeError as error:
+                if line.strip():
+                    raise UsageError(
+                        f"{where}: line {number} holds no JSON (expected an object a line): {error}"
+                    ) from error
+
+
 def open_unpacked(file: str) -> IO[bytes]:
     return fsspec.open(file, "rb", compression=Extractor.infer_extractor_format(file) or None).open()
 
@@ -402,6 +450,31 @@ def check_quotes(where: str, rows: datasets.Dataset | datasets.IterableDataset, 
                 "after a single quotation mark at a cell's start; there it has to be doubled, and the cell put in "
                 "quotation marks."
             )
+
+
+def check_kinds(where: str, rows: datasets.Dataset, columns: dict[str, str]):
+    """
+    Args:
+        columns: those to check, by the flags that name them.
+
+    Raises:
+        UsageError: a column of a JSON file holds values of several kinds, such as numbers and strings.
+    """
+    for flag, column in columns.items():
+        feature = rows.features[column]
+        if "several kinds" not in kind_of(getattr(feature, "feature", feature)):
+            continue
+        first = None
+        for row, cell in enumerate(rows[column][:]):
+            for value in cell if isinstance(cell, list) else [cell]:
+                if value is None:
+                    continue
+                first = first or (row, value)
+                if type(value) is not type(first[1]):
+                    raise UsageError(
+                        f"{flag} {column!r} of {where} holds values of several kinds: {value!r} in row {row}, "
+                        f"{first[1]!r} in row {first[0]} (from 0; expected one kind)"
+                    )
 
 
 def as_text(rows: datasets.Dataset, column: str, where: str) -> datasets.Dataset:

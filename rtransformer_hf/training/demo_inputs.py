@@ -16,10 +16,11 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UsageError
+from .labels import listed
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
 from .span_tags import are_spans
-from .time_series import Series, TimeSeriesArguments, listed, load_series
+from .time_series import Series, TimeSeriesArguments, load_series
 
 MAX_PROMPT = 2000  # characters, as of every text
 MAX_TOKENS = 1 << 20  # more than MAX_PROMPT characters have: tokenizers without a limit state a larger one

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import logging
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,13 +32,12 @@ from .. import RTransformerImageProcessor
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
 from .errors import UsageError
 from .flags import number, positive_integer
+from .labels import LABEL_KINDS, in_order, listed, names_of, without_fractions
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "ForSequenceClassification"
-INTEGER = re.compile(r"0|-?[1-9]\d*")
-DECIMAL = re.compile(r"[+-]?\d+(\.\d+)?")
 VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same rows
 
 
@@ -287,7 +285,7 @@ def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments
                 "or integers)"
             )
         return rows
-    if kind not in ("ClassLabel", "string", "large_string", "bool") and not kind.startswith(("int", "uint", "float")):
+    if not kind.startswith(LABEL_KINDS):
         raise UsageError(
             f"--label_column {label_column!r} of {where} holds {kind} (expected classes (ClassLabel), strings or "
             "integers)"
@@ -300,8 +298,7 @@ def check_rows(rows: datasets.Dataset, where: str, args: ClassificationArguments
 
 def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[list[str]]:
     """
-    Labels by the names that the model's configuration gets: strings without white space around them, integers by their
-    digits, truth values as True and False. Where all labels are numbers, 1.0 is the integer 1.
+    Labels by name, as of [`names_of`] and [`without_fractions`].
 
     Args:
         parts: the rows of a split, each with its name for messages.
@@ -310,19 +307,10 @@ def label_names(parts: list[tuple[str, datasets.Dataset]], column: str) -> list[
     Raises:
         UsageError: all labels are numbers, and one of them a fraction.
     """
-    names = [names_of(rows[column][:], rows.features[column]) for _, rows in parts]
-    found = set().union(*names)
-    if not any("." in name for name in found) or not all(map(DECIMAL.fullmatch, found)):
-        return names
-    fractions = {name for name in found if not float(name).is_integer()}
-    for (where, _), part in zip(parts, names, strict=True):
-        for row, name in enumerate(part):
-            if name in fractions:
-                raise UsageError(
-                    f"--label_column {column!r} of {where} holds the fraction {name} in row {row} (from 0; expected "
-                    "names or integers)"
-                )
-    return [[str(int(float(name))) for name in part] for part in names]
+    return without_fractions(
+        [names_of(rows[column][:], rows.features[column]) for _, rows in parts],
+        lambda part, row: f"--label_column {column!r} of {parts[part][0]}, row {row} (from 0)",
+    )
 
 
 def numbers_of(rows: datasets.Dataset, where: str, column: str) -> list[float]:
@@ -382,14 +370,6 @@ def problem_type_of(rows: datasets.Dataset, args: ClassificationArguments) -> st
     return "multi_label_classification" if several else "single_label_classification"
 
 
-def names_of(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
-    if isinstance(feature, datasets.ClassLabel):
-        return feature.int2str(labels)
-    if feature.dtype.startswith("float"):
-        return [np.format_float_positional(label, trim="0") for label in labels]
-    return [str(label).replace(BYTE_ORDER_MARK, "").strip() for label in labels]
-
-
 def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict[str, int]:
     """
     Class indices of the training rows' labels, by name: those of the data set's classes, or else counted from 0,
@@ -406,11 +386,9 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
         names = classes.names
     else:
         labels = rows[args.label_column][:]
-        names = sorted(set(itertools.chain.from_iterable(labels) if is_list(feature) else labels))
+        names = in_order(set(itertools.chain.from_iterable(labels) if is_list(feature) else labels))
         if not names:
             raise UsageError(f"--label_column {args.label_column!r} of {args.source('train')} holds no label at all")
-        if all(map(INTEGER.fullmatch, names)):
-            names.sort(key=int)
     if len(names) < 2:
         raise UsageError(
             f"--label_column {args.label_column!r} of {args.source('train')} holds a single label, {names[0]!r} "
@@ -448,11 +426,6 @@ def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) 
         f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
         f"({listed(trained)}) (expected labels of the model, or a model of another task, which gets a new head)"
     )
-
-
-def listed(values: Sequence, most: int = 10) -> str:
-    values = list(values)
-    return ", ".join(map(str, values[:most])) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 # From rows to what the model reads
@@ -611,8 +584,9 @@ def encode(
         row = next(
             row for row, names in enumerate(labels) if not label2id.keys() >= set(names if several else [names])
         )
+        where, row = args.place(split, rows, row)
         raise UsageError(
-            f"--label_column {args.label_column!r} of {args.source(split)} holds {listed(map(repr, unknown))}, first "
+            f"--label_column {args.label_column!r} of {where} holds {listed(map(repr, unknown))}, first "
             f"in row {row} (from 0; expected the labels of the training rows, or of the trained model: "
             f"{listed(label2id)})"
         )
@@ -630,12 +604,6 @@ def encode(
         pairs = {} if args.text_pair_column is None else {"text_pair": batch[args.text_pair_column]}
         options = {"truncation": is_cut, "max_length": args.max_length, "verbose": False}
         input_ids = processing_class(texts, **pairs, **options)["input_ids"]
-        if not all(input_ids):
-            raise UsageError(
-                f"--text_column {args.text_column!r} of {args.source(split)} holds the text "
-                f"{texts[input_ids.index([])]!r}, of which the tokenizer makes no token (expected at least one per "
-                "text)"
-            )
         return with_labels(indices, "input_ids", input_ids)
 
     def encode_images(batch: dict, indices: list[int]) -> dict:
@@ -648,13 +616,23 @@ def encode(
             ) from error
         return with_labels(indices, "input_values", input_values.reshape(len(input_values), -1))
 
-    return rows.map(
+    encoded = rows.map(
         encode_texts if args.image_column is None else encode_images,
         batched=True,
         with_indices=True,
         remove_columns=rows.column_names,
         desc=f"Encoding {split}",
-    ).with_format("torch" if args.image_column else None)
+    )
+    if args.image_column is not None:
+        return encoded.with_format("torch")
+    if 0 in (lengths := pc.list_value_length(encoded.with_format("arrow")[:]["input_ids"]).to_pylist()):
+        index = lengths.index(0)
+        where, row = args.place(split, rows, index)
+        raise UsageError(
+            f"--text_column {args.text_column!r} of {where} holds the text {rows[index][args.text_column]!r} in row "
+            f"{row} (from 0), of which the tokenizer makes no token (expected at least one per text)"
+        )
+    return encoded
 
 
 def targets(rows: datasets.Dataset, args: ClassificationArguments) -> list[str] | list[list[str]] | list[float]:

@@ -16,7 +16,8 @@ from transformers import EvalPrediction
 from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
-from .time_series import Series, TimeSeriesArguments, listed
+from .labels import in_order, listed
+from .time_series import Series, TimeSeriesArguments
 
 VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same series
 
@@ -94,17 +95,13 @@ def encode_labels(series: Series, label2id: dict[str, int] | None) -> np.ndarray
 
 
 def make_label2id(series: Sequence[Series], where: str) -> dict[str, int]:
-    """Class indices of the labels by name: whole numbers by size, other names in alphabetical order."""
+    """Class indices of the labels by name, as of `in_order`."""
     names = set()
     for part in series:
         names |= {part.labels} if isinstance(part.labels, str) else set(part.labels)
     if len(names) < 2:
         raise UsageError(f"{where}: all labels are {min(names)!r} (expected at least two different ones)")
-    try:
-        ordered = sorted(names, key=int)
-    except ValueError:
-        ordered = sorted(names)
-    return {name: index for index, name in enumerate(ordered)}
+    return {name: index for index, name in enumerate(in_order(names))}
 
 
 def hold_out(args: TimeSeriesArguments, splits: dict[str, list[Series]]) -> dict[str, list[Series]]:

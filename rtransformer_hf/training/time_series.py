@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time series from files: tables in long or wide layout, lists in cells, or arrays, checked cell by cell."""
 
+import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -11,14 +12,16 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from .data_files import DataFileArguments, load_data_set, load_files, suffix
+from .data_files import DataFileArguments, check_kinds, kind_of, load_data_set, load_files, suffix
 from .errors import UsageError
 from .flags import number, positive_integer
+from .labels import LABEL_KINDS, listed, names_of, without_fractions
 
 logger = logging.getLogger(__name__)
 
 TASKS = ("forecast", "classify", "label_each_step")
 LAYOUTS = ("long", "wide")
+LARGEST = 1e18  # size of a value: the squares of many such values are still numbers in float32
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in any case
 SEASONS = {"second": 3600, "business day": 5, "day": 7, "week": 52}
 NANOSECONDS = {"second": 10**9, "hour": 3600 * 10**9, "day": 24 * 3600 * 10**9, "week": 7 * 24 * 3600 * 10**9}
@@ -206,16 +209,50 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
     if files and any(suffix(file) == ".npz" for file in files):
         if not all(suffix(file) == ".npz" for file in files):
             raise UsageError(f"{args.source(split)} mixes .npz with other files (expected one format)")
-        series = [part for file in files for part in read_npz(args, args.source(split, [file]), file)]
+        found = [read_npz(args, args.source(split, [file]), file) for file in files]
     else:
         load = load_files if files else load_data_set
         parts = load(args, split, streaming=False)
         if parts is None:
             return None
-        series = [part for where, rows in parts for part in read_rows(args, where, rows)]
+        found = [read_rows(args, where, rows) for where, rows in parts]
+    check_names(args, found)
+    series = [part for parts in found for part in parts]
     match_channels(args, series, series[0].channels, series[0].where)
     check_channels(series)
+    if args.needs_labels and not args.regression:
+        name_labels(series)
     return series
+
+
+def check_names(args: TimeSeriesArguments, files: Sequence[Sequence[Series]]):
+    """
+    Raises:
+        UsageError: a series to forecast goes on in another file: its end there would be no end to test on.
+    """
+    if args.task != "forecast" or (args.id_column is None and args.layout == "long"):
+        return
+    places = {}
+    for index, parts in enumerate(files):
+        for part in parts:
+            other, where = places.setdefault(part.name, (index, part.where))
+            if other != index:
+                flag = "--layout wide" if args.id_column is None else f"--id_column {args.id_column!r}"
+                raise UsageError(
+                    f"{flag}: the series {part.name!r} is in {where} and in {part.where} (expected the whole series, "
+                    "whose end is forecast, in one file)"
+                )
+
+
+def name_labels(series: Sequence[Series]):
+    """Gives the labels their names, which depend on all labels there are, as of `without_fractions`."""
+    is_whole = isinstance(series[0].labels, str)
+    names = without_fractions(
+        [[part.labels] if is_whole else part.labels for part in series],
+        lambda index, step: f"{series[index].where}: label in row {series[index].rows[step]} (from 0)",
+    )
+    for part, found in zip(series, names, strict=True):
+        part.labels = found[0] if is_whole else found
 
 
 def read_rows(args: TimeSeriesArguments, where: str, rows: datasets.Dataset) -> list[Series]:
@@ -228,6 +265,8 @@ def read_rows(args: TimeSeriesArguments, where: str, rows: datasets.Dataset) -> 
             raise UsageError(
                 f"{flag}: {where} has no column {column!r} (expected one of {', '.join(map(repr, rows.column_names))})"
             )
+    check_header(args, where, rows.column_names)
+    check_kinds(where, rows, columns)
     taken = {*columns.values(), *covariates}
     targets = args.target_columns or [name for name in rows.column_names if name not in taken]
     for name in targets:
@@ -239,45 +278,77 @@ def read_rows(args: TimeSeriesArguments, where: str, rows: datasets.Dataset) -> 
         raise UsageError(f"{where} holds no rows (expected at least one)")
     table = rows.select_columns([*columns.values(), *targets, *covariates]).with_format("arrow")[:]
     is_list = [type(rows.features[name]).__name__ in ("List", "LargeList", "Sequence") for name in targets]
+    label_feature = rows.features[args.label_column] if args.needs_labels else None
     if all(is_list):
-        return read_lists(args, where, table.to_pandas(), targets)
+        return read_lists(args, where, table.to_pandas(), targets, label_feature)
     if any(is_list):
         name = targets[is_list.index(True)]
         raise UsageError(f"--target_columns: {name!r} of {where} holds lists, others hold numbers (expected one kind)")
     frame = table.to_pandas()
-    if args.needs_labels and isinstance(feature := rows.features[args.label_column], datasets.ClassLabel):
-        frame[args.label_column] = feature.int2str(frame[args.label_column].tolist())
+    labels = read_labels(args, frame[args.label_column], label_feature, where) if args.needs_labels else None
     values = np.stack([numbers(frame[name], where, name) for name in [*targets, *covariates]], axis=1)
     if args.layout == "wide" and args.task == "classify":
-        return read_wide_rows(args, where, frame, values, targets)
+        return read_wide_rows(args, where, frame, values, targets, labels)
     if args.layout == "wide":
         return read_wide_columns(args, where, frame, values, targets)
-    return read_long(args, where, frame, values, [*targets, *covariates])
+    return read_long(args, where, frame, values, [*targets, *covariates], labels)
 
 
-def numbers(cells: pd.Series, where: str, column: str) -> np.ndarray:
+def check_header(args: TimeSeriesArguments, where: str, columns: Sequence[str]):
+    """
+    Raises:
+        UsageError: the first line of a CSV file is one of numbers, or all columns are read and one has no name.
+    """
+    unnamed = [name for name in columns if re.fullmatch(r"Unnamed: \d+|__index_level_\d+__", name)]
+    if unnamed and args.target_columns is None:
+        raise UsageError(
+            f"--target_columns: {where} has a column without a name, as a table's index is saved by pandas: "
+            f"{unnamed[0]!r} (expected the columns to read by --target_columns, or a file without it)"
+        )
+    found = pd.to_numeric(pd.Series(columns), errors="coerce").to_numpy(dtype=np.float64)
+    is_count = (found == found.round()).all() and (len(found) > 1 or found[0] == 0)
+    if not np.isnan(found).any() and not is_count:
+        raise UsageError(
+            f"{where} has numbers for names of columns, {listed(map(repr, columns))} (expected the first line to name "
+            "the columns)"
+        )
+
+
+def numbers(cells: pd.Series, where: str, column: str, rows: np.ndarray | None = None) -> np.ndarray:
     """
     Cells as float64, NaN where one is empty.
+
+    Args:
+        rows: those of the cells, where they are not counted from 0.
 
     Raises:
         UsageError: a cell holds something else.
     """
-    text = cells.astype(str).str.strip()
-    is_missing = cells.isna().to_numpy() | text.str.lower().isin(MISSING).to_numpy()
-    values = pd.to_numeric(text.where(~is_missing), errors="coerce").to_numpy(dtype=np.float64)
-    is_wrong = ~is_missing & ~np.isfinite(values)
+    if cells.dtype.kind in "iuf":
+        values = cells.to_numpy(dtype=np.float64)
+        is_missing = np.isnan(values)
+    else:
+        text = cells.astype(str).str.strip()
+        is_missing = cells.isna().to_numpy() | text.str.lower().isin(MISSING).to_numpy()
+        values = pd.to_numeric(text.where(~is_missing), errors="coerce").to_numpy(dtype=np.float64)
+    is_wrong = ~is_missing & ~(np.abs(values) <= LARGEST)
     if is_wrong.any():
-        row = int(is_wrong.argmax())
+        index = int(is_wrong.argmax())
         raise UsageError(
-            f"{where}: column {column!r} holds {str(cells.iloc[row])!r} in row {row} (from 0), and no number in "
-            f"{is_wrong.sum()} rows in all (expected numbers such as 1234.5, and empty cells for missing "
-            "values)"
+            f"{where}: column {column!r} holds {str(cells.iloc[index])!r} in row "
+            f"{index if rows is None else rows[index]} (from 0), and no usable number in {is_wrong.sum()} cells in "
+            f"all (expected numbers such as 1234.5, at most {LARGEST:g}, and empty cells for missing values)"
         )
     return values
 
 
 def read_long(
-    args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, channels: list[str]
+    args: TimeSeriesArguments,
+    where: str,
+    frame: pd.DataFrame,
+    values: np.ndarray,
+    channels: list[str],
+    labels: list[str] | list[float] | None,
 ) -> list[Series]:
     """A row a step; rows of a series are put in the order of their time stamps."""
     if args.id_column is None:
@@ -287,7 +358,6 @@ def read_long(
         check_filled(ids, where, args.id_column)
         group, names = pd.factorize(ids.astype(str).str.strip())
     times = None if args.time_column is None else parse_times(frame[args.time_column], where, args.time_column)
-    labels = None if not args.needs_labels else read_labels(args, frame[args.label_column], where)
     series = []
     for index, name in enumerate(names):
         rows = np.flatnonzero(group == index)
@@ -338,11 +408,15 @@ def read_wide_columns(
 
 
 def read_wide_rows(
-    args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, targets: list[str]
+    args: TimeSeriesArguments,
+    where: str,
+    frame: pd.DataFrame,
+    values: np.ndarray,
+    targets: list[str],
+    labels: list[str] | list[float],
 ) -> list[Series]:
     """A row a series, to classify; missing cells at its end make it shorter."""
     check_order(where, targets)
-    labels = read_labels(args, frame[args.label_column], where)
     names = frame.index if args.id_column is None else frame[args.id_column]
     series = []
     for row, (name, steps) in enumerate(zip(names, values, strict=True)):
@@ -373,43 +447,66 @@ def check_order(where: str, columns: Sequence[str]):
         )
 
 
-def read_lists(args: TimeSeriesArguments, where: str, frame: pd.DataFrame, targets: list[str]) -> list[Series]:
+def read_lists(
+    args: TimeSeriesArguments,
+    where: str,
+    frame: pd.DataFrame,
+    targets: list[str],
+    label_feature: datasets.ClassLabel | datasets.Value | datasets.List | None,
+) -> list[Series]:
     """A row a series, with a list for each channel."""
     channels = [*targets, *(args.covariate_columns or [])]
     if args.time_column is not None:
         raise UsageError(f"--time_column: a row of {where} is a whole series, evenly spaced (expected none)")
-    labels = None
-    if args.task == "classify":
-        labels = read_labels(args, frame[args.label_column], where)
-    names = frame.index if args.id_column is None else frame[args.id_column]
-    series = []
-    for row, name in enumerate(names):
-        lists = {column: frame[column].iloc[row] for column in channels}
-        lists = {column: np.atleast_1d(() if cells is None else cells) for column, cells in lists.items()}
-        lengths = {column: len(cells) for column, cells in lists.items()}
+    lists = {name: [np.atleast_1d(() if cells is None else cells) for cells in frame[name]] for name in channels}
+    for row in range(len(frame)):
+        lengths = {name: len(cells[row]) for name, cells in lists.items()}
         if len(set(lengths.values())) > 1 or min(lengths.values()) == 0:
             raise UsageError(
                 f"{where}: the lists of row {row} (from 0) have the lengths {lengths} (expected one, not 0)"
             )
-        try:
-            values = np.stack([cells.astype(np.float64) for cells in lists.values()], axis=1)
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{where}: row {row} (from 0) holds something else than numbers: {error}") from error
-        found = None if labels is None else labels[row]
-        if args.task == "label_each_step":
-            cells = frame[args.label_column].iloc[row]
-            if not isinstance(cells, (list, np.ndarray)):
-                raise UsageError(
-                    f"{where}: column {args.label_column!r} holds {cells!r} in row {row} (from 0) (expected a list, "
-                    "with a label for each step)"
-                )
-            found = read_labels(args, pd.Series(list(cells)), f"row {row} of {where}")
-            if len(found) != len(values):
-                raise UsageError(
-                    f"{where}: row {row} (from 0) has {len(found)} labels for {len(values)} steps (expected as many)"
-                )
-        series.append(Series(str(name), values, where, np.full(len(values), row), channels, found))
-    return series
+    lengths = [len(cells) for cells in lists[channels[0]]]
+    rows = np.repeat(np.arange(len(frame)), lengths)
+    ends = np.cumsum(lengths)[:-1]
+    columns = [numbers(pd.Series(flat(cells)), where, name, rows) for name, cells in lists.items()]
+    labels = [None] * len(frame)
+    if args.task == "classify":
+        labels = read_labels(args, frame[args.label_column], label_feature, where)
+    elif args.task == "label_each_step":
+        labels = read_label_lists(args, frame[args.label_column], label_feature, where, lengths)
+    names = frame.index if args.id_column is None else frame[args.id_column]
+    parts = zip(names, np.split(np.stack(columns, axis=1), ends), np.split(rows, ends), labels, strict=True)
+    return [Series(str(name), values, where, found, channels, label) for name, values, found, label in parts]
+
+
+def read_label_lists(
+    args: TimeSeriesArguments,
+    cells: pd.Series,
+    feature: datasets.ClassLabel | datasets.Value | datasets.List,
+    where: str,
+    lengths: Sequence[int],
+) -> list[list[str]] | list[list[float]]:
+    """A label for each step of each series, whose `lengths` are known."""
+    for row, (labels, length) in enumerate(zip(cells, lengths, strict=True)):
+        if not isinstance(labels, (list, np.ndarray)):
+            raise UsageError(
+                f"{where}: column {args.label_column!r} holds {labels!r} in row {row} (from 0) (expected a list, "
+                "with a label for each step)"
+            )
+        if len(labels) != length:
+            raise UsageError(
+                f"{where}: row {row} (from 0) has {len(labels)} labels for {length} steps (expected as many)"
+            )
+    rows = np.repeat(np.arange(len(cells)), lengths)
+    found = iter(read_labels(args, pd.Series(flat(cells)), feature.feature, where, rows))
+    return [list(itertools.islice(found, length)) for length in lengths]
+
+
+def flat(lists: Sequence[Sequence]) -> np.ndarray | list:
+    """The cells of all lists, one after the other."""
+    if all(getattr(cells, "dtype", np.dtype(object)).kind in "iuf" for cells in lists):
+        return np.concatenate(lists)
+    return list(itertools.chain.from_iterable(lists))
 
 
 def read_npz(args: TimeSeriesArguments, where: str, file: str) -> list[Series]:
@@ -442,19 +539,15 @@ def read_npz(args: TimeSeriesArguments, where: str, file: str) -> list[Series]:
         or not ((lengths >= 1) & (lengths <= values.shape[1])).all()
     ):
         raise UsageError(f"{where}: `lengths` must be a number from 1 to {values.shape[1]} for each series")
-    if np.isinf(values).any():
-        index = np.argwhere(np.isinf(values))[0].tolist()
-        raise UsageError(f"{where}: `values` hold an infinite number at {index} (series, step, channel)")
+    if (np.abs(values) > LARGEST).any():
+        index = np.argwhere(np.abs(values) > LARGEST)[0].tolist()
+        raise UsageError(
+            f"{where}: `values` hold {values[tuple(index)]:g} at {index} (series, step, channel) (expected numbers of "
+            f"at most {LARGEST:g}, and NaN for missing values)"
+        )
     labels = [None] * len(values)
     if args.needs_labels:
-        expected = values.shape[:1] if args.task == "classify" else values.shape[:2]
-        if found["labels"].shape != expected:
-            raise UsageError(f"{where}: `labels` have the shape {found['labels'].shape} (expected {expected})")
-        labels = [
-            read_labels(args, pd.Series(np.atleast_1d(label)[:length]), f"series {index} of {where}")
-            for index, (label, length) in enumerate(zip(found["labels"], lengths, strict=True))
-        ]
-        labels = [label[0] for label in labels] if args.task == "classify" else labels
+        labels = read_label_array(args, found["labels"], where, values.shape[:2], lengths)
     channels = [f"channel {index}" for index in range(values.shape[2])]
     return [
         Series(str(index), steps[:length], where, np.full(length, index), channels, label)
@@ -462,24 +555,69 @@ def read_npz(args: TimeSeriesArguments, where: str, file: str) -> list[Series]:
     ]
 
 
-def read_labels(args: TimeSeriesArguments, cells: pd.Series, where: str) -> list[str] | list[float]:
-    """Names without white space around them, whole numbers by their digits; numbers, for a regression."""
+def read_label_array(
+    args: TimeSeriesArguments, labels: np.ndarray, where: str, shape: tuple[int, int], lengths: np.ndarray
+) -> list:
+    """Labels of a .npz file: one for each series, or lists of one for each step up to its end."""
+    is_whole = args.task == "classify"
+    expected = shape[:1] if is_whole else shape
+    if labels.shape != expected or labels.dtype.kind not in "biufUS":
+        raise UsageError(
+            f"{where}: `labels` are {labels.dtype} of the shape {labels.shape} (expected names or numbers of the "
+            f"shape {expected})"
+        )
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    kind = {"b": "bool", "i": "int64", "u": "uint64", "f": "float64"}.get(labels.dtype.kind, "string")
+    rows = np.repeat(np.arange(len(labels)), 1 if is_whole else lengths)
+    cells = labels if is_whole else labels[np.arange(shape[1]) < lengths[:, None]]
+    found = read_labels(args, pd.Series(cells), datasets.Value(kind), where, rows)
+    if is_whole:
+        return found
+    return [found[end - length : end] for end, length in zip(lengths.cumsum(), lengths, strict=True)]
+
+
+def read_labels(
+    args: TimeSeriesArguments,
+    cells: pd.Series,
+    feature: datasets.ClassLabel | datasets.Value | datasets.List,
+    where: str,
+    rows: np.ndarray | None = None,
+) -> list[str] | list[float]:
+    """
+    Names as of `names_of`; numbers, for a regression.
+
+    Args:
+        feature: what the column holds.
+        rows: those of the cells, where they are not counted from 0.
+
+    Raises:
+        UsageError: a label is missing, no number, or of another kind than labels are.
+    """
+    if isinstance(feature, datasets.ClassLabel):
+        cells = cells.where(cells != -1)  # as data sets of the Hub have a missing one
+    check_filled(cells, where, args.label_column, rows)
+    if isinstance(feature, datasets.ClassLabel):
+        cells, feature = pd.Series(feature.int2str(cells.astype(int).tolist())), datasets.Value("string")
     if args.regression:
-        values = numbers(cells, where, args.label_column)
-        check_filled(pd.Series(values), where, args.label_column)
+        values = numbers(cells, where, args.label_column, rows)
+        check_filled(pd.Series(values), where, args.label_column, rows)
         return values.tolist()
-    check_filled(cells, where, args.label_column)
-    if cells.dtype.kind == "f" and (cells == cells.round()).all():
-        cells = cells.astype(int)
-    return cells.astype(str).str.strip().tolist()
+    if not kind_of(feature).startswith(LABEL_KINDS):
+        raise UsageError(
+            f"{where}: column {args.label_column!r} holds {kind_of(feature)} (expected classes (ClassLabel), names or "
+            "integers)"
+        )
+    return names_of(cells.tolist(), feature)
 
 
-def check_filled(cells: pd.Series, where: str, column: str):
+def check_filled(cells: pd.Series, where: str, column: str, rows: np.ndarray | None = None):
     is_missing = (cells.isna() | (cells.astype(str).str.strip() == "")).to_numpy()
     if is_missing.any():
+        row = int(is_missing.argmax())
         raise UsageError(
-            f"{where}: column {column!r} is empty in row {is_missing.argmax()} (from 0), and in {is_missing.sum()} "
-            "rows in all (expected a value in each)"
+            f"{where}: column {column!r} is empty in row {row if rows is None else rows[row]} (from 0), and in "
+            f"{is_missing.sum()} cells in all (expected a value in each)"
         )
 
 
@@ -536,11 +674,6 @@ def place(series: Series, start: int = 0, end: int | None = None) -> str:
 
 def file_name(where: str) -> str:
     return Path(where.partition(" ")[2]).name
-
-
-def listed(values: Sequence, most: int = 10) -> str:
-    values = list(map(str, values))
-    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
 
 
 # Time stamps

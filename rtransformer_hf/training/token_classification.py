@@ -33,9 +33,9 @@ from .data_files import (
 )
 from .errors import UsageError
 from .flags import positive_integer
+from .labels import INTEGER, in_order, listed
 from .metric_modules import compute_metric
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
-from .sequence_classification import INTEGER, listed
 from .span_tags import SPAN_TAG, are_spans
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def load_rows(args: TaggingArguments, split: str) -> datasets.Dataset | None:
     parts = load_parts(args, split)
     if parts is None:
         return None
+    args.keep_parts(split, parts)
     for where, rows in parts:
         check_lists(rows, where, args)
     features = [rows.features[args.tags_column].feature for _, rows in parts]
@@ -317,9 +318,7 @@ def make_label2id(rows: datasets.Dataset, args: TaggingArguments) -> dict[str, i
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
     else:
-        names = sorted({tag for tags in rows["tags"][:] for tag in tags})
-        if all(map(INTEGER.fullmatch, names)):
-            names.sort(key=int)
+        names = in_order({tag for tags in rows["tags"][:] for tag in tags})
     if len(names) < 2:
         raise UsageError(f"{args.source('train')} holds a single tag, {names[0]!r} (expected at least two)")
     return {name: index for index, name in enumerate(names)}
@@ -333,10 +332,12 @@ def log_tags_beside_spans(rows: datasets.Dataset, label2id: dict[str, int], args
         return
     feature = rows.features["tags"].feature
     is_class = isinstance(feature, datasets.ClassLabel)
-    found = ((row, feature.int2str(tags) if is_class else tags) for row, tags in enumerate(rows["tags"][:]))
-    place = next((f", first in row {row}, from 0" for row, tags in found if set(tags) & set(others)), "")
+    found = (feature.int2str(tags) if is_class else tags for tags in rows["tags"][:])
+    row = next((row for row, tags in enumerate(found) if set(tags) & set(others)), None)
+    where, row = (args.source("train"), None) if row is None else args.place("train", rows, row)
+    first = "" if row is None else f", first in row {row}, from 0"
     logger.warning(
-        f"{args.tags_of(args.source('train'))}: {listed(others)}{place}, mark no spans, beside {listed(spans)} "
+        f"{args.tags_of(where)}: {listed(others)}{first}, mark no spans, beside {listed(spans)} "
         "(expected B-, I- and the like, or O, for F1 of spans): tags are counted word by word."
     )
 
@@ -405,28 +406,24 @@ def encode(
     for row, tags in enumerate(rows["tags"][:]):
         for index, name in enumerate(names_of(tags)):
             if name not in label2id:
+                word = rows[row]["tokens"][index]
+                where, row = args.place(split, rows, row)
                 raise UsageError(
-                    f"{args.tags_of(args.source(split))}: unknown: {name!r} in row {row}, from 0, word {index} "
-                    f"({rows[row]['tokens'][index]!r}) (expected those of the training rows, or of the trained "
-                    f"model: {listed(label2id)})"
+                    f"{args.tags_of(where)}: unknown: {name!r} in row {row}, from 0, word {index} ({word!r}) "
+                    f"(expected those of the training rows, or of the trained model: {listed(label2id)})"
                 )
 
-    def encode_batch(batch: dict, indices: list[int]) -> dict:
+    def encode_batch(batch: dict) -> dict:
         texts = [args.word_separator.join(words) for words in batch["tokens"]]
         is_cut = args.max_length is not None
         encoded = tokenizer(
             texts, truncation=is_cut, max_length=args.max_length, return_offsets_mapping=True, verbose=False
         )
         labels, num_missed = [], []
-        for row, words, tags, text, offsets in zip(
-            indices, batch["tokens"], batch["tags"], texts, encoded["offset_mapping"], strict=True
+        for words, tags, text, offsets in zip(
+            batch["tokens"], batch["tags"], texts, encoded["offset_mapping"], strict=True
         ):
             firsts = first_tokens(words, text, offsets, len(args.word_separator))
-            if not firsts:
-                raise UsageError(
-                    f"{args.words_of(args.source(split))}: the tokenizer makes no token of row {row}, from 0: "
-                    f"{text!r} (expected at least one word with a token)"
-                )
             ids = [label2id[name] for name in names_of(tags)]
             labels.append([ids[firsts[token]] if token in firsts else NO_LABEL for token in range(len(offsets))])
             num_missed.append(len(words) - len(firsts))
@@ -435,12 +432,19 @@ def encode(
     encoded = rows.map(
         encode_batch,
         batched=True,
-        with_indices=True,
         remove_columns=rows.column_names,
         desc=f"Encoding {split}",
     )
     if num_missed := sum(encoded["missed"][:]):
-        num_words = sum(map(len, rows["tokens"][:]))
+        num_words = 0
+        for index, (words, missed) in enumerate(zip(rows["tokens"][:], encoded["missed"][:], strict=True)):
+            num_words += len(words)
+            if missed == len(words):
+                where, row = args.place(split, rows, index)
+                raise UsageError(
+                    f"{args.words_of(where)}: the tokenizer makes no token of row {row}, from 0: "
+                    f"{args.word_separator.join(words)!r} (expected at least one word with a token)"
+                )
         logger.warning(
             f"{args.source(split)}: {num_missed:,} of {num_words:,} words have no token of their own or are cut off; "
             "they are neither trained on nor counted in the metrics."

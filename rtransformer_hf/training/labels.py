@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels by the names that a model's configuration gets, the same in every task."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+import datasets
+import numpy as np
+
+from .data_files import BYTE_ORDER_MARK
+from .errors import UsageError
+
+INTEGER = re.compile(r"0|-?[1-9]\d*")
+DECIMAL = re.compile(r"[+-]?\d+(\.\d+)?")
+LABEL_KINDS = ("ClassLabel", "string", "large_string", "bool", "int", "uint", "float")  # how their names begin
+
+
+def names_of(labels: Sequence, feature: datasets.ClassLabel | datasets.Value) -> list[str]:
+    """Strings without white space around them, integers by their digits, truth values as True and False."""
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.int2str(labels)
+    if feature.dtype.startswith("float"):
+        return [np.format_float_positional(label, trim="0") for label in labels]
+    return [str(label).replace(BYTE_ORDER_MARK, "").strip() for label in labels]
+
+
+def without_fractions(parts: list[list[str]], place: Callable[[int, int], str]) -> list[list[str]]:
+    """
+    The names of labels, where 1.0 is the integer 1 if all of them are numbers.
+
+    Args:
+        parts: names as of [`names_of`].
+        place: says for messages what holds a label, by its part and its position there.
+
+    Raises:
+        UsageError: all labels are numbers, and one of them a fraction.
+    """
+    found = set().union(*parts)
+    if not any("." in name for name in found) or not all(map(DECIMAL.fullmatch, found)):
+        return parts
+    fractions = {name for name in found if not float(name).is_integer()}
+    for index, part in enumerate(parts if fractions else ()):
+        for position, name in enumerate(part):
+            if name in fractions:
+                raise UsageError(f"{place(index, position)}: the fraction {name} (expected names or integers)")
+    return [[str(int(float(name))) for name in part] for part in parts]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Integers by size, other names in alphabetical order."""
+    names = sorted(names)
+    return sorted(names, key=int) if all(map(INTEGER.fullmatch, names)) else names
+
+
+def listed(values: Iterable, most: int = 10) -> str:
+    values = list(map(str, values))
+    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")
