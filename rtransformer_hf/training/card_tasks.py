@@ -128,11 +128,14 @@ tagger = pipeline("token-classification", model={checkpoint}{options})
 print(tagger({example}, ignore_labels=[]))""",
         metrics=("span_f1", "span_precision", "span_recall", "macro_f1", "accuracy"),
         metrics_note="Accuracy is the share of a split's words whose own tag gets the highest score, at the word's "
-        "first token. A span is right where its first word, its last word and its type are, by seqeval; macro F1 is "
-        "the mean of the tags' F1.",
+        "first token.",
         limits="{context}It returns its training tags, with the errors and biases of its training data, and has not "
         "been tested on texts of other kinds.",
         loss_unit="nats per word",
+        more_notes={
+            "span_f1": "A span is right where its first word, its last word and its type are, by seqeval.",
+            "macro_f1": "Macro F1 is the mean of the tags' F1.",
+        },
         contexts=(
             "It sees a word and the text before it, not what follows. ",
             "It needs the text after a word as well as the text before it. ",
