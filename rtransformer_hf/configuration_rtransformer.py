@@ -64,8 +64,9 @@ class RTransformerConfig(PreTrainedConfig):
         num_butterfly_blocks (`int`, defaults to 2):
             Number of blocks in a butterfly, alternating between increasing and decreasing stride.
         num_monarch_blocks (`int`, defaults to 4):
-            Number of diagonal blocks in each of the two factors of a Monarch matrix. Each of the matrix's
-            `num_monarch_blocks`**2 blocks has the rank of its smaller side divided by `num_monarch_blocks`.
+            Number of diagonal blocks in each of the two factors of a Monarch matrix; at most `hidden_size`. Each of
+            the matrix's `num_monarch_blocks`**2 blocks has the rank of its smaller side divided by
+            `num_monarch_blocks`.
         projection_bias (`bool`, defaults to `True`):
             Whether the attention projections have biases.
         mlp_bias (`bool`, defaults to `True`):
@@ -322,6 +323,12 @@ class RTransformerConfig(PreTrainedConfig):
             raise ValueError(
                 "`hidden_size` and `intermediate_size` must be at least 2 for butterfly projections, got "
                 f"{self.hidden_size} and {self.intermediate_size}."
+            )
+        is_monarch = "monarch" in (self.projection_type, self.local_rnn_projection_type)
+        if is_monarch and self.num_monarch_blocks > min(self.hidden_size, self.intermediate_size):
+            raise ValueError(
+                "`num_monarch_blocks` must be at most `hidden_size` and `intermediate_size`, "
+                f"{self.hidden_size} and {self.intermediate_size} here, got {self.num_monarch_blocks}."
             )
         if not self.is_causal and self.use_cache:
             raise ValueError(

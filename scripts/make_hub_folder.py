@@ -40,8 +40,7 @@ def main(argv: list[str] | None = None):
         copy_weights(source, folder, args.dtype)
         facts = {"checkpoint": args.hub_folder, "has_code": False, "revision": None, **card_facts(args)}
         try:
-            if args.dtype is not None:
-                facts |= stored_outputs(folder)
+            facts |= stored_outputs(folder, args.dtype)
             notes = rewrite_card(folder, old_checkpoint=args.output_dir, **facts)
         except ValueError as error:
             raise UsageError(f"output_dir: {args.output_dir!r} can't be used: {error}") from error
@@ -84,18 +83,25 @@ def copy_weights(source: Path, target: Path, dtype: str | None):
     (target / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def stored_outputs(folder: Path) -> dict:
-    """The fact that tells the weights as stored from others; nothing where the training has none."""
+def stored_outputs(folder: Path, dtype: str | None) -> dict:
+    """
+    The fact that tells weights stored in another dtype from others; nothing where the training has none.
+
+    Raises:
+        ValueError: the weights are not those of the configuration, or not finite.
+    """
     import torch
 
     from rtransformer_hf.training.checkpoints import model_class
+    from rtransformer_hf.training.loading import open_model, read_config
     from rtransformer_hf.training.model_card import read_facts
     from rtransformer_hf.training.report import sample_outputs
 
+    [architecture] = read_config(folder).architectures
+    model = open_model(model_class(architecture), folder, dtype=torch.float32)
     facts = read_facts(folder)
-    if facts is None or facts.sample_outputs is None:
+    if dtype is None or facts is None or facts.sample_outputs is None:
         return {}
-    model = model_class(facts.architecture).from_pretrained(folder, dtype=torch.float32)
     return {"sample_outputs": sample_outputs(model)}
 
 

@@ -21,7 +21,7 @@ import train_polyphonic_music
 import train_sequence_classification
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForAudioFrameClassification,
     AutoModelForCausalLM,
@@ -321,6 +321,12 @@ def test_a_folder_to_share(trained, capsys, monkeypatch):
         make_hub_folder.main(["music", "cards/music"])
     with pytest.raises(UsageError, match="output_dir: no finished run in 'cards/music'"):
         make_hub_folder.main(["cards/music", "cards/other"])
+    shutil.copytree("music", "broken", ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file("broken/model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, "broken/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"'broken' can't be used: .* \(missing: model.layers.0.mlp.up_proj.weight\)"):
+        make_hub_folder.main(["broken", "cards/other"])
     assert [path.name for path in Path("cards").iterdir()] == ["music"]
 
     with pytest.raises(SystemExit) as stop:

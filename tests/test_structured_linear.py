@@ -450,6 +450,10 @@ def test_compressed_model(include_local_rnn, tmp_path):
         ({"local_rnn_projection_type": "x"}, "`local_rnn_projection_type` must be one of .*, got 'x'"),
         ({"local_rnn_gate_activation": "relu"}, "`local_rnn_gate_activation` must be one of .*, got 'relu'"),
         ({"num_monarch_blocks": 0}, "`num_monarch_blocks` must be an integer of at least 1, got 0"),
+        (
+            {"num_monarch_blocks": 9, "projection_type": "monarch"},
+            "`num_monarch_blocks` must be at most `hidden_size` and `intermediate_size`, 8 and 32 here, got 9",
+        ),
         ({"num_butterfly_blocks": 0}, "`num_butterfly_blocks` must be an integer of at least 1, got 0"),
         ({"local_rnn_num_heads": 5}, "`local_rnn_num_heads` must divide `hidden_size`, got `local_rnn_num_heads=5`"),
         ({"local_rnn_num_heads": 2, "projection_type": "butterfly"}, "`local_rnn_num_heads` must be 1 for .*, got 2"),

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import transformers
 from transformers import (
-    AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForAudioFrameClassification,
@@ -27,6 +26,7 @@ import rtransformer_hf
 from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
+from .loading import open_model, read_config
 from .model_arguments import CAUSAL_LM_ARCHITECTURES, EVALUATION_FILE, check_architecture, default_device
 from .piano_rolls import NUM_KEYS
 
@@ -75,7 +75,7 @@ def load_causal_lm(checkpoint: str) -> tuple[PreTrainedModel, PreTrainedTokenize
         UsageError: there is no such checkpoint, or it holds something else.
     """
     with open_checkpoint(checkpoint, "a causal language model with its tokenizer", *CAUSAL_LM_ARCHITECTURES):
-        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        model = open_model(AutoModelForCausalLM, checkpoint)
         return model.to(default_device()), AutoTokenizer.from_pretrained(checkpoint)
 
 
@@ -88,9 +88,9 @@ def load_music_model(checkpoint: str) -> PreTrainedModel:
     """
     expected = f"a model of piano rolls with {NUM_KEYS} keys"
     with open_checkpoint(checkpoint, expected, "RTransformerForPolyphonicMusic"):
-        if (input_size := AutoConfig.from_pretrained(checkpoint).input_size) != NUM_KEYS:
+        if (input_size := read_config(checkpoint).input_size) != NUM_KEYS:
             raise ValueError(f"its input_size is {input_size}")
-        return AutoModelForAudioFrameClassification.from_pretrained(checkpoint).to(default_device())
+        return open_model(AutoModelForAudioFrameClassification, checkpoint).to(default_device())
 
 
 def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -103,7 +103,7 @@ def load_digit_classifier(checkpoint: str) -> tuple[PreTrainedModel, BaseImagePr
     """
     expected = f"a causal classifier of {NUM_DIGITS} digits, reading grey pixels row by row, with its image processor"
     with open_checkpoint(checkpoint, expected, "RTransformerForSequenceClassification"):
-        model = AutoModelForSequenceClassification.from_pretrained(checkpoint).to(default_device())
+        model = open_model(AutoModelForSequenceClassification, checkpoint).to(default_device())
         processor = AutoImageProcessor.from_pretrained(checkpoint)
         config, permutation_seed = model.config, getattr(processor, "permutation_seed", None)
         found = (config.input_size, config.num_labels, config.is_causal, permutation_seed)
@@ -139,7 +139,7 @@ def load_text_reader(
     checkpoint: str, expected: str, architecture: str, auto_class: type
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict]:
     with open_checkpoint(checkpoint, f"{expected} with its fast tokenizer", architecture):
-        model = auto_class.from_pretrained(checkpoint)
+        model = open_model(auto_class, checkpoint)
         if (input_size := getattr(model.config, "input_size", None)) is not None:
             raise ValueError(f"it reads vectors of {input_size} values")
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -160,7 +160,7 @@ def load_forecaster(checkpoint: str) -> tuple[PreTrainedModel, RTransformerFeatu
     """
     expected = "a model that forecasts time series, with its feature extractor"
     with open_checkpoint(checkpoint, expected, "RTransformerForTimeSeriesPrediction"):
-        model = AutoModelForTimeSeriesPrediction.from_pretrained(checkpoint).to(default_device())
+        model = open_model(AutoModelForTimeSeriesPrediction, checkpoint).to(default_device())
         settings = json.loads(Path(cached_file(checkpoint, EVALUATION_FILE)).read_text(encoding="utf-8"))
         if settings["covariate_columns"]:
             raise ValueError(f"it reads the covariates {settings['covariate_columns']}")

@@ -42,6 +42,7 @@ from .forecasting import (
     make_windows,
     normalised_series,
 )
+from .loading import open_model
 from .model_arguments import trained_frames_per_beat
 from .model_card import CONFUSION_FILE, FACTS_FILE, CardFacts, read_facts, rewrite_card
 from .new_tokenizers import load_tokenizer
@@ -116,16 +117,18 @@ QUANTIZATIONS = {
 
 
 def load_model(args: argparse.Namespace, auto_class: type) -> PreTrainedModel:
-    if args.quantization is None:
-        return auto_class.from_pretrained(args.checkpoint, dtype=torch.float32)
-    if not is_torchao_available():
-        raise UsageError(
-            f"--quantization {args.quantization}: torchao is not installed (expected: pip install torchao)"
-        )
-    quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
-    return auto_class.from_pretrained(
-        args.checkpoint, dtype=torch.float32, quantization_config=TorchAoConfig(quantization())
-    )
+    settings = {"dtype": torch.float32}
+    if args.quantization is not None:
+        if not is_torchao_available():
+            raise UsageError(
+                f"--quantization {args.quantization}: torchao is not installed (expected: pip install torchao)"
+            )
+        quantization = getattr(importlib.import_module("torchao.quantization"), QUANTIZATIONS[args.quantization])
+        settings["quantization_config"] = TorchAoConfig(quantization())
+    try:
+        return open_model(auto_class, args.checkpoint, **settings)
+    except ValueError as error:
+        raise UsageError(f"checkpoint {args.checkpoint!r} can't be used: {error}") from error
 
 
 def place(args: argparse.Namespace, settings: dict) -> dict:

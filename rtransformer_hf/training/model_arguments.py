@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
 from .architectures import new_config
 from .errors import UsageError
+from .loading import open_model, read_config
 
 # Small enough to learn from a megabyte within minutes on two CPU cores.
 NEW_MODEL = {
@@ -179,7 +180,8 @@ def make_model(
         settings: fields of a new model's configuration that follow from the data.
 
     Raises:
-        UsageError: there is no such model, or it does not read in the direction that is asked for.
+        UsageError: there is no such model, its weights are not those of its configuration with the flags, or it does
+            not read in the direction that is asked for.
     """
     fields_of_model = {**asdict(args), **(head or {})}
     chosen = {name: value for name, value in fields_of_model.items() if value is not None}
@@ -194,14 +196,29 @@ def make_model(
             raise UsageError(
                 f"--model_type {model_type} --config_overrides {overrides!r} make no model: {error}"
             ) from error
-    try:
-        if path is None:
+    if path is None:
+        try:
             return new_model_class(RTransformerConfig(**settings, **chosen, is_causal=not bidirectional))
+        except ValueError as error:
+            raise UsageError(f"these sizes make no model: {error}") from error
+    what = f"--model_name_or_path {path!r} can't be used"
+    try:
         check_architecture(path, *architectures)
+        config = read_config(path)
         direction = {} if bidirectional is None else direction_fields(path, bidirectional)
-        return auto_class.from_pretrained(path, **chosen, **direction)
+        if unknown := [name for name in chosen if not hasattr(config, name)]:
+            raise UsageError(
+                f"--{', --'.join(unknown)}: not with --model_name_or_path {path!r}, a {config.model_type} (expected "
+                f"flags that {type(config).__name__} has)"
+            )
+        changed = [name for name in chosen if name not in (head or {}) and chosen[name] != getattr(config, name)]
+        if changed:
+            flags = (f"--{name} {chosen[name]} (trained with {getattr(config, name)})" for name in changed)
+            what += f" with {', '.join(flags)}"
+        return open_model(auto_class, path, **chosen, **direction)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
-        what = "these sizes make no model" if path is None else f"--model_name_or_path {path!r} can't be used"
         raise UsageError(f"{what}: {error}") from error
 
 
@@ -213,7 +230,7 @@ def direction_fields(path: str, bidirectional: bool) -> dict[str, bool]:
         UsageError: its weights are for the other kind, or it is no R-Transformer.
         OSError: there is no such checkpoint.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     if not isinstance(config, RTransformerConfig):
         raise UsageError(
             f"--bidirectional: {path!r} is a {config.model_type}, which has directions of its own (expected an "
@@ -275,7 +292,7 @@ def check_architecture(checkpoint: str, *accepted: str) -> str:
         ValueError: it is of another task, so the Auto classes would give it a new, untrained head.
         OSError: there is no such checkpoint.
     """
-    architectures = AutoConfig.from_pretrained(checkpoint).architectures or ["a model of no named architecture"]
+    architectures = read_config(checkpoint).architectures or ["a model of no named architecture"]
     if not architectures[0].endswith(accepted):
         raise ValueError(f"it holds {architectures[0]} (expected a class that ends with {' or '.join(accepted)})")
     return architectures[0]
@@ -295,7 +312,7 @@ def trained_frames_per_beat(checkpoint: str) -> int | None:
     Raises:
         OSError, ValueError: there is no such checkpoint.
     """
-    known = getattr(AutoConfig.from_pretrained(checkpoint), "frames_per_beat", None)
+    known = getattr(read_config(checkpoint), "frames_per_beat", None)
     if known is None:
         settings = cached_file(
             checkpoint,

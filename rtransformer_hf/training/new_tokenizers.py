@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -36,7 +37,7 @@ def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = Non
     if name not in NEW_TOKENIZERS:
         try:
             return AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:  # the last: of the model's configuration
             raise UsageError(
                 f"--tokenizer {name!r} can't be loaded (expected {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
                 f"the Hub): {error}"

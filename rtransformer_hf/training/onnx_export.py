@@ -19,6 +19,7 @@ from ..structured_linear import LocalRNNProjections, StructuredLinear
 from ..time_series_head import instance_scale, observed_values
 from .checkpoints import open_checkpoint
 from .errors import UsageError
+from .loading import open_model
 from .timing import Phase, time_interleaved
 
 TASKS = (
@@ -41,7 +42,7 @@ def load_model(checkpoint: str, with_cache: bool) -> PreTrainedModel:
         UsageError: it can't be exported, or not with a cache.
     """
     with open_checkpoint(checkpoint, "a trained R-Transformer", *TASKS) as architecture:
-        model = getattr(rtransformer_hf, architecture).from_pretrained(checkpoint, dtype=torch.float32)
+        model = open_model(getattr(rtransformer_hf, architecture), checkpoint, dtype=torch.float32)
     if getattr(model, "is_quantized", False):
         raise UsageError(f"checkpoint: {checkpoint!r} is quantised (expected floating-point weights)")
     if with_cache and (architecture not in TASKS_WITH_CACHE or has_autoregressive_keys(model.config)):

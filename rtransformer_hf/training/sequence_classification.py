@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import torch
 from tokenizers import processors
 from transformers import (
-    AutoConfig,
     DataCollatorWithPadding,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -33,6 +32,7 @@ from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kin
 from .errors import UsageError
 from .flags import number, positive_integer
 from .labels import LABEL_KINDS, in_order, listed, names_of, without_fractions
+from .loading import read_config
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
@@ -437,7 +437,7 @@ def open_config(checkpoint: str) -> PreTrainedConfig:
         UsageError: --model_name_or_path is neither a folder nor a Hub id of a model.
     """
     try:
-        return AutoConfig.from_pretrained(checkpoint)
+        return read_config(checkpoint)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--model_name_or_path {checkpoint!r} can't be opened (expected the folder of a model or an id on "
