@@ -23,6 +23,7 @@ from rtransformer_hf.training.flags import CommandParser
 from rtransformer_hf.training.model_card import add_card_arguments, check_license, rewrite_card
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = "model*.safetensors"
 
 
@@ -107,7 +108,7 @@ def is_of_transformers(config: dict) -> bool:
 
 def add_code(upload: Path, config: dict):
     """Adds the code, and what else `save_pretrained` writes beside the weights. The weights keep their precision."""
-    from rtransformer_hf import RTransformerImageProcessor
+    from rtransformer_hf import RTransformerFeatureExtractor, RTransformerImageProcessor
     from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
 
     [architecture] = config.get("architectures") or ["a model of no named class"]
@@ -119,8 +120,10 @@ def add_code(upload: Path, config: dict):
         )
     with tempfile.TemporaryDirectory() as saved:
         model_class.from_pretrained(upload).save_pretrained(saved)
-        if (upload / "preprocessor_config.json").exists():
-            RTransformerImageProcessor.from_pretrained(upload).save_pretrained(saved)
+        if (upload / PREPROCESSOR).exists():
+            is_image = "image_processor_type" in json.loads((upload / PREPROCESSOR).read_text(encoding="utf-8"))
+            processor_class = RTransformerImageProcessor if is_image else RTransformerFeatureExtractor
+            processor_class.from_pretrained(upload).save_pretrained(saved)
         for file in Path(saved).iterdir():
             if not file.match(WEIGHTS):
                 shutil.copy(file, upload)
@@ -137,6 +140,8 @@ def check_model(upload: Path):
     import transformers
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+    from rtransformer_hf.training.model_arguments import input_name
+
     config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     [architecture] = config["architectures"]
     if is_of_transformers(config):
@@ -147,13 +152,14 @@ def check_model(upload: Path):
     model, loading = model_class.from_pretrained(upload, output_loading_info=True)
     if wrong := {key: sorted(names) for key, names in loading.items() if names}:
         raise UsageError(f"the weights do not match config.json: {wrong}")
-    if getattr(model.config, "input_size", None) is None:
-        sample = {"input_ids": torch.arange(8)[None] % model.config.vocab_size}
+    if (name := input_name(model)) == "input_ids":
+        sample = torch.arange(8)[None] % model.config.vocab_size
     else:
-        sample = {"input_values": torch.zeros(1, 8, model.config.input_size)}
+        sample = torch.zeros(1, 8, model.config.input_size)
     with torch.no_grad():
-        output = model(**sample)[0]
-    if not output.isfinite().all():
+        output = model(**{name: sample})
+    values = output["params"] if "params" in output else output[:1]
+    if not all(value.isfinite().all() for value in values):
         raise UsageError("the model's outputs are not finite (expected a model whose training has not diverged)")
 
 

@@ -112,6 +112,12 @@ def test_flops_are_those_of_the_matrix_products(runs):
     assert flops_per_position(run) == pytest.approx(expected, abs=2 * rotary)
 
 
+@pytest.mark.parametrize("card", ["air_passengers", "basic_motions", "nottingham", "smnist_small", "japanese_ner"])
+def test_flops_of_every_task_are_counted(card):
+    [run] = load_runs([str(CARDS / card)], [], any_data=False)
+    assert 1e4 < flops_per_position(run) < 1e8
+
+
 def test_folders_of_cards(capsys, tmp_path):
     names = ("ptb_char_small", "ptb_char_small_transformer")
     folders = [str(CARDS / name) for name in names]

@@ -17,6 +17,7 @@ from transformers import AutoModelForAudioFrameClassification, AutoModelForCausa
 from rtransformer_hf.training.model_card import read_facts, render_card
 
 CARDS = ROOT / "model_cards"
+MOTIONS = json.loads((CARDS / "basic_motions" / "config.json").read_text())["label2id"]
 
 # Each push of the list, as (arguments, token): its output and what it ends with. The Hub's answers are those of its
 # faults in their turn. One process does them all, as each costs an import of torch.
@@ -121,6 +122,8 @@ def pushed(tmp_path_factory):
             "text": (["card", "anna/text", "--revision", "draft"], WRITES),
             "tune": ([str(CARDS / "nottingham_joint"), "anna/tune", "--private"], WRITES),
             "pixels": ([str(CARDS / "smnist_small"), "anna/pixels", "--revision", "draft"], WRITES),
+            "sales": ([str(CARDS / "air_passengers"), "anna/sales"], WRITES),
+            "motions": ([str(CARDS / "basic_motions"), "anna/motions"], WRITES),
             "label": ([str(next(CARDS.glob("trec_*"))), "anna/label", "--license", "mit"], WRITES),
             **{name: (arguments, token) for name, (arguments, token, _) in REFUSED.items()},
             "again": (["card", "anna/text"], WRITES),
@@ -140,7 +143,8 @@ def test_what_is_refused(pushed, name):
 
 def test_nothing_is_made_for_what_is_refused(pushed):
     hub, _, results = pushed
-    assert set(hub.repositories) == {"anna/text", "anna/tune", "anna/pixels", "anna/label"}
+    names = ("text", "tune", "pixels", "label", "sales", "motions")
+    assert set(hub.repositories) == {f"anna/{name}" for name in names}
     listed, stopped = results["dry"]
     assert stopped is None and "model.safetensors" in listed and " MB  to anna/dry\nDry run: nothing was up" in listed
     assert "Not checked: the network, the token and whether it may write to anna/dry, whether that name is" in listed
@@ -174,10 +178,21 @@ def test_what_is_pushed(pushed):
     assert len(text.commits) == 3 and len(tune.commits) == 2  # with the initial ones: a push is one commit
 
 
+@pytest.mark.parametrize(("name", "card"), [("sales", "air_passengers"), ("motions", "basic_motions")])
+def test_feature_extractors_go_up_as_they_are(pushed, name, card):
+    files = pushed[0].repositories[f"anna/{name}"].files
+    settings = json.loads(files["preprocessor_config.json"])
+    assert settings.pop("auto_map") == {
+        "AutoFeatureExtractor": "feature_extraction_rtransformer.RTransformerFeatureExtractor"
+    }
+    assert settings == json.loads((CARDS / card / "preprocessor_config.json").read_text())
+    assert "feature_extraction_rtransformer.py" in files and "image_processing_rtransformer.py" not in files
+
+
 def test_it_opens_elsewhere(pushed):
     """Where the package is not installed: by the names of its Auto classes, and by the code that its card prints."""
     hub, machine, _ = pushed
-    names = {"text": "main", "tune": "main", "pixels": "draft", "label": "main"}
+    names = {"text": "main", "tune": "main", "pixels": "draft", "label": "main", "sales": "main", "motions": "main"}
     repositories = {name: hub.repositories[f"anna/{name}"] for name in names}
     commits = {name: repositories[name].commits[repositories[name].branches[names[name]]] for name in names}
     cards = {name: files["README.md"].decode() for name, files in commits.items()}
@@ -188,6 +203,7 @@ def test_it_opens_elsewhere(pushed):
     assert printed["tune"].startswith("torch.Size([1, 101, 88]) with ")
     assert printed["pixels"].strip().isdigit() and "'score': " in printed["label"]
     assert "longest river" in code["label"][0]
+    assert printed["sales"].startswith("(1, 12, 1) True") and printed["motions"].strip() in MOTIONS
 
     outputs = torch.load(machine.folder / "outputs.pt")
     text = AutoModelForCausalLM.from_pretrained(CARDS / "ptb_char_small")

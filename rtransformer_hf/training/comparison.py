@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from .card_tasks import TASKS
 from .checkpoints import load_causal_lm, model_class
 from .errors import UsageError
-from .model_arguments import EVALUATION_FILE
+from .model_arguments import EVALUATION_FILE, input_name
 from .model_card import CURVE_POINTS_FILE, FACTS_FILE, CardFacts, duration, read_facts
 from .output_folder import RENAMED, RUN_FILE, TRAINER_STATE_FILE
 from .report import learning_curves
@@ -265,10 +265,10 @@ def flops_per_position(run: Run, length: int = LENGTH) -> float:
     length = run.settings.get("context_length") or length
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = model_class(run.facts.architecture)._from_config(config, attn_implementation="eager")
-        if getattr(config, "input_size", None):
-            model(input_values=torch.zeros(1, length, config.input_size))
-        else:
+        if (name := input_name(model)) == "input_ids":
             model(input_ids=torch.zeros(1, length, dtype=torch.long))
+        else:
+            model(**{name: torch.zeros(1, length, config.input_size)})
     return counter.get_total_flops() / length
 
 

@@ -328,3 +328,10 @@ def trained_frames_per_beat(checkpoint: str) -> int | None:
 def default_device() -> torch.device:
     """The accelerator, or the CPU where there is none."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def input_name(model: PreTrainedModel) -> str:
+    """What a model calls its inputs: input_ids of tokens; input_values of vectors, past_values of a time series."""
+    if getattr(model.config, "input_size", None) is None:
+        return "input_ids"
+    return "input_values" if model.main_input_name == "input_ids" else model.main_input_name

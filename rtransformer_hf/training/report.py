@@ -17,6 +17,7 @@ from .. import RTransformerConfig
 from .card_tasks import TASKS
 from .cost import MEMORY, SECONDS
 from .files import atomic_write, write_figure
+from .model_arguments import input_name
 from .model_card import CURVE_POINTS_FILE, CURVES_FILE, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
 from .output_folder import ResumableTrainingArguments
@@ -174,13 +175,11 @@ def sample_outputs(model: PreTrainedModel) -> list[float]:
     the weights that gave them.
     """
     numbers = torch.arange(8)
-    size = getattr(model.config, "input_size", None)
-    if size is None:
-        inputs = {"input_ids": (7 * numbers % model.config.vocab_size)[None]}
+    if (name := input_name(model)) == "input_ids":
+        inputs = (7 * numbers % model.config.vocab_size)[None]
     else:
-        name = "input_values" if model.main_input_name == "input_ids" else model.main_input_name
-        inputs = {name: (torch.arange(8 * size) % 3 == 0).float().view(1, 8, size)}
-    output = model.eval()(**inputs)
+        inputs = (torch.arange(8 * model.config.input_size) % 3 == 0).float().view(1, 8, -1)
+    output = model.eval()(**{name: inputs})
     values = (value[0] if isinstance(value, tuple) else value for value in output.values())  # params are a tuple
     first = next(value for value in values if isinstance(value, torch.Tensor)).flatten().float()
     return [round(value, 5) for value in first[(len(first) - 1) * numbers // 7].tolist()]
