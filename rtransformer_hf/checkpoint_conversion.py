@@ -238,6 +238,9 @@ def load_official_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.T
             raise ValueError("it contains neither a state dict nor a module")
         # A pickled parameter can have attributes, which would stand before the methods of its class.
         state_dict = {name: torch.Tensor.detach(value) for name, value in state_dict.items()}
+        for name, value in state_dict.items():
+            if value.layout is not torch.strided or value.untyped_storage().nbytes() < value.numel() * value.itemsize:
+                raise ValueError(f"{name} has more elements than are stored")
     except Exception as error:  # a damaged or hostile file can cause any kind
         raise ValueError(
             f"{path} is damaged or not a checkpoint of the published R-Transformer: {type(error).__name__}: {error}"
@@ -462,11 +465,25 @@ def convert_official_state_dict(
         **task,
     )
 
-    model = architecture(config).to(*dtypes).eval()
     try:
-        model.load_state_dict(split_joint_gates({new: state_dict[old] for old, new in names.items()}))
+        converted = split_joint_gates({new: state_dict[old] for old, new in names.items()})
     except (IndexError, RuntimeError) as error:
         raise ValueError(f"The shapes in `state_dict` do not fit together: {error}") from error
+    with torch.device("meta"):  # wrong sizes may be larger than the memory
+        expected = {name: list(weight.shape) for name, weight in architecture(config).state_dict().items()}
+    old_names = {new: old for old, new in names.items()}
+    misfits = [
+        f"{old_names.get(name, name)} is {list(converted[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if list(converted[name].shape) != shape
+    ]
+    if misfits:
+        raise ValueError(f"The shapes in `state_dict` do not fit together: {abbreviate(misfits)}.")
+    broken = sorted(name for name in names if not state_dict[name].isfinite().all())
+    if broken:
+        raise ValueError(f"`state_dict` must have finite weights, got others in {abbreviate(broken)}.")
+    model = architecture(config).to(*dtypes).eval()
+    model.load_state_dict(converted)
     return model, dropped
 
 

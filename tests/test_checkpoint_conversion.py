@@ -412,7 +412,13 @@ def test_other_state_dicts_are_refused():
         # Blocks without end, in a file of a few bytes.
         ("word_custom", "pooling.linears.0.twiddle", (1, 10**12, 5, 0, 2, 2), "shapes in `state_dict` do not fit"),
         ("word_custom", "pooling.linears.0.twiddle", (), "shapes in `state_dict` do not fit"),
-        ("word_custom", "pooling.linears.1.twiddle", (1, 2, 5, 16, 4), "shapes in `state_dict` do not fit"),
+        (
+            "word_custom",
+            "pooling.linears.1.twiddle",
+            (1, 2, 5, 16, 4),
+            r"do not fit together: rt\.forward_net\.0\.pooling\.linears\.1\.twiddle is \[1, 2, 5, 16, 4\], expected "
+            r"\[1, 2, 5, 16, 2, 2\]\.$",
+        ),
         ("word_custom", "feed_forward.w_2.twiddle", (1, 2, 6, 32, 2, 2), "shapes in `state_dict` do not fit"),
         ("word_custom", "layers.0.local_rnn.rnn.lstm.Gates.twiddle", (2, 2, 6, 32), "do not fit"),
         ("word_custom", "layers.0.local_rnn.rnn.lstm.Gates.weight", (128, 64), "unknown parameters: rt.forward_net.0"),
@@ -435,6 +441,31 @@ def test_broken_butterflies_are_refused(name, parameter, shape, message):
     if shape is None:
         del state_dict[f"rt.forward_net.0.{parameter}"]
     with pytest.raises(ValueError, match=message):
+        convert_official_state_dict(state_dict, **golden.sizes)
+
+
+@pytest.mark.parametrize("name", ["butterfly_word_custom", "char_gru"])
+def test_weights_that_are_not_finite_are_refused(name):
+    golden = Golden(name)
+    for value in (torch.nan, torch.inf):
+        state_dict = {**golden.state_dict, "encoder.weight": golden.state_dict["encoder.weight"].clone()}
+        state_dict["encoder.weight"][0, 0] = value
+        with pytest.raises(ValueError, match=r"must have finite weights, got others in encoder.weight"):
+            convert_official_state_dict(state_dict, **golden.sizes)
+    unused = "rt.norm.a_2"
+    convert_official_state_dict({**golden.state_dict, unused: torch.full((4,), torch.nan)}, **golden.sizes)
+
+
+@pytest.mark.parametrize("parameter", ["decoder.bias", "rt.forward_net.0.pooling.linears.0.bias"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_sizes_without_end_are_refused(parameter, legacy, tmp_path):
+    """A view of a single number can have any size, and the model would have it, too."""
+    golden = Golden("butterfly_word_custom")
+    state_dict = {**golden.state_dict, parameter: torch.ones(1).expand(2**40)}
+    path = tmp_path / "model.pt"
+    torch.save(state_dict, path, _use_new_zipfile_serialization=not legacy)
+    assert_refused(path, f"{parameter} has more elements than are stored")
+    with pytest.raises(ValueError, match="shapes in `state_dict` do not fit"):
         convert_official_state_dict(state_dict, **golden.sizes)
 
 
