@@ -33,6 +33,7 @@ from rtransformer_hf.training.classification_metrics import (
 )
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
+from rtransformer_hf.training.labels import fit_label2id, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     PRETRAINED_ARCHITECTURES,
@@ -58,7 +59,6 @@ from rtransformer_hf.training.sequence_classification import (
     ARCHITECTURE,
     ClassificationArguments,
     encode,
-    fit_label2id,
     hold_out,
     load_config,
     load_splits,
@@ -70,7 +70,6 @@ from rtransformer_hf.training.sequence_classification import (
     problem_type_of,
     sample_batch,
     sha256_of,
-    trained_label2id,
 )
 
 
@@ -207,7 +206,7 @@ def labels_of(rows: datasets.Dataset, args: ClassificationArguments, checkpoint:
     if checkpoint is None:
         return label2id
     config = load_config(checkpoint, args)
-    trained, problem_type = trained_label2id(config), problem_type_of(rows, args)
+    trained, problem_type = trained_label2id(config, ARCHITECTURE), problem_type_of(rows, args)
     if trained is not None and config.problem_type not in (None, problem_type):
         raise UsageError(
             f"--model_name_or_path: {checkpoint!r} was trained for {config.problem_type}, the data is for "

@@ -12,12 +12,15 @@ Forecasts are validated and tested on the last steps of each series. A recipe ho
 several devices: `accelerate launch scripts/train_time_series.py ...`.
 """
 
+import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from rtransformer_hf.training.command_line import run_command
 
 from transformers import (
+    AutoFeatureExtractor,
     AutoModelForSequenceClassification,
     AutoModelForTimeSeriesPrediction,
     AutoModelForTokenClassification,
@@ -34,6 +37,7 @@ from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.forecasting import (
     FORECAST_METRICS,
+    SEASON_CHANNELS,
     ForecastSetting,
     add_time_features,
     baseline_forecasts,
@@ -42,11 +46,13 @@ from rtransformer_hf.training.forecasting import (
     make_windows,
     normalised_series,
 )
+from rtransformer_hf.training.labels import fit_label2id, listed, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ClassifierModelArguments,
     label_head,
     make_model,
+    open_config,
     unset_sizes,
 )
 from rtransformer_hf.training.model_card import CardArguments
@@ -69,7 +75,15 @@ from rtransformer_hf.training.series_labels import (
     make_label_metrics,
 )
 from rtransformer_hf.training.series_trainers import ForecastTrainer, LabelTrainer, make_forecast_metrics
-from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, print_baselines
+from rtransformer_hf.training.time_series import (
+    Series,
+    TimeSeriesArguments,
+    load_series,
+    match_channels,
+    print_baselines,
+)
+
+logger = logging.getLogger(__name__)
 
 FORECAST_FLAGS = ("distribution_output", "quantile_levels", "scaling", "num_parallel_samples")
 
@@ -140,6 +154,7 @@ def train_to_forecast(
 ):
     with training_args.main_process_first(desc="data"):
         series = load_series(data_args)
+    match_checkpoint(model_args, data_args, series, data_args.covariate_columns or [])
     setting = ForecastSetting.of(data_args, series)
     num_covariates = len(data_args.covariate_columns or [])
     if has_time_features(data_args, series, setting):
@@ -209,20 +224,23 @@ def train_to_label(
     with training_args.main_process_first(desc="data"):
         found = {split: load_series(data_args, split) for split in ("train", "validation", "test")}
     series = {split: parts for split, parts in found.items() if parts is not None}
+    match_checkpoint(model_args, data_args, series["train"])
     for parts in series.values():
         match_channels(data_args, parts, series["train"][0].channels, series["train"][0].where)
     is_whole = data_args.task == "classify"
+    model_class = RTransformerForSequenceClassification if is_whole else RTransformerForTokenClassification
     if data_args.regression:
-        label2id, head = None, label_head({data_args.label_column: 0}, "regression")
+        label2id, problem_type = None, "regression"
     else:
         label2id = make_label2id(series["train"], data_args.source("train"))
-        head = label_head(label2id, "single_label_classification" if is_whole else None)
+        problem_type = "single_label_classification" if is_whole else None
+    label2id = labels_of_checkpoint(model_args, model_class.__name__, problem_type, label2id, data_args)
+    head = label_head({data_args.label_column: 0} if label2id is None else label2id, problem_type)
     series = hold_out(data_args, series)
     extractor = fit_extractor(data_args, series["train"])
     splits = {split: LabeledSeries(parts, extractor, label2id) for split, parts in series.items()}
     best, where = training_args.metric_for_best_model, data_args.source("validation")
     check_labels_differ(best, ("r2",), splits["validation"].all_labels, where)
-    model_class = RTransformerForSequenceClassification if is_whole else RTransformerForTokenClassification
     model = make_model(
         model_args,
         model_class,
@@ -276,6 +294,78 @@ def train_to_label(
         data=f"{sizes} series of {extractor.feature_size} channels with {kind}",
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
     )
+
+
+def match_checkpoint(
+    model_args: TimeSeriesModelArguments,
+    data_args: TimeSeriesArguments,
+    series: list[Series],
+    covariates: Sequence[str] = (),
+):
+    """
+    Puts the channels of the series in the order in which a model to train further has learnt them, where it knows all
+    of them by name. Other names are taken in the order of the data, with a warning.
+
+    Args:
+        covariates: the last channels, to forecast with.
+
+    Raises:
+        UsageError: the model knows some of the names.
+    """
+    path = model_args.model_name_or_path
+    try:
+        known = None if path is None else AutoFeatureExtractor.from_pretrained(path).channel_names
+    except OSError:  # it has none
+        return
+    if known is None or (data_args.layout == "wide" and data_args.task == "forecast"):
+        return
+    names, own = series[0].channels, [name for name in known if name not in SEASON_CHANNELS]
+    if set(names) == set(own):
+        learnt = own[len(own) - len(covariates) :]
+        if set(learnt) != set(covariates):
+            raise UsageError(
+                f"--covariate_columns: {' '.join(covariates)} (expected {' '.join(learnt)}, as --model_name_or_path "
+                f"{path!r} has learnt)"
+            )
+        match_channels(data_args, series, own, path)
+    elif set(names) & set(own):
+        raise UsageError(
+            f"--model_name_or_path {path!r} has learnt the channels {listed(own)}, {series[0].where} has "
+            f"{listed(names)} (expected the same, or none of them, which are then taken in order)"
+        )
+    elif len(names) > 1 and len(names) == len(own):
+        logger.warning(
+            f"--model_name_or_path {path!r} has learnt other channels: "
+            + ", ".join(f"{name} is read as {other}" for name, other in zip(names, own, strict=True))
+        )
+
+
+def labels_of_checkpoint(
+    model_args: TimeSeriesModelArguments,
+    architecture: str,
+    problem_type: str | None,
+    label2id: dict[str, int] | None,
+    data_args: TimeSeriesArguments,
+) -> dict[str, int] | None:
+    """
+    The class indices of a classifier to train further; else those of the data.
+
+    Raises:
+        UsageError: it was trained for another kind of labels, or does not know them.
+    """
+    path = model_args.model_name_or_path
+    if path is None:
+        return label2id
+    config = open_config(path)
+    trained = trained_label2id(config, architecture)
+    if trained is None:
+        return label2id
+    if (config.problem_type == "regression") != (problem_type == "regression"):
+        raise UsageError(
+            f"--model_name_or_path: {path!r} was trained for {config.problem_type or 'classes'}, the data is for "
+            f"{problem_type or 'classes'} (expected data of the same kind, or a model of another task)"
+        )
+    return None if label2id is None else fit_label2id(label2id, trained, data_args.source("train"))
 
 
 def check_channels(

@@ -21,6 +21,7 @@ from rtransformer_hf import RTransformerForTokenClassification
 from rtransformer_hf.training.architectures import check_context, check_labels_of_text
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.labels import fit_label2id, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     PRETRAINED_ARCHITECTURES,
@@ -29,6 +30,7 @@ from rtransformer_hf.training.model_arguments import (
     fit_vocabulary,
     label_head,
     make_model,
+    open_config,
     unset_sizes,
     vocabulary_settings,
 )
@@ -38,13 +40,10 @@ from rtransformer_hf.training.output_folder import ResumableTrainingArguments, c
 from rtransformer_hf.training.report import TEXT, TaskReport
 from rtransformer_hf.training.run import ReportingTrainer, evaluation_command, start_training, train_and_evaluate
 from rtransformer_hf.training.sequence_classification import (
-    fit_label2id,
     hold_out,
     log_unknown_words,
-    open_config,
     sample_batch,
     sha256_of,
-    trained_label2id,
 )
 from rtransformer_hf.training.token_classification import (
     ARCHITECTURE,

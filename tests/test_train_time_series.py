@@ -358,6 +358,38 @@ def test_the_collator_pads_labels_with_their_values():
     assert whole["labels"].tolist() == [1, 1]
 
 
+def test_a_model_trained_further_keeps_its_channels_and_labels(folder, caplog):
+    frame = write_motions("train.csv", 24, 0)
+    label("classify", "--max_steps", "1", "--test_file", "train.csv")
+    Path("out").rename("first")
+
+    def further(frame: pd.DataFrame, *flags: str) -> RTransformerFeatureExtractor:
+        frame.to_csv("train.csv", index=False)
+        data = ["--train_file", "train.csv", "--id_column", "id", "--output_dir", "out", "--overwrite_output_dir"]
+        words = ["recipe.yaml", "--task", "classify", *data, "--model_name_or_path", "first", "--max_steps", "1"]
+        sizes = ("hidden_", "num_", "local_")
+        recipe = [line for line in RECIPE.splitlines() if not line.startswith(sizes)]
+        Path("recipe.yaml").write_text("\n".join(recipe))
+        script.main([*words, *flags])
+        return AutoFeatureExtractor.from_pretrained("out")
+
+    frame = frame[["id", "y", "x", "label"]]
+    extractor = further(frame)
+    assert extractor.channel_names == ["x", "y"] and extractor.std[0] > extractor.std[1]
+    with pytest.raises(
+        UsageError, match=r"'first' has learnt the channels x, y, .*train\.csv has y, z \(expected the"
+    ):
+        further(frame.rename(columns={"x": "z"}))
+    further(frame.rename(columns={"x": "a", "y": "b"}))
+    assert "'first' has learnt other channels: b is read as x, a is read as y" in caplog.text
+    with pytest.raises(
+        UsageError, match=r"has 2 labels \(level, up\), those of --model_name_or_path are 2 \(down, up\)"
+    ):
+        further(frame.assign(label=frame.label.replace("down", "level")))
+    with pytest.raises(UsageError, match="'first' was trained for single_label_classification, the data is for regr"):
+        further(frame.assign(label=1.5), "--regression")
+
+
 # --- what is read ---
 
 

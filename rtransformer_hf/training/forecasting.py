@@ -26,6 +26,7 @@ from .time_series import Series, TimeSeriesArguments, place
 
 logger = logging.getLogger(__name__)
 
+SEASON_CHANNELS = ("sine of the season", "cosine of the season")
 LEVELS = tuple(level / 10 for level in range(1, 10))  # of the quantiles that forecasts are judged by
 
 
@@ -96,7 +97,7 @@ def add_time_features(series: Sequence[Series], setting: ForecastSetting):
     """Two covariates that say where in its season a step is."""
     for part in series:
         part.values = np.column_stack([part.values, season_features(part.steps, setting.season_length)])
-        part.channels = [*part.channels, "sine of the season", "cosine of the season"]
+        part.channels = [*part.channels, *SEASON_CHANNELS]
 
 
 def has_time_features(args: TimeSeriesArguments, series: Sequence[Series], setting: ForecastSetting) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import datasets
 import numpy as np
+from transformers import PreTrainedConfig
 
 from .data_files import BYTE_ORDER_MARK
 from .errors import UsageError
@@ -50,6 +51,37 @@ def in_order(names: Iterable[str]) -> list[str]:
     """Integers by size, other names in alphabetical order."""
     names = sorted(names)
     return sorted(names, key=int) if all(map(INTEGER.fullmatch, names)) else names
+
+
+def trained_label2id(config: PreTrainedConfig, architecture: str) -> dict[str, int] | None:
+    """The class indices of a trained classifier, by name; None if the model is of another task than `architecture`."""
+    if not (config.architectures or [""])[0].endswith(architecture):
+        return None
+    return {name: index for index, name in config.id2label.items()}
+
+
+def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) -> dict[str, int]:
+    """
+    The class indices of a classifier that has been trained, for labels of data.
+
+    Args:
+        label2id: those of the data, by name.
+        trained: those of the classifier. Where it has none but the names that the library gives, LABEL_0 and so on,
+            its classes go by the indices of the data's.
+        where: the data, for the message.
+
+    Raises:
+        UsageError: the data has labels that the classifier does not know.
+    """
+    if all(name == f"LABEL_{index}" for name, index in trained.items()):
+        if len(label2id) == len(trained):
+            return label2id
+    elif label2id.keys() <= trained.keys():
+        return trained
+    raise UsageError(
+        f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
+        f"({listed(trained)}) (expected labels of the model, or a model of another task, which gets a new head)"
+    )
 
 
 def listed(values: Iterable, most: int = 10) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .. import RTransformerConfig
@@ -278,6 +278,20 @@ def label_head(label2id: dict[str, int], problem_type: str | None = None) -> dic
     """The configuration's fields for a head that gives a logit to each label."""
     id2label = {str(index): name for name, index in label2id.items()}
     return {"id2label": id2label, "label2id": label2id, "problem_type": problem_type}
+
+
+def open_config(checkpoint: str) -> PreTrainedConfig:
+    """
+    Raises:
+        UsageError: --model_name_or_path is neither a folder nor a Hub id of a model.
+    """
+    try:
+        return read_config(checkpoint)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--model_name_or_path {checkpoint!r} can't be opened (expected the folder of a model or an id on "
+            f"the Hub): {error}"
+        ) from error
 
 
 def check_architecture(checkpoint: str, *accepted: str) -> str:

@@ -32,7 +32,7 @@ from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kin
 from .errors import UsageError
 from .flags import number, positive_integer
 from .labels import LABEL_KINDS, in_order, listed, names_of, without_fractions
-from .loading import read_config
+from .model_arguments import open_config
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
 logger = logging.getLogger(__name__)
@@ -397,52 +397,7 @@ def make_label2id(rows: datasets.Dataset, args: ClassificationArguments) -> dict
     return {name: index for index, name in enumerate(names)}
 
 
-def trained_label2id(config: PreTrainedConfig, architecture: str = ARCHITECTURE) -> dict[str, int] | None:
-    """The class indices of a trained classifier, by name; None if the model is of another task than `architecture`."""
-    if not (config.architectures or [""])[0].endswith(architecture):
-        return None
-    return {name: index for index, name in config.id2label.items()}
-
-
-def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) -> dict[str, int]:
-    """
-    The class indices of a classifier that has been trained, for labels of data.
-
-    Args:
-        label2id: those of the data, as of [`make_label2id`].
-        trained: those of the classifier. Where it has none but the names that the library gives, LABEL_0 and so on,
-            its classes go by the indices of the data's.
-        where: the data, for the message.
-
-    Raises:
-        UsageError: the data has labels that the classifier does not know.
-    """
-    if all(name == f"LABEL_{index}" for name, index in trained.items()):
-        if len(label2id) == len(trained):
-            return label2id
-    elif label2id.keys() <= trained.keys():
-        return trained
-    raise UsageError(
-        f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
-        f"({listed(trained)}) (expected labels of the model, or a model of another task, which gets a new head)"
-    )
-
-
 # From rows to what the model reads
-
-
-def open_config(checkpoint: str) -> PreTrainedConfig:
-    """
-    Raises:
-        UsageError: --model_name_or_path is neither a folder nor a Hub id of a model.
-    """
-    try:
-        return read_config(checkpoint)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--model_name_or_path {checkpoint!r} can't be opened (expected the folder of a model or an id on "
-            f"the Hub): {error}"
-        ) from error
 
 
 def load_config(checkpoint: str, args: ClassificationArguments) -> PreTrainedConfig:
