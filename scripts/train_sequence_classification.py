@@ -33,7 +33,7 @@ from rtransformer_hf.training.classification_metrics import (
 )
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.image_augmentation import AugmentedImages
-from rtransformer_hf.training.labels import fit_label2id, trained_label2id
+from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     PRETRAINED_ARCHITECTURES,
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None):
     if training_args.should_log and data_args.image_column is None:
         for split, rows in encoded.items():
             log_unknown_words(rows, processing_class, data_args.source(split))
+        log_repeats({split: map(tuple, rows["input_ids"]) for split, rows in encoded.items()}, data_args.source)
     loss = None
     if data_args.class_weights is not None:
         loss = make_weighted_loss(encoded["train"], problem_type, label2id)

@@ -46,7 +46,7 @@ from rtransformer_hf.training.forecasting import (
     make_windows,
     normalised_series,
 )
-from rtransformer_hf.training.labels import fit_label2id, listed, trained_label2id
+from rtransformer_hf.training.labels import fit_label2id, listed, log_repeats, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ClassifierModelArguments,
@@ -283,6 +283,9 @@ def train_to_label(
     )
     if training_args.should_log:
         print_baselines(baselines)
+        log_repeats(
+            {split: [values.tobytes() for values in parts.values] for split, parts in splits.items()}, data_args.source
+        )
     sizes = ", ".join(f"{split} {len(parts):,}" for split, parts in splits.items())
     kind = "numbers" if label2id is None else f"{num_classes:,} labels"
     train_and_evaluate(

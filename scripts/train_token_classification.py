@@ -21,7 +21,7 @@ from rtransformer_hf import RTransformerForTokenClassification
 from rtransformer_hf.training.architectures import check_context, check_labels_of_text
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.labels import fit_label2id, trained_label2id
+from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     PRETRAINED_ARCHITECTURES,
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None):
     if training_args.should_log:
         for split, rows in encoded.items():
             log_unknown_words(rows, tokenizer, data_args.source(split))
+        log_repeats({split: map(tuple, rows["input_ids"]) for split, rows in encoded.items()}, data_args.source)
     identity = {
         **asdict(model_args),
         **label_head(label2id),

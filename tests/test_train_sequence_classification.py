@@ -703,10 +703,12 @@ def test_natural_words(folder):
 
 def test_unknown_words_are_counted_for_every_split(folder, caplog):
     write_csv("test", ["word1 word2", "new word1, word2!"], ["long", "short"])
+    Path("validation.csv").write_text(Path("train.csv").read_text())
     with caplog.at_level("INFO", logger="rtransformer_hf.training.sequence_classification"):
         train("--max_steps", "1", files=("train", "validation", "test"))
     assert "--train_file train.csv: 0 of " in caplog.text
     assert "--validation_file validation.csv: 0 of " in caplog.text
+    assert "--validation_file validation.csv: 40 of 40 inputs are in the training data as well" in caplog.text
     assert "--test_file test.csv: 3 of 7 tokens are unknown (42.9 %)." in caplog.text
     caplog.clear()
     evaluate_checkpoint.main(["out", "--data", "test.csv"])

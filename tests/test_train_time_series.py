@@ -358,6 +358,14 @@ def test_the_collator_pads_labels_with_their_values():
     assert whole["labels"].tolist() == [1, 1]
 
 
+def test_series_to_test_on_that_were_trained_on_are_warned_of(folder, caplog):
+    frame = write_motions("train.csv", 24, 0)
+    frame[frame.id.isin(["s0", "s1", "s2"])].to_csv("test.csv", index=False)
+    label("classify", "--max_steps", "1", "--validation_file", "train.csv")
+    assert "--test_file test.csv: 3 of 3 inputs are in the training data as well" in caplog.text
+    assert "--validation_file train.csv: 24 of 24 inputs are in" in caplog.text
+
+
 def test_a_model_trained_further_keeps_its_channels_and_labels(folder, caplog):
     frame = write_motions("train.csv", 24, 0)
     label("classify", "--max_steps", "1", "--test_file", "train.csv")

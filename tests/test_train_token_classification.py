@@ -258,10 +258,11 @@ def test_first_tokens():
 
 def test_words_that_are_cut_off_are_told_of(folder, caplog):
     with caplog.at_level("WARNING"):
-        results = train("--max_length", "2", "--max_steps", "1")
+        results = train("--max_length", "2", "--max_steps", "1", "--test_file", "train.conll")
     total = sum(map(len, make_sentences(40)))
     assert f"--train_file train.conll: {total - 80:,} of {total:,} words have no token of their own" in caplog.text
     assert results["eval_samples"] == 13
+    assert "--test_file train.conll: 40 of 40 inputs are in the training data as well" in caplog.text
 
 
 def test_conll_files(folder):
@@ -314,8 +315,8 @@ def test_classes_of_a_data_set(folder):
         ([["a"], ["b", "c"]], [["O"], ["O"]], "1 in row 1, from 0, which has 2 words (expected as many)"),
         ([["a"], []], [["O"], []], "of --train_file bad.json: none in row 1, from 0 (expected at least one"),
         ([["a"], None], [["O"], ["O"]], "none in row 1, from 0 (expected at least one"),
-        ([["a", ""]], [["O", "O"]], "word 1 of row 0, from 0, is ''"),
-        ([["a", "b"]], [["O", None]], "none for word 1, 'b', of row 0, from 0"),
+        ([["a", ""]], [["O", "O"]], "row 0, from 0, word 1, is ''"),
+        ([["a", "b"]], [["O", None]], "none in row 0, from 0, word 1 ('b')"),
         ([["a"], ["b"]], [["O"], ["7"]], "the integer 7 in row 1, from 0, word 0, beside names (O)"),
         ([["a", "b"]], [["O", 7]], "--tags_column 'tags' of --train_file bad.json"),
         ([["a"], ["b"]], [["O"], [7]], "--train_file bad.json"),
@@ -337,6 +338,8 @@ def test_bad_rows(folder, tokens, tags, named):
         ("a O\n\nb B-X\nc", "--train_file bad.conll: line 4 has 1 column, and 2 in the lines before (expected a word"),
         ("word\n", "line 1 has 1 column (expected a word in column 0 and its tag in column -1"),
         ("\n\n", "--train_file bad.conll holds no sentences"),
+        ("a\tO\n\n\nb\tB-X\nc\t\n", "none in row 1, from 0, word 1, in line 5 ('c')"),
+        ("a O\n\nb 7\n", "the integer 7 in row 1, from 0, word 0, in line 3, beside names (O)"),
     ],
 )
 def test_bad_conll_files(folder, text, named):
@@ -371,7 +374,10 @@ def test_tags_that_mark_no_spans_among_those_that_do(folder, caplog):
         (["--tokens_column", "words"], "--tokens_column 'words' is no column of --train_file rows.json (expected"),
         (["--train_file", "rows.json", "train.conll"], "mixes CoNLL and json files"),
         (["--train_file", "rows.csv"], "--train_file: 'rows.csv' is CSV, whose cells hold no lists (expected CoNLL"),
-        (["--validation_file", "bad.conll"], "unknown: 'B-ORG' in row 1, from 0, word 0 ('Acme') (expected those of"),
+        (
+            ["--validation_file", "bad.conll"],
+            "unknown: 'B-ORG' in row 1, from 0, word 0, in line 5 ('Acme') (expected those",
+        ),
         (["--metric_for_best_model", "span_f1"], "--metric_for_best_model: unknown: 'span_f1'"),
         (["--metric_for_best_model", "f1"], "--metric_for_best_model: unknown: 'f1'"),
         (["--model_name_or_path", "none"], "--model_name_or_path 'none' can't be opened"),

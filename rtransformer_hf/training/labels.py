@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels by the names that a model's configuration gets, the same in every task."""
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import datasets
 import numpy as np
@@ -10,6 +11,8 @@ from transformers import PreTrainedConfig
 
 from .data_files import BYTE_ORDER_MARK
 from .errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 INTEGER = re.compile(r"0|-?[1-9]\d*")
 DECIMAL = re.compile(r"[+-]?\d+(\.\d+)?")
@@ -82,6 +85,24 @@ def fit_label2id(label2id: dict[str, int], trained: dict[str, int], where: str) 
         f"{where} has {len(label2id)} labels ({listed(label2id)}), those of --model_name_or_path are {len(trained)} "
         f"({listed(trained)}) (expected labels of the model, or a model of another task, which gets a new head)"
     )
+
+
+def log_repeats(inputs: Mapping[str, Iterable[Hashable]], source: Callable[[str], str]):
+    """
+    Warns of inputs to validate or test on that are those of training rows as well, as where an id is in both.
+
+    Args:
+        inputs: of each split, "train" among them.
+        source: names a split, for messages.
+    """
+    known = set(inputs["train"])
+    for split in [split for split in inputs if split != "train"]:
+        found = [value in known for value in inputs[split]]
+        if any(found):
+            logger.warning(
+                f"{source(split)}: {sum(found):,} of {len(found):,} inputs are in the training data as well, so their "
+                "figures say little of new ones."
+            )
 
 
 def listed(values: Iterable, most: int = 10) -> str:

@@ -99,6 +99,12 @@ class TaggingArguments(DataFileArguments):
             )
         if self.word_separator.strip():
             raise UsageError(f"--word_separator: {self.word_separator!r} (expected white space, or nothing: '')")
+        self.lines = {}  # of each CoNLL file, as of `source`: those of its words, by sentence
+
+    def word_place(self, where: str, row: int, index: int) -> str:
+        """Where a word stands in a file, for messages."""
+        line = f", in line {self.lines[where][row][index]}" if where in self.lines else ""
+        return f"row {row}, from 0, word {index}{line}"
 
     def words_of(self, where: str) -> str:
         """What messages call the words of a part of the data, as of `source`."""
@@ -183,7 +189,7 @@ def read_conll(where: str, file: str, args: TaggingArguments) -> datasets.Datase
     check_utf8(where, file)
     is_conllu = suffix(file) == ".conllu"
     word_column, tag_column = args.conll_columns or ((1, 3) if is_conllu else (0, -1))
-    all_words, all_tags, width = [], [], None
+    all_words, all_tags, all_lines, width = [], [], [], None
     starts_new = True
     with io.TextIOWrapper(open_unpacked(file), encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
@@ -220,9 +226,12 @@ def read_conll(where: str, file: str, args: TaggingArguments) -> datasets.Datase
             if starts_new:
                 all_words.append([])
                 all_tags.append([])
+                all_lines.append([])
                 starts_new = False
             all_words[-1].append(cells[word_column])
             all_tags[-1].append(cells[tag_column])
+            all_lines[-1].append(number)
+    args.lines[where] = all_lines
     if not all_words:
         raise UsageError(f"{where} holds no sentences (expected a word and its tag a line)")
     texts = datasets.List(datasets.Value("string"))
@@ -273,9 +282,9 @@ def sentences(rows: datasets.Dataset, where: str, args: TaggingArguments) -> Ite
             )
         for index, (word, tag) in enumerate(zip(words, tags, strict=True)):
             if not word:
-                raise UsageError(f"{args.words_of(where)}: word {index} of row {row}, from 0, is {word!r}")
+                raise UsageError(f"{args.words_of(where)}: {args.word_place(where, row, index)}, is {word!r}")
             if tag is None or (is_class and tag == -1) or not str(tag).strip():
-                raise UsageError(f"{args.tags_of(where)}: none for word {index}, {word!r}, of row {row}, from 0")
+                raise UsageError(f"{args.tags_of(where)}: none in {args.word_place(where, row, index)} ({word!r})")
         yield words, tags if is_class else [str(tag).strip() for tag in tags]
 
 
@@ -298,7 +307,7 @@ def check_names(parts: list[tuple[str, list[tuple[list[str], list[str]]]]], args
     )
     number = dict(parts)[where][row][1][index]
     raise UsageError(
-        f"{args.tags_of(where)}: the integer {number} in row {row}, from 0, word {index}, beside names "
+        f"{args.tags_of(where)}: the integer {number} in {args.word_place(where, row, index)}, beside names "
         f"({listed(names)}) (expected names or integers, not both)"
     )
 
@@ -409,21 +418,26 @@ def encode(
                 word = rows[row]["tokens"][index]
                 where, row = args.place(split, rows, row)
                 raise UsageError(
-                    f"{args.tags_of(where)}: unknown: {name!r} in row {row}, from 0, word {index} ({word!r}) "
+                    f"{args.tags_of(where)}: unknown: {name!r} in {args.word_place(where, row, index)} ({word!r}) "
                     f"(expected those of the training rows, or of the trained model: {listed(label2id)})"
                 )
 
+    separator, max_length = args.word_separator, args.max_length  # Datasets hashes all that the function refers to
+
     def encode_batch(batch: dict) -> dict:
-        texts = [args.word_separator.join(words) for words in batch["tokens"]]
-        is_cut = args.max_length is not None
+        texts = [separator.join(words) for words in batch["tokens"]]
         encoded = tokenizer(
-            texts, truncation=is_cut, max_length=args.max_length, return_offsets_mapping=True, verbose=False
+            texts,
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_offsets_mapping=True,
+            verbose=False,
         )
         labels, num_missed = [], []
         for words, tags, text, offsets in zip(
             batch["tokens"], batch["tags"], texts, encoded["offset_mapping"], strict=True
         ):
-            firsts = first_tokens(words, text, offsets, len(args.word_separator))
+            firsts = first_tokens(words, text, offsets, len(separator))
             ids = [label2id[name] for name in names_of(tags)]
             labels.append([ids[firsts[token]] if token in firsts else NO_LABEL for token in range(len(offsets))])
             num_missed.append(len(words) - len(firsts))
