@@ -54,13 +54,15 @@ class RTransformerConfig(PreTrainedConfig):
             Activation of GRU and LSTM gates: `"sigmoid"` or `"hard_sigmoid"`, clip(0.2 x + 0.5, 0, 1).
         local_rnn_num_heads (`int`, defaults to 1):
             Number of heads of the LocalRNN. With more than one, the recurrent weight is block-diagonal: each head sees
-            only its own state (arXiv 2405.04517), which divides the cost of the recurrent products by this number.
+            only its own state (arXiv 2405.04517), which divides the cost of the recurrent products by this number. It
+            must divide `hidden_size`, and be 1 for butterflies.
         projection_type (`str`, defaults to `"dense"`):
             Structure of the attention and feed-forward weights: `"dense"`, `"butterfly"` (arXiv 2012.14966) or
             `"monarch"` (arXiv 2204.00595).
         local_rnn_projection_type (`str`, *optional*):
             Structure of the LocalRNN's weights; `projection_type` if unset. `"butterfly"` is a single matrix over
-            [input, state], with LSTM gates in the published order (input, forget, output, candidate).
+            [input, state], with LSTM gates in the published order (input, forget, output, candidate). With heads,
+            `"monarch"` is the structure of the input weight alone.
         num_butterfly_blocks (`int`, defaults to 2):
             Number of blocks in a butterfly, alternating between increasing and decreasing stride.
         num_monarch_blocks (`int`, defaults to 4):

@@ -178,7 +178,7 @@ class StructuredLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-MIN_CHAIN_SIZE = 256  # columns; below this, forming the dense matrix is faster than applying the chain
+MIN_CHAIN_SIZE = 256  # padded columns; below this, forming the dense matrix is faster than applying the chain
 
 
 class RTransformerButterflyLinear(StructuredLinear):
@@ -187,7 +187,7 @@ class RTransformerButterflyLinear(StructuredLinear):
     n, the next power of two. The outputs of ceil(out_features / n) butterflies are concatenated and cut to
     `out_features`.
 
-    From MIN_CHAIN_SIZE columns on, the chain of factors is applied to the inputs. Smaller layers form the matrix.
+    From n = MIN_CHAIN_SIZE on, the chain of factors is applied to the inputs. Smaller layers form the matrix.
 
     Args:
         in_features: at least 2.
@@ -327,10 +327,17 @@ class RTransformerMonarchLinear(StructuredLinear):
     @torch.no_grad()
     def from_dense(cls, linear: nn.Linear, num_blocks: int = 4) -> "RTransformerMonarchLinear":
         """
-        The nearest Monarch layer to a dense one, in closed form (section 3.2 of the paper): each block of the weight
-        keeps its largest singular values.
+        The nearest Monarch layer to a dense one, in closed form (the projection of the paper): each block of the
+        weight keeps its largest singular values.
+
+        Raises:
+            ValueError: the layer is not an unmodified `nn.Linear`, or its weight is not finite.
         """
+        if not is_plain_linear(linear):
+            raise ValueError(f"`linear` must be an unmodified nn.Linear, got {linear}.")
         weight = linear.weight
+        if not weight.isfinite().all():
+            raise ValueError("`linear.weight` must be finite, got NaN or infinity in it.")
         monarch = cls(linear.in_features, linear.out_features, linear.bias is not None, num_blocks).to(weight.device)
         in_size, out_size, rank = monarch.right.shape[2], monarch.left.shape[1], monarch.rank
         padding = (0, num_blocks * in_size - linear.in_features, 0, num_blocks * out_size - linear.out_features)
@@ -362,9 +369,14 @@ class RTransformerBlockDiagonalLinear(nn.Module):
         num_gates: number of gates of the cell. The output, num_gates * hidden_size wide, is gate by gate.
         num_heads: must divide `hidden_size`.
         bias: whether to add a bias.
+
+    Raises:
+        ValueError: `num_heads` does not divide `hidden_size`.
     """
 
     def __init__(self, hidden_size: int, num_gates: int, num_heads: int, bias: bool = True):
+        if num_heads < 1 or hidden_size % num_heads != 0:
+            raise ValueError(f"`num_heads` must divide `hidden_size`, {hidden_size} here, got {num_heads}.")
         super().__init__()
         head_size = hidden_size // num_heads
         self.weight = nn.Parameter(torch.empty(num_heads, num_gates * head_size, head_size))
@@ -499,8 +511,11 @@ class CompressionMixin:
             The compressed model; `model` is unchanged.
 
         Raises:
-            ValueError: `model` has other projections.
+            ValueError: `model` is of another class, has other projections or weights that are not finite, or
+                `num_monarch_blocks` is out of range.
         """
+        if type(model) is not cls:
+            raise ValueError(f"`model` must be an {cls.__name__}, got an instance of {type(model).__name__}.")
         config = copy.deepcopy(model.config)
         kinds = {"projection_type": config.projection_type}
         if include_local_rnn:
@@ -514,10 +529,10 @@ class CompressionMixin:
         state_dict = model.state_dict()
         for name, module in compressed.named_modules():
             if isinstance(module, RTransformerMonarchLinear):
-                linear = model.get_submodule(name)
-                if not is_plain_linear(linear):
-                    raise ValueError(f"`{name}` of the model must be an unmodified nn.Linear, got {linear}.")
-                monarch = RTransformerMonarchLinear.from_dense(linear, num_monarch_blocks)
+                try:
+                    monarch = RTransformerMonarchLinear.from_dense(model.get_submodule(name), num_monarch_blocks)
+                except ValueError as error:
+                    raise ValueError(f"`{name}` of the model can't be compressed: {error}") from error
                 del state_dict[f"{name}.weight"]
                 state_dict.update((f"{name}.{key}", weight) for key, weight in monarch.state_dict().items())
         compressed.load_state_dict(state_dict)

@@ -224,6 +224,9 @@ def test_an_ensemble_by_vmap(layer_class):
         (lambda: RTransformerButterflyLinear(1, 4), "`in_features` must be at least 2.*got `in_features=1`"),
         (lambda: RTransformerButterflyLinear(4, 4, num_blocks=0), "got .*`num_blocks=0`"),
         (lambda: RTransformerMonarchLinear(4, 0), "must be at least 1, got .*`out_features=0`"),
+        (lambda: RTransformerBlockDiagonalLinear(8, 3, 3), "`num_heads` must divide `hidden_size`, 8 here, got 3"),
+        (lambda: RTransformerBlockDiagonalLinear(8, 3, 0), "`num_heads` must divide `hidden_size`, 8 here, got 0"),
+        (lambda: RTransformerMonarchLinear.from_dense(nn.Identity()), "must be an unmodified nn.Linear, got Identity"),
     ],
 )
 def test_sizes_out_of_range(make, message):
@@ -439,8 +442,15 @@ def test_compressed_model(include_local_rnn, tmp_path):
     with pytest.raises(ValueError, match=r"`model.config.projection_type` must be 'dense', got 'monarch'"):
         RTransformerForCausalLM.from_dense(model)
     dense.model.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"`model.layers.1.mlp.up_proj` of the model must be an unmodified nn.Linear"):
+    modified = r"`model.layers.1.mlp.up_proj` of the model can't be compressed: .* must be an unmodified nn.Linear"
+    with pytest.raises(ValueError, match=modified):
         RTransformerForCausalLM.from_dense(dense)
+    broken = copy.deepcopy(dense)
+    broken.model.layers[0].self_attn.k_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"`model.layers.0.self_attn.k_proj` of .*: `linear.weight` must be finite"):
+        RTransformerForCausalLM.from_dense(broken)
+    with pytest.raises(ValueError, match=r"`model` must be an RTransformerModel, got .* RTransformerForCausalLM"):
+        RTransformerModel.from_dense(dense)
 
 
 @pytest.mark.parametrize(
