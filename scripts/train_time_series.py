@@ -238,7 +238,9 @@ def train_to_label(
     head = label_head({data_args.label_column: 0} if label2id is None else label2id, problem_type)
     series = hold_out(data_args, series)
     extractor = fit_extractor(data_args, series["train"])
-    splits = {split: LabeledSeries(parts, extractor, label2id) for split, parts in series.items()}
+    splits = {
+        split: LabeledSeries(parts, extractor, label2id, data_args.label_column) for split, parts in series.items()
+    }
     best, where = training_args.metric_for_best_model, data_args.source("validation")
     check_labels_differ(best, ("r2",), splits["validation"].all_labels, where)
     model = make_model(

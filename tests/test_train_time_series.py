@@ -502,7 +502,9 @@ def test_labels_have_the_names_that_they_have_in_other_tasks(folder, layout, sha
     halves = np.arange(count) / 1.0
     halves[-1] = 0.5
     row = 3 if layout != "long" else 6 + len(shape) - 1
-    with pytest.raises(UsageError, match=rf"x\..*: label in row {row} \(from 0\): the fraction 0\.5 \(expected names"):
+    with pytest.raises(
+        UsageError, match=rf"x\..*: column 'label', row {row} \(from 0\): the fraction 0\.5 \(expected names"
+    ):
         names(halves)
     if layout == "lists":
         classes = datasets.ClassLabel(names=["down", "up"])
@@ -707,7 +709,11 @@ def test_what_can_not_be_forecast_is_named_before_any_training(folder, columns, 
 @pytest.mark.parametrize(
     "change, flags, message",
     [
-        ({"label": "sideways"}, [], r"test\.csv: the label 'sideways' in row 0 \(from 0\), series 's0', is none"),
+        (
+            {"label": "sideways"},
+            [],
+            r"test\.csv: column 'label' holds 'sideways' in row 0 \(from 0\), series 's0', which is none",
+        ),
         ({"x": 1.5}, [], r"train\.csv, rows 0 to \d+ .* the value 1.5 alone in 'x'"),
         ({}, ["--label_column", "kind"], r"--label_column: .*has no column 'kind'"),
         ({}, ["--label_column", "phase"], r"column 'phase' holds '1' in row 3 .* '0' in row 0, both of series 's0'"),

@@ -285,7 +285,7 @@ def series_labeler(args: argparse.Namespace, settings: dict) -> Evaluation:
     model = load_model(args, AutoModelForSequenceClassification if is_whole else AutoModelForTokenClassification)
     extractor = extractor_of(args, data_args, series)
     label2id = None if data_args.regression else model.config.label2id
-    labeled = LabeledSeries(series, extractor, label2id)
+    labeled = LabeledSeries(series, extractor, label2id, data_args.label_column)
     return Evaluation(
         model,
         labeled,

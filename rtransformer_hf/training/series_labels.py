@@ -54,10 +54,14 @@ class LabeledSeries(Dataset):
     """Normalised series with class indices or numbers as labels."""
 
     def __init__(
-        self, series: Sequence[Series], extractor: RTransformerFeatureExtractor, label2id: dict[str, int] | None
+        self,
+        series: Sequence[Series],
+        extractor: RTransformerFeatureExtractor,
+        label2id: dict[str, int] | None,
+        label_column: str,
     ):
         self.values = [extractor.normalise(part.values) for part in series]
-        self.labels = [encode_labels(part, label2id) for part in series]
+        self.labels = [encode_labels(part, label2id, label_column) for part in series]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -77,8 +81,11 @@ class LabeledSeries(Dataset):
         return digest.hexdigest()
 
 
-def encode_labels(series: Series, label2id: dict[str, int] | None) -> np.ndarray:
+def encode_labels(series: Series, label2id: dict[str, int] | None, label_column: str) -> np.ndarray:
     """
+    Args:
+        label_column: name of the labels' column, for messages.
+
     Raises:
         UsageError: a label is none of those of the training series.
     """
@@ -88,8 +95,8 @@ def encode_labels(series: Series, label2id: dict[str, int] | None) -> np.ndarray
     for step, label in enumerate([labels] if isinstance(labels, str) else labels):
         if label not in label2id:
             raise UsageError(
-                f"{series.where}: the label {label!r} in row {series.rows[step]} (from 0), series {series.name!r}, is "
-                f"none of the training series' (expected {listed(label2id)})"
+                f"{series.where}: column {label_column!r} holds {label!r} in row {series.rows[step]} (from 0), series "
+                f"{series.name!r}, which is none of the training series' labels (expected {listed(label2id)})"
             )
     return np.asarray(label2id[labels] if isinstance(labels, str) else [label2id[label] for label in labels])
 

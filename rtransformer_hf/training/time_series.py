@@ -221,7 +221,7 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
     match_channels(args, series, series[0].channels, series[0].where)
     check_channels(series)
     if args.needs_labels and not args.regression:
-        name_labels(series)
+        name_labels(args, series)
     return series
 
 
@@ -244,12 +244,14 @@ def check_names(args: TimeSeriesArguments, files: Sequence[Sequence[Series]]):
                 )
 
 
-def name_labels(series: Sequence[Series]):
+def name_labels(args: TimeSeriesArguments, series: Sequence[Series]):
     """Gives the labels their names, which depend on all labels there are, as of `without_fractions`."""
     is_whole = isinstance(series[0].labels, str)
     names = without_fractions(
         [[part.labels] if is_whole else part.labels for part in series],
-        lambda index, step: f"{series[index].where}: label in row {series[index].rows[step]} (from 0)",
+        lambda index, step: (
+            f"{series[index].where}: column {args.label_column!r}, row {series[index].rows[step]} (from 0)"
+        ),
     )
     for part, found in zip(series, names, strict=True):
         part.labels = found[0] if is_whole else found
