@@ -119,7 +119,8 @@ def add_code(upload: Path, config: dict):
             "as stated by `auto_map` in config.json)"
         )
     with tempfile.TemporaryDirectory() as saved:
-        model_class.from_pretrained(upload).save_pretrained(saved)
+        # Weights of another shape are found when the model is checked.
+        model_class.from_pretrained(upload, ignore_mismatched_sizes=True).save_pretrained(saved)
         if (upload / PREPROCESSOR).exists():
             is_image = "image_processor_type" in json.loads((upload / PREPROCESSOR).read_text(encoding="utf-8"))
             processor_class = RTransformerImageProcessor if is_image else RTransformerFeatureExtractor
@@ -134,7 +135,7 @@ def check_model(upload: Path):
     Opens the model with the code that goes up with it, as others will, and runs it on a sample.
 
     Raises:
-        UsageError: weights are missing or left over, or the outputs are not finite.
+        UsageError: weights are missing, left over or of another shape, or the outputs are not finite.
     """
     import torch
     import transformers
@@ -149,7 +150,7 @@ def check_model(upload: Path):
     else:
         [reference] = [name for name in config["auto_map"].values() if name.endswith(f".{architecture}")]
         model_class = get_class_from_dynamic_module(reference, upload)
-    model, loading = model_class.from_pretrained(upload, output_loading_info=True)
+    model, loading = model_class.from_pretrained(upload, output_loading_info=True, ignore_mismatched_sizes=True)
     if wrong := {key: sorted(names) for key, names in loading.items() if names}:
         raise UsageError(f"the weights do not match config.json: {wrong}")
     if (name := input_name(model)) == "input_ids":

@@ -72,16 +72,18 @@ def serve(
         UsageError: the server's packages are missing, there is no such checkpoint of a causal language model, or the
             port is taken.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.import_utils import is_serve_available
 
     from rtransformer_hf import RTransformerForCausalLM
     from rtransformer_hf.training.checkpoints import open_checkpoint
+    from rtransformer_hf.training.loading import open_model
     from rtransformer_hf.training.model_arguments import CAUSAL_LM_ARCHITECTURES
 
     if not is_serve_available():
         raise UsageError("the server's packages are not installed (expected: pip install -e '.[serve]')")
     with open_checkpoint(checkpoint, "a causal language model with its tokenizer", *CAUSAL_LM_ARCHITECTURES):
+        open_model(AutoModelForCausalLM, checkpoint)  # the server would make up weights that are missing
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     try:
         socket.create_server((host, port)).close()

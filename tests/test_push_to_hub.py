@@ -73,6 +73,7 @@ REFUSED = {
         "folder: 'misconfigured' can't be used: JSONDecodeError: ",
     ),
     "weights": (["partial", "anna/new"], WRITES, "the weights do not match config.json"),
+    "shapes": (["reshaped", "anna/new"], WRITES, "the weights do not match config.json: {'mismatched_keys'"),
     "numbers": (["diverged", "anna/new"], WRITES, "the model's outputs are not finite"),
     "metadata": (["badly_described", "anna/new"], WRITES, "folder: 'badly_described' can't be used: ValueError: "),
     "no token": (["card", "anna/new"], "", "the Hub asks for a token that it knows: `hf auth login`"),
@@ -96,7 +97,7 @@ def pushed(tmp_path_factory):
             (folder / "card" / name).write_text("to be left behind")
         shutil.copytree(folder / "card", folder / "card" / "checkpoint-1")
         bad_files = ("cardless", "pickled", "badly_described", "misconfigured", "forged")
-        for name in (*bad_files, "codeless", "partial", "diverged"):
+        for name in (*bad_files, "codeless", "partial", "reshaped", "diverged"):
             shutil.copytree(CARDS / "ptb_char_small", folder / name)
         (folder / "empty").mkdir()
         (folder / "cardless" / "README.md").unlink()
@@ -108,6 +109,8 @@ def pushed(tmp_path_factory):
         weights = load_file(folder / "card" / "model.safetensors")
         ruined = {**weights, "lm_head.bias": torch.full_like(weights["lm_head.bias"], torch.nan)}
         save_file(ruined, folder / "diverged" / "model.safetensors", metadata={"format": "pt"})
+        reshaped = {**weights, "lm_head.bias": weights["lm_head.bias"][1:].clone()}
+        save_file(reshaped, folder / "reshaped" / "model.safetensors", metadata={"format": "pt"})
         del weights["lm_head.bias"]
         save_file(weights, folder / "partial" / "model.safetensors", metadata={"format": "pt"})
         (folder / "badly_described" / "README.md").write_text("---\n- a list\n---\n")

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import SENTENCES
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.utils.import_utils import is_serve_available
 
@@ -22,7 +23,7 @@ if not is_serve_available():
 import httpx
 import serve
 
-from rtransformer_hf import RTransformerForSequenceClassification
+from rtransformer_hf import RTransformerForCausalLM, RTransformerForSequenceClassification
 from rtransformer_hf.training.errors import UsageError
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -200,6 +201,12 @@ def test_what_can_not_be_served(tmp_path, tiny_config, checkpoint, capsys):
         with pytest.raises(UsageError, match="can't be used") as error:
             serve.main([bad])
         assert named in str(error.value)
+    RTransformerForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"can't be used .*\(missing: model.layers.0.mlp.up_proj.weight\)"):
+        serve.main([str(tmp_path)])
     with socket.create_server(("localhost", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=f"--port {port}: can't be listened on"):
