@@ -618,6 +618,24 @@ def test_the_spacing_of_time_stamps(folder, times, season):
     assert np.diff(series.steps).tolist() == [1] * 8
 
 
+@pytest.mark.parametrize("freq, season", [("h", 24), ("D", 7), ("MS", 12)])
+@pytest.mark.parametrize("start", ["2024-03-29", "2024-10-25"])
+def test_clocks_that_are_put_forward_or_back_change_no_spacing(folder, freq, season, start):
+    times = pd.date_range(start, periods=100, freq=freq, tz="Europe/Berlin")
+    frame = pd.DataFrame({"time": times, "x": range(100)})
+    frame.to_parquet("x.parquet")
+    frame.astype({"time": str}).to_csv("x.csv", index=False)
+    for name in ("x.parquet", "x.csv"):
+        (series,) = read(train_file=[name], time_column="time")
+        assert np.diff(series.steps).tolist() == [1] * 99 and series.spacing.season_length == season
+
+
+def test_numbers_of_seconds_are_named_in_full(folder):
+    Path("x.csv").write_text("time,x\n1711753200,1\n1711756800,2\n1711760400,3\n1711767600,4\n")
+    with pytest.raises(UsageError, match=r"from 1711760400 in row 2 to 1711767600 in row 3 .* steps are 3600 apart"):
+        read(train_file=["x.csv"], time_column="time")
+
+
 def stamps(text: str) -> pd.Series:
     return pd.Series(text.split())
 

@@ -683,7 +683,8 @@ def file_name(where: str) -> str:
 
 def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
     """
-    Dates as datetime64[ns], numbers as float64.
+    Dates as datetime64[ns], numbers as float64. Dates with a time zone are put in UTC, where clocks are not changed; if
+    all are midnights of their zone, they are those days.
 
     Raises:
         UsageError: a cell is empty, or no date.
@@ -691,14 +692,21 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
     check_filled(cells, where, column)
     if pd.api.types.is_numeric_dtype(cells):
         return cells.to_numpy(dtype=np.float64)
+    local = None
     if pd.api.types.is_datetime64_any_dtype(cells):
         dates = cells
+        if cells.dt.tz is not None:
+            local, dates = cells.dt.tz_localize(None), cells.dt.tz_convert("UTC")
     else:
         as_numbers = pd.to_numeric(cells, errors="coerce")
         if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
             return as_numbers.to_numpy(dtype=np.float64)
         day_first = is_day_first(cells.astype(str), where, column)
-        dates = pd.to_datetime(cells, errors="coerce", format="mixed", utc=True, dayfirst=day_first)
+        options = {"errors": "coerce", "format": "mixed", "utc": True, "dayfirst": day_first}
+        dates = pd.to_datetime(cells, **options)
+        without_zone = cells.astype(str).str.replace(r"(:\d\d(\.\d+)?) *[+-]\d\d:?\d\d$", r"\1", regex=True)
+        if (without_zone != cells).any():
+            local = pd.to_datetime(without_zone, **options).dt.tz_localize(None)
     is_wrong = dates.isna().to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
@@ -706,6 +714,8 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
             f"{where}: column {column!r} holds {cells.iloc[row]!r} in row {row} (from 0), which is no date (expected "
             "such as 2026-11-27 or 2026-11-27 14:00, or numbers)"
         )
+    if local is not None and (local == local.dt.normalize()).all():
+        dates = local
     return pd.DatetimeIndex(dates).tz_localize(None).to_numpy().astype("datetime64[ns]")
 
 
@@ -825,7 +835,8 @@ class Spacing:
     def __str__(self) -> str:
         if self.unit == "nanosecond":
             return str(pd.Timedelta(self.size, unit="ns")).removesuffix(" 00:00:00")
-        return f"{self.size:g} {self.unit}{'s' if self.size != 1 else ''}".replace(" number", "")
+        size = np.format_float_positional(self.size, trim="-")
+        return size if self.unit == "number" else f"{size} {self.unit}{'s' if self.size != 1 else ''}"
 
 
 def common(gaps: np.ndarray) -> float:
@@ -839,7 +850,7 @@ def show(time) -> str:
     if isinstance(time, np.datetime64):
         stamp = pd.Timestamp(time)
         return stamp.isoformat(" ") if stamp != stamp.normalize() else stamp.date().isoformat()
-    return f"{time:g}"
+    return np.format_float_positional(time, trim="-")
 
 
 # Simple answers
