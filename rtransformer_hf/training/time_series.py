@@ -683,7 +683,7 @@ def file_name(where: str) -> str:
 
 def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
     """
-    Dates as datetime64[ns], numbers as float64. Dates with a time zone are put in UTC, where clocks are not changed; if
+    Dates as datetime64[ns], numbers as float64. Dates with a time zone are put in UTC, where clocks do not change; if
     all are midnights of their zone, they are those days.
 
     Raises:
