@@ -150,7 +150,7 @@ class StructuredLinear(nn.Module):
     def kept(self, name: str, compute: Callable, *weights: nn.Parameter):
         """
         `compute(*weights)`, without autocast and cached in inference until a weight changes. In-place changes of
-        `weight.data` are not noticed until the next call in training mode.
+        `weight.data` are not noticed until the next call of `train` or `eval`, or with gradients.
         """
         device_type = weights[0].device.type
         if torch.is_autocast_enabled(device_type):  # the result is a weight, which outlives the context
@@ -170,6 +170,10 @@ class StructuredLinear(nn.Module):
             # The weights' memory is held, so that no others can come to have its address.
             kept[name] = (version, compute(*weights), [weight.detach() for weight in weights])
         return kept[name][1]
+
+    def train(self, mode: bool = True) -> "StructuredLinear":
+        vars(self).pop("_kept", None)
+        return super().train(mode)
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_kept"}

@@ -134,6 +134,7 @@ def test_the_matrix_is_kept_in_evaluation_until_a_weight_changes(layer_class):
         state_dict = {name: value / 2 for name, value in layer.state_dict().items()}
         assert scaled(lambda: layer.load_state_dict(state_dict))
         assert scaled(lambda: setattr(weight, "data", weight * 3))
+        assert scaled(lambda: (weight.data.mul_(2), layer.eval()))
     layer.train()
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     layer(torch.randn(2, 6)).square().sum().backward()
