@@ -591,10 +591,20 @@ def test_text_by_keyboard_alone(open_page):
         if visited[-1] == "Write":
             page.keyboard.press("Enter")
             wait_until(page, lambda: len(text_of(page)) > 20)
-    page.keyboard.press("Space")
-    page.wait_for_timeout(1000)
-    stopped = text_of(page)
-    assert stopped.startswith("a market ") and len(stopped) < 1009
+    for _ in range(5):
+        page.keyboard.press("Space")
+        page.wait_for_timeout(1000)
+        stopped = text_of(page)
+        assert stopped.startswith("a market ")
+        if len(stopped) < 1009:
+            break
+        # On a busy machine the text may be complete before the key arrives.
+        button(page, "Write").focus()
+        page.keyboard.press("Enter")
+        wait_until(page, lambda: 20 < len(text_of(page)) < 1009)
+        button(page, "Stop").focus()
+    else:
+        pytest.fail("no stop came in time")
     page.wait_for_timeout(1000)
     assert text_of(page) == stopped
 
