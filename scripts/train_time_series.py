@@ -34,7 +34,7 @@ from rtransformer_hf import (
     RTransformerForTokenClassification,
 )
 from rtransformer_hf.training.arguments import Defaults, parse_arguments
-from rtransformer_hf.training.errors import UsageError
+from rtransformer_hf.training.errors import UsageError, listed
 from rtransformer_hf.training.forecasting import (
     FORECAST_METRICS,
     SEASON_CHANNELS,
@@ -46,7 +46,7 @@ from rtransformer_hf.training.forecasting import (
     make_windows,
     normalised_series,
 )
-from rtransformer_hf.training.labels import fit_label2id, listed, log_repeats, trained_label2id
+from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ClassifierModelArguments,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .flags import CommandParser, suggestion
 
 # These belong together: as soon as one is given, Trainer's own defaults hold for the others.
@@ -135,7 +135,7 @@ def parse_arguments(
             parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
         return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     except ValueError as error:
-        parser.error(" ".join(str(error).split()))
+        parser.error(one_line(error))
 
 
 def given_flags(argv: list[str]) -> set[str]:

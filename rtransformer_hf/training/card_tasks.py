@@ -55,6 +55,15 @@ model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options}
 image = Image.new({example})  # a black one, in place of Image.open("yours.png")
 inputs = processor(image, return_tensors="pt")"""
 
+SERIES_USAGE = """\
+{import_code}import numpy as np
+from transformers import AutoFeatureExtractor, AutoModel{model_kind}
+
+extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
+model = AutoModel{model_kind}.from_pretrained({checkpoint}{options}).eval()
+series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
+inputs = extractor(series, return_tensors="pt")"""
+
 TASKS = {
     "language-modeling": Task(
         pipeline_tag="text-generation",
@@ -214,14 +223,8 @@ print(tuple(median.shape), bool((low <= high).all()))""",
         pipeline_tag="time-series-forecasting",
         description="A classifier of time series",
         unit="steps",
-        usage="""\
-{import_code}import numpy as np
-from transformers import AutoFeatureExtractor, AutoModelForSequenceClassification
-
-extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
-model = AutoModelForSequenceClassification.from_pretrained({checkpoint}{options}).eval()
-series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
-inputs = extractor(series, return_tensors="pt")
+        usage=f"""\
+{SERIES_USAGE}
 print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         metrics=("accuracy", "macro_f1"),
         metrics_note="Accuracy is the share of a split's series whose own label gets the highest score; macro F1 is "
@@ -234,14 +237,8 @@ print(model.config.id2label[model(**inputs).logits.argmax().item()])""",
         pipeline_tag="time-series-forecasting",
         description="A model that labels each step of a time series",
         unit="steps",
-        usage="""\
-{import_code}import numpy as np
-from transformers import AutoFeatureExtractor, AutoModelForTokenClassification
-
-extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
-model = AutoModelForTokenClassification.from_pretrained({checkpoint}{options}).eval()
-series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
-inputs = extractor(series, return_tensors="pt")
+        usage=f"""\
+{SERIES_USAGE}
 print([model.config.id2label[index] for index in model(**inputs).logits[0].argmax(-1).tolist()])""",
         metrics=("accuracy", "macro_f1"),
         metrics_note="Accuracy is the share of a split's steps whose own label gets the highest score, from {context};"
@@ -254,14 +251,8 @@ print([model.config.id2label[index] for index in model(**inputs).logits[0].argma
         pipeline_tag="time-series-forecasting",
         description="A model that predicts a number from a time series",
         unit="steps",
-        usage="""\
-{import_code}import numpy as np
-from transformers import AutoFeatureExtractor, AutoModel{model_kind}
-
-extractor = AutoFeatureExtractor.from_pretrained({checkpoint}{options})
-model = AutoModel{model_kind}.from_pretrained({checkpoint}{options}).eval()
-series = np.random.default_rng(0).normal(size=(50, {channels}))  # yours: (steps, channels)
-inputs = extractor(series, return_tensors="pt")
+        usage=f"""\
+{SERIES_USAGE}
 print(model(**inputs).logits[0].tolist())""",
         metrics=("mae", "rmse", "r2"),
         metrics_note="Mean absolute error, root of the mean squared error, and the share of the variance that is "

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw
 from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import UsageError
-from .labels import listed
+from .errors import UsageError, listed
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
 from .span_tags import are_spans

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from .data_files import BYTE_ORDER_MARK
-from .errors import UsageError
+from .errors import UsageError, listed
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,3 @@ def log_repeats(inputs: Mapping[str, Iterable[Hashable]], source: Callable[[str]
                 f"{source(split)}: {sum(found):,} of {len(found):,} inputs are in the training data as well, so their "
                 "figures say little of new ones."
             )
-
-
-def listed(values: Iterable, most: int = 10) -> str:
-    values = list(map(str, values))
-    return ", ".join(values[:most]) + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .. import RTransformerConfig
+from .errors import listed, one_line
 
 
 def read_config(checkpoint: str) -> PreTrainedConfig:
@@ -65,11 +66,11 @@ def open_model(auto_class: type, checkpoint: str, **settings) -> PreTrainedModel
         },
     }
     if any(faults.values()):
-        listed = [f"{fault}: {abbreviated(names)}" for fault, names in faults.items() if names]
-        raise ValueError(f"its weights do not fit the configuration ({'; '.join(listed)})")
+        found = (f"{fault}: {listed(sorted(names), most=1)}" for fault, names in faults.items() if names)
+        raise ValueError(f"its weights do not fit the configuration ({'; '.join(found)})")
     weights = [item for item in model.named_parameters() if type(item[1]) is nn.Parameter]  # others are quantised
     if broken := [name for name, weight in weights if weight.is_floating_point() and not weight.isfinite().all()]:
-        raise ValueError(f"its weights are not finite: {abbreviated(broken)}")
+        raise ValueError(f"its weights are not finite: {listed(sorted(broken), most=1)}")
     return model
 
 
@@ -77,12 +78,3 @@ def below_head(model: PreTrainedModel, names: Collection[str]) -> set[str]:
     """The names of weights of the base model, which has no prefix in a checkpoint of its own."""
     parts = dict(model.base_model.named_children())
     return {name for name in names if name.removeprefix(f"{model.base_model_prefix}.").split(".")[0] in parts}
-
-
-def abbreviated(names: Collection[str]) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -27,7 +27,7 @@ from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import is_liger_kernel_available
 
 from .. import RTransformerConfig
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .files import atomic_write
 from .flags import fraction, number, positive_integer, seed, suggestion
 from .stopping import on_stop
@@ -228,10 +228,6 @@ def check_optimizer(args: ResumableTrainingArguments):
             f"--lr_scheduler_type {getattr(schedule, 'value', schedule)} does not go with these --lr_scheduler_kwargs "
             f"({given}): {one_line(error)}"
         ) from error
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def check_report_to(report_to: str | list[str]):

@@ -32,7 +32,7 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy
 
 from .cost import SECONDS, TrainingClock, num_positions
-from .errors import UsageError
+from .errors import UsageError, one_line
 from .files import atomic_write
 from .hub import explain_hub_error
 from .model_arguments import EVALUATION_FILE
@@ -43,7 +43,6 @@ from .output_folder import (
     ResumableTrainingArguments,
     check_metric,
     check_output_dir,
-    one_line,
     planned_steps,
 )
 from .report import Outcome, TaskReport, card_facts, plot_learning_curves, sample_outputs

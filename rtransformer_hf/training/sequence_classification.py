@@ -29,9 +29,9 @@ from transformers.image_utils import PILImageResampling
 
 from .. import RTransformerImageProcessor
 from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kind_of, load_split
-from .errors import UsageError
+from .errors import UsageError, listed
 from .flags import number, positive_integer
-from .labels import LABEL_KINDS, in_order, listed, names_of, without_fractions
+from .labels import LABEL_KINDS, in_order, names_of, without_fractions
 from .model_arguments import open_config
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 

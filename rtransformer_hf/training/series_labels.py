@@ -15,8 +15,8 @@ from transformers import EvalPrediction
 
 from rtransformer_hf import RTransformerFeatureExtractor
 
-from .errors import UsageError
-from .labels import in_order, listed
+from .errors import UsageError, listed
+from .labels import in_order
 from .time_series import Series, TimeSeriesArguments
 
 VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same series

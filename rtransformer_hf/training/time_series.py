@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from .data_files import DataFileArguments, check_kinds, kind_of, load_data_set, load_files, suffix
-from .errors import UsageError
+from .errors import UsageError, listed
 from .flags import number, positive_integer
-from .labels import LABEL_KINDS, listed, names_of, without_fractions
+from .labels import LABEL_KINDS, names_of, without_fractions
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from .data_files import (
     open_unpacked,
     suffix,
 )
-from .errors import UsageError
+from .errors import UsageError, listed
 from .flags import positive_integer
-from .labels import INTEGER, in_order, listed
+from .labels import INTEGER, in_order
 from .metric_modules import compute_metric
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer
 from .span_tags import SPAN_TAG, are_spans
