@@ -47,6 +47,7 @@ from rtransformer_hf.training.forecasting import (
     normalised_series,
 )
 from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
+from rtransformer_hf.training.loading import has_processor
 from rtransformer_hf.training.model_arguments import (
     NEW_MODEL,
     ClassifierModelArguments,
@@ -315,13 +316,18 @@ def match_checkpoint(
         covariates: the last channels, to forecast with.
 
     Raises:
-        UsageError: the model knows some of the names.
+        UsageError: the model knows some of the names, or its feature extractor can't be read.
     """
     path = model_args.model_name_or_path
-    try:
-        known = None if path is None else AutoFeatureExtractor.from_pretrained(path).channel_names
-    except OSError:  # it has none
+    if path is None:
         return
+    open_config(path)  # names what is no model at all
+    try:
+        known = AutoFeatureExtractor.from_pretrained(path).channel_names if has_processor(path) else None
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--model_name_or_path {path!r}: its feature extractor can't be read (expected that of series): {error}"
+        ) from error
     if known is None or (data_args.layout == "wide" and data_args.task == "forecast"):
         return
     names, own = series[0].channels, [name for name in known if name not in SEASON_CHANNELS]

@@ -774,6 +774,9 @@ def test_training_goes_on_from_a_classifier(folder):
     save(["short", "long"], input_size=1)
     assert_refused("'first' reads vectors of 1 values, its input_size (expected, with --text_column", train, *flags)
     save(None, input_size=1)  # as a converted checkpoint is: no names of labels, no processor
+    Path("first", "preprocessor_config.json").write_text("{")
+    assert_refused("no image processor can be made of that of --model_name_or_path 'first'", train_on_images, *flags)
+    Path("first", "preprocessor_config.json").unlink()
     train_on_images(*flags)
     assert AutoModelForSequenceClassification.from_pretrained("out").config.id2label[2] == "bright"
 

@@ -396,6 +396,9 @@ def test_a_model_trained_further_keeps_its_channels_and_labels(folder, caplog):
         further(frame.assign(label=frame.label.replace("down", "level")))
     with pytest.raises(UsageError, match="'first' was trained for single_label_classification, the data is for regr"):
         further(frame.assign(label=1.5), "--regression")
+    Path("first", "preprocessor_config.json").write_text("{")
+    with pytest.raises(UsageError, match="--model_name_or_path 'first': its feature extractor can't be read"):
+        further(frame)
 
 
 # --- what is read ---

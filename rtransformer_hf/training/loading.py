@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import FEATURE_EXTRACTOR_NAME, cached_file
 
 from .. import RTransformerConfig
 from .errors import listed, one_line
@@ -25,6 +26,16 @@ def read_config(checkpoint: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(checkpoint)
     except StrictDataclassError as error:
         raise ValueError(f"in its configuration: {one_line(error)}") from error
+
+
+def has_processor(checkpoint: str) -> bool:
+    """
+    Whether a checkpoint has an image processor or a feature extractor, even one that can't be read.
+
+    Raises:
+        OSError: there is no such checkpoint, or the Hub can't be reached.
+    """
+    return cached_file(checkpoint, FEATURE_EXTRACTOR_NAME, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def open_model(auto_class: type, checkpoint: str, **settings) -> PreTrainedModel:

@@ -32,6 +32,7 @@ from .data_files import BYTE_ORDER_MARK, DataFileArguments, as_text, joined, kin
 from .errors import UsageError, listed
 from .flags import number, positive_integer
 from .labels import LABEL_KINDS, in_order, names_of, without_fractions
+from .loading import has_processor
 from .model_arguments import open_config
 from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_tokenizer, unknown_token_id
 
@@ -487,26 +488,23 @@ def make_image_processor(
         checkpoint: the model to train further, if it is one; where it has no processor, there is a new one.
 
     Raises:
-        UsageError: a flag is out of range.
+        UsageError: a flag is out of range, or the checkpoint's processor can't be read.
     """
     flags = {name: getattr(args, name) for name in ("image_mean", "image_std", "permutation_seed")}
     flags = {name: value for name, value in flags.items() if value is not None}
     if args.image_size is not None:
         size = {"height": args.image_size, "width": args.image_size}
         flags |= {"size": size, "do_resize": True, "resample": PILImageResampling.BOX}
+    source = f"the first image of {args.source('train')}"
     try:
-        if checkpoint is not None:
-            try:
-                return RTransformerImageProcessor.from_pretrained(checkpoint, **flags)
-            except OSError:  # the checkpoint has no image processor
-                pass
+        if checkpoint is not None and has_processor(checkpoint):
+            source = f"that of --model_name_or_path {checkpoint!r}"
+            return RTransformerImageProcessor.from_pretrained(checkpoint, **flags)
         first = rows[0][args.image_column]
         return RTransformerImageProcessor(**{"size": {"height": first.height, "width": first.width}, **flags})
     except (OSError, ValueError) as error:
         given = "".join(f", --{name} {value}" for name, value in flags.items())
-        raise UsageError(
-            f"no image processor can be made of the first image of {args.source('train')}{given}: {error}"
-        ) from error
+        raise UsageError(f"no image processor can be made of {source}{given}: {error}") from error
 
 
 def encode(
