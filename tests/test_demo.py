@@ -25,7 +25,7 @@ from rtransformer_hf import (
 )
 from rtransformer_hf.training import checkpoints, demo_drawing, demo_inputs, demo_page, generation
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.forecasting import forecast_ahead
+from rtransformer_hf.training.forecasting import forecast_ahead, forecast_table
 from rtransformer_hf.training.new_tokenizers import load_tokenizer
 from rtransformer_hf.training.piano_rolls import read_midi, write_midi
 
@@ -228,9 +228,14 @@ def write_passengers(path: Path) -> Path:
     return path
 
 
+TARGETS = ["Passengers"]
+
+
 def test_a_table_is_forecast(tmp_path):
     model, extractor, settings = checkpoints.load_forecaster(FORECAST_MODEL)
-    (series,) = demo_inputs.read_series(str(write_passengers(tmp_path / "new.csv")), settings, "Date", "Passengers")
+    (series,) = demo_inputs.read_series(
+        str(write_passengers(tmp_path / "new.csv")), settings, TARGETS, "Date", "Passengers"
+    )
     quantiles = forecast_ahead(model, extractor, series, settings["season_length"], 14, generator(0))
     assert quantiles.shape == (9, 14, 1) and (np.diff(quantiles, axis=0) >= 0).all()
     # The covariates of the steps ahead are those that the training would give them.
@@ -243,9 +248,9 @@ def test_a_table_is_forecast(tmp_path):
     np.testing.assert_allclose(quantiles[4], samples.sequences[0].quantile(0.5, dim=0).numpy(), rtol=1e-4)
     drawn = demo_drawing.draw_forecasts([series], [quantiles])
     assert drawn.count('class="band"') == 2 and drawn.count('class="line known"') == 2  # before the gap and after
-    demo_page.write_forecasts(str(tmp_path / "table.csv"), [series], [quantiles])
-    table = (tmp_path / "table.csv").read_text().splitlines()
-    assert len(table) == 15 and table[1].startswith('"new.csv","Passengers",1,')
+    table = forecast_table([series], [quantiles], None, "Date")
+    assert len(table) == 14 and table.columns[:4].tolist() == ["series", "Date", "channel", "0.1"]
+    assert table.Date.astype(str)[[0, 13]].tolist() == ["1953-01-01", "1954-02-01"]
 
     for file, columns, message in [
         (None, ("Date", "Passengers"), "Choose a CSV file"),
@@ -253,24 +258,30 @@ def test_a_table_is_forecast(tmp_path):
         ("new.csv", ("", "Date"), r"^new\.csv: column 'Date' holds '1949-01' in row 0"),
     ]:
         with pytest.raises(UsageError, match=message):
-            demo_inputs.read_series(file and str(tmp_path / file), settings, *columns)
+            demo_inputs.read_series(file and str(tmp_path / file), settings, TARGETS, *columns)
     assert demo_inputs.season_notes([series], settings["season_length"]) == []
     days = "".join(f"2026-01-{day:02},{day}\n" for day in range(1, 15))
     (tmp_path / "days.csv").write_text(f"Date,Passengers\n{days}")
-    daily = demo_inputs.read_series(str(tmp_path / "days.csv"), settings, "Date", "Passengers")
+    daily = demo_inputs.read_series(str(tmp_path / "days.csv"), settings, TARGETS, "Date", "Passengers")
     (note,) = demo_inputs.season_notes(daily, settings["season_length"])
     assert "seasons of 7 steps; this model has learnt seasons of 12" in note
 
     text = (tmp_path / "new.csv").read_text()
     (tmp_path / "semicolons.csv").write_text(text.replace(",", ";").replace(".", ","))
     with pytest.raises(UsageError, match=r"^semicolons\.csv: the first line, .* has ';' between its cells"):
-        demo_inputs.read_series(str(tmp_path / "semicolons.csv"), settings, "Date", "Passengers")
+        demo_inputs.read_series(str(tmp_path / "semicolons.csv"), settings, TARGETS, "Date", "Passengers")
     odd = "".join(f"{line},\r\n" for line in text.splitlines()[:4])  # with a mark, an empty column and three rows
     (tmp_path / "odd.csv").write_text(f"\ufeff{odd}", newline="", encoding="utf-8")
-    (series,) = demo_inputs.read_series(str(tmp_path / "odd.csv"), settings, "Date", "Passengers")
+    (series,) = demo_inputs.read_series(str(tmp_path / "odd.csv"), settings, TARGETS, "Date", "Passengers")
     assert np.isfinite(forecast_ahead(model, extractor, series, 12, 3, generator(0))).all()
 
-    (series,) = demo_inputs.read_series(str(tmp_path / "new.csv"), settings, "", "Passengers")
+    (tmp_path / "two.csv").write_text("b,a\n1,2\n3,4\n,\n")  # the last row is one to forecast
+    (series,) = demo_inputs.read_series(str(tmp_path / "two.csv"), settings, ["a", "b"], "", "")
+    assert series.channels == ["a", "b"] and series.values.tolist() == [[2, 1], [4, 3]]
+    (series,) = demo_inputs.read_series(str(tmp_path / "two.csv"), settings, ["x", "y"], "", "b, a")
+    assert series.channels == ["b", "a"]
+
+    (series,) = demo_inputs.read_series(str(tmp_path / "new.csv"), settings, TARGETS, "", "Passengers")
     with pytest.raises(UsageError, match="no time stamps"):
         forecast_ahead(model, extractor, series, 12, 3)
 

@@ -16,10 +16,11 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UsageError, listed
+from .forecasting import until_last_value
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
 from .span_tags import are_spans
-from .time_series import Series, TimeSeriesArguments, load_series
+from .time_series import Series, TimeSeriesArguments, load_series, match_channels
 
 MAX_PROMPT = 2000  # characters, as of every text
 MAX_TOKENS = 1 << 20  # more than MAX_PROMPT characters have: tokenizers without a limit state a larger one
@@ -262,13 +263,17 @@ def read_digit(model: PreTrainedModel, processor: BaseImageProcessor, image: np.
     return model.score(model.model(input_values=input_values).last_hidden_state)[0].float().softmax(dim=-1).cpu()
 
 
-def read_series(csv_file: str | None, settings: dict, time_column: str, target_columns: str) -> list[Series]:
+def read_series(
+    csv_file: str | None, settings: dict, channels: list[str], time_column: str, target_columns: str
+) -> list[Series]:
     """
-    The first series of a CSV file, at most `MAX_SERIES`.
+    The first series of a CSV file, at most `MAX_SERIES`, up to their last values.
 
     Args:
         csv_file: its path.
         settings: how the training data was read.
+        channels: what the model forecasts. The visitor's columns are put in this order if they are the same, and are
+            taken as they come otherwise.
         time_column: name of the column with time stamps; empty for none.
         target_columns: names of the columns to forecast, with commas between them.
 
@@ -281,7 +286,11 @@ def read_series(csv_file: str | None, settings: dict, time_column: str, target_c
     columns = {"time_column": time_column.strip() or None, "target_columns": names or None}
     kept = {name: settings[name] for name in ("layout", "id_column")}
     try:
-        return load_series(TimeSeriesArguments(train_file=[csv_file], **kept, **columns))[:MAX_SERIES]
+        args = TimeSeriesArguments(train_file=[csv_file], **kept, **columns)
+        series = load_series(args)[:MAX_SERIES]
+        if set(series[0].channels) == set(channels):
+            match_channels(args, series, channels, "the model")
+        return [until_last_value(part, part.values.shape[1])[0] for part in series]
     except UsageError as error:
         raise UsageError(str(error).replace(f"--train_file {csv_file}", Path(csv_file).name)) from error
 

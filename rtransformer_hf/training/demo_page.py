@@ -7,7 +7,6 @@ generators below for each visitor.
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -47,12 +46,11 @@ from .demo_inputs import (
     tag_text,
 )
 from .errors import UsageError
-from .forecasting import LEVELS, forecast_ahead
+from .forecasting import forecast_ahead, forecast_table
 from .generation import generate_frames, generate_tokens
 from .model_arguments import trained_frames_per_beat
 from .model_card import read_facts
 from .piano_rolls import DEFAULT_FRAMES_PER_BEAT, MIDI_SUFFIXES, write_audio, write_midi, write_piano_roll_picture
-from .time_series import Series
 
 TEMPO = 120
 SECONDS_PER_ROW = 0.05  # the model reads a digit faster than the eye
@@ -237,11 +235,11 @@ def digit_tab(checkpoint: str):
 
 def forecast_tab(checkpoint: str):
     model, extractor, settings = load_forecaster(checkpoint)
-    targets = settings["target_columns"] or extractor.channel_names[: model.config.num_target_channels]
+    targets = extractor.channel_names[: model.config.num_target_channels]
 
     def forecast(csv_file: str | None, time_column: str, target_columns: str, horizon: int):
         try:
-            series = read_series(csv_file, settings, time_column, target_columns)
+            series = read_series(csv_file, settings, targets, time_column, target_columns)
             quantiles = [
                 forecast_ahead(model, extractor, part, settings["season_length"], horizon, new_generator(model))
                 for part in series
@@ -254,7 +252,8 @@ def forecast_tab(checkpoint: str):
             gr.Warning(note)
         with tempfile.TemporaryDirectory() as folder:  # Gradio has a copy when it asks for what comes next
             table = f"{folder}/forecast.csv"
-            write_forecasts(table, series, quantiles)
+            rows = forecast_table(series, quantiles, settings["id_column"], time_column.strip())
+            rows.to_csv(table, index=False, float_format="%.6g")
             yield draw_forecasts(series, quantiles), table
 
     with gr.Row():
@@ -326,14 +325,3 @@ def example_text(checkpoint: str) -> str:
     """The text in the code of a checkpoint's card, if it says one."""
     facts = read_facts(checkpoint)
     return facts.example if facts is not None and isinstance(facts.example, str) else ""
-
-
-def write_forecasts(path: str, series: list[Series], quantiles: list[np.ndarray]):
-    """A CSV file with a row for each step that is forecast, counted from 1 after the last known one."""
-    rows = ["series,channel,step," + ",".join(f"quantile {level:g}" for level in LEVELS)]
-    for part, found in zip(series, quantiles, strict=True):
-        for channel in range(found.shape[2]):
-            for step in range(found.shape[1]):
-                values = ",".join(f"{value:.6g}" for value in found[:, step, channel])
-                rows.append(f'"{part.name}","{part.channels[channel]}",{step + 1},{values}')
-    Path(path).write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -67,12 +67,12 @@ def number(
     return parse
 
 
-def add_data_arguments(parser: argparse.ArgumentParser):
-    """Adds the flags that say what to evaluate on: --data, or those of the training scripts for test data."""
+def add_data_arguments(parser: argparse.ArgumentParser, purpose: str = "evaluate on"):
+    """Adds the flags that say what data to use: --data, or those of the training scripts for test data."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="What to evaluate on: a file, a folder, or a data set on the Hub.")
-    source.add_argument("--test_file", nargs="+", help="Files to evaluate on, in any format of the training data.")
-    source.add_argument("--dataset_name", help="Data set to evaluate on: an id on the Hub or a local folder.")
+    source.add_argument("--data", help=f"What to {purpose}: a file, a folder, or a data set on the Hub.")
+    source.add_argument("--test_file", nargs="+", help=f"Files to {purpose}, in any format of the training data.")
+    source.add_argument("--dataset_name", help=f"Data set to {purpose}: an id on the Hub or a local folder.")
     parser.add_argument("--dataset_config_name", help="Configuration of the data set.")
     parser.add_argument("--split", "--test_split", help="Split of a data set or of music. (default: test)")
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from rtransformer_hf import RTransformerFeatureExtractor
 
-from .errors import UsageError
+from .errors import UsageError, listed
 from .files import write_figure
 from .time_series import Series, TimeSeriesArguments, place
 
@@ -320,6 +320,24 @@ def baseline_forecasts(windows: ForecastWindows) -> dict[str, dict[str, float]]:
     return metrics
 
 
+def until_last_value(series: Series, num_targets: int) -> tuple[Series, Series]:
+    """
+    A series up to the last step that has a value to forecast from, and the steps after it, whose covariates may be
+    known: rows with empty targets at the end of a file.
+    """
+    end = np.flatnonzero(~np.isnan(series.values[:, :num_targets]).all(axis=1))[-1] + 1
+    return tuple(
+        replace(
+            series,
+            values=series.values[part],
+            rows=series.rows[part],
+            steps=None if series.steps is None else series.steps[part],
+            times=None if series.times is None else series.times[part],
+        )
+        for part in (slice(end), slice(end, None))
+    )
+
+
 @torch.no_grad()
 def forecast_ahead(
     model: PreTrainedModel,
@@ -328,49 +346,101 @@ def forecast_ahead(
     season_length: int,
     horizon: int,
     generator: torch.Generator | None = None,
+    future: Series | None = None,
 ) -> np.ndarray:
     """
     What comes after the end of a series.
 
     Args:
-        model: reads no covariates, or the two of the season.
+        model: of forecasts.
         extractor: that of the model.
-        series: its targets alone, as of `load_series`; with time stamps, where the model reads the season.
+        series: as of `load_series`, its targets and then the covariates that the model's training data had, in the
+            model's order; with time stamps, where the model reads the season.
         season_length: steps of a season.
         horizon: steps to forecast.
         generator: source of randomness, on the model's device.
+        future: the steps after the series, for a model with such covariates, as of [`until_last_value`].
 
     Returns:
         (levels, horizon, channels), the quantiles of the levels `LEVELS`.
 
     Raises:
-        UsageError: the series has other channels than the model, or no time stamps where they are needed.
+        UsageError: the series has other channels than the model, no time stamps where they are needed, no value to go
+            on from, or a covariate is missing.
     """
-    config = model.config
-    num_covariates, num_targets = config.num_dynamic_real_features, config.num_target_channels
-    if series.values.shape[1] != num_targets or num_covariates not in (0, 2):
+    config, num_targets = model.config, model.config.num_target_channels
+    has_season = tuple((extractor.channel_names or [])[-2:]) == SEASON_CHANNELS
+    num_known = config.input_size - 2 * has_season
+    if series.values.shape[1] != num_known:
         raise UsageError(
-            f"{place(series)}: {series.values.shape[1]} channels (expected {num_targets}, as the model forecasts, "
-            f"which also reads {num_covariates} covariates)"
+            f"{place(series)}: {series.values.shape[1]} channels (expected {num_known}, of which the model forecasts "
+            f"{num_targets})"
         )
-    values, future = series.values, np.zeros((horizon, 0))
-    if num_covariates:
+    values, ahead = series.values, np.zeros((horizon, 0))
+    if num_known > num_targets:
+        ahead = covariates_ahead(series, future, num_targets, horizon)
+    if has_season:
         if series.steps is None:
             raise UsageError(f"{place(series)}: no time stamps (expected some: the model reads the season)")
         steps = np.concatenate([series.steps, series.steps[-1] + 1 + np.arange(horizon)])
-        season = (season_features(steps, season_length) - extractor.mean[num_targets:]) / extractor.std[num_targets:]
-        values, future = np.column_stack([values, season[:-horizon]]), season[-horizon:]
-    past = torch.from_numpy(values[-(config.context_length or len(values)) :]).float().to(model.device)
-    if past[:, :num_targets].isnan().all(dim=0).any():
+        season = season_features(steps, season_length)
+        values, ahead = np.column_stack([values, season[:-horizon]]), np.column_stack([ahead, season[-horizon:]])
+    mean, std = np.asarray(extractor.mean), np.asarray(extractor.std)
+    past = ((values - mean) / std)[-(config.context_length or len(values)) :]
+    ahead = (ahead - mean[num_targets:]) / std[num_targets:]
+    is_missing = np.isnan(np.concatenate([past[:, num_targets:], ahead])).any(axis=0)
+    if is_missing.any():
+        raise UsageError(
+            f"{place(series)}: column {series.channels[num_targets + is_missing.argmax()]!r} is empty in the last "
+            f"{len(past)} or the next {horizon} steps (expected covariates without missing values)"
+        )
+    if np.isnan(past[:, :num_targets]).all(axis=0).any():
         raise UsageError(f"{place(series)}: no value in the last {len(past)} steps (expected some to go on from)")
-    samples = model.forecast(
-        past[None],
-        horizon=horizon,
-        future_covariates=torch.from_numpy(future).float()[None].to(model.device),
-        generator=generator,
-    ).sequences
+    past, ahead = (torch.from_numpy(part).float()[None].to(model.device) for part in (past, ahead))
+    samples = model.forecast(past, horizon=horizon, future_covariates=ahead, generator=generator).sequences
     levels = torch.tensor(LEVELS, device=samples.device, dtype=samples.dtype)
     return samples[0].quantile(levels, dim=0).cpu().numpy()
+
+
+def covariates_ahead(series: Series, future: Series | None, num_targets: int, horizon: int) -> np.ndarray:
+    """(horizon, covariates), of the steps after a series."""
+    num_steps = 0 if future is None else len(future.values)
+    if num_steps < horizon:
+        raise UsageError(
+            f"{place(series)}: {num_steps} rows follow its last value (expected at least {horizon}, with empty cells "
+            f"of values and the covariates {listed(series.channels[num_targets:])}, which the model reads)"
+        )
+    return future.values[:horizon, num_targets:]
+
+
+def forecast_table(
+    series: Sequence[Series],
+    quantiles: Sequence[np.ndarray],
+    id_column: str | None = None,
+    time_column: str | None = None,
+) -> pd.DataFrame:
+    """
+    A row for each channel and step that is forecast.
+
+    Args:
+        series: what is known.
+        quantiles: of each, as of [`forecast_ahead`].
+        id_column, time_column: names of the columns that say which series and when; unset, they are "series" and, with
+            steps counted from 1 after the last known one, "step".
+    """
+    parts = []
+    for part, found in zip(series, quantiles, strict=True):
+        horizon = found.shape[1]
+        times = 1 + np.arange(horizon) if part.times is None else part.spacing.ahead(part.times, horizon)
+        for channel in range(found.shape[2]):
+            where = {
+                id_column or "series": part.name,
+                (time_column if part.times is not None else None) or "step": times,
+                "channel": part.channels[channel],
+            }
+            columns = {f"{level:g}": found[index, :, channel] for index, level in enumerate(LEVELS)}
+            parts.append(pd.DataFrame({**where, **columns}))
+    return pd.concat(parts, ignore_index=True)
 
 
 def plot_forecasts(path: Path, windows: ForecastWindows, quantiles: np.ndarray, most: int = 4) -> bool:

@@ -164,6 +164,11 @@ class TimeSeriesArguments(DataFileArguments):
     def needs_labels(self) -> bool:
         return self.task != "forecast"
 
+    @property
+    def unread_columns(self) -> set[str]:
+        """Columns that are no channels although no flag names them."""
+        return set()
+
     def named_columns(self) -> dict[str, str]:
         """Flags with the columns that they name, but for those of the targets and covariates."""
         flags = {"--id_column": self.id_column, "--time_column": self.time_column}
@@ -183,6 +188,7 @@ class Series:
         labels: a name or number for the whole series, or one for each step.
         steps: (time,) numbers of the steps in time, the same for all series; None without time stamps.
         spacing: how far apart the steps are.
+        times: (time,) the time stamps, as of `parse_times`.
     """
 
     name: str
@@ -193,6 +199,7 @@ class Series:
     labels: str | float | list[str] | list[float] | None = None
     steps: np.ndarray | None = None
     spacing: "Spacing | None" = None
+    times: np.ndarray | None = None
 
 
 # From files to series
@@ -269,7 +276,7 @@ def read_rows(args: TimeSeriesArguments, where: str, rows: datasets.Dataset) -> 
             )
     check_header(args, where, rows.column_names)
     check_kinds(where, rows, columns)
-    taken = {*columns.values(), *covariates}
+    taken = {*columns.values(), *covariates, *args.unread_columns}
     targets = args.target_columns or [name for name in rows.column_names if name not in taken]
     for name in targets:
         if name in taken:
@@ -366,7 +373,7 @@ def read_long(
         if times is not None:
             rows = rows[np.argsort(times[rows], kind="stable")]
         found = None if labels is None else [labels[row] for row in rows]
-        if args.task == "classify":
+        if args.task == "classify" and args.needs_labels:
             for row, label in zip(rows, found, strict=True):
                 if label != found[0]:
                     raise UsageError(
@@ -379,7 +386,8 @@ def read_long(
     if times is not None:
         spacing = Spacing.of(times[series[0].rows], series[0], args.time_column)
         for part in series:
-            part.steps, part.spacing = spacing.number(times[part.rows], part, args.time_column), spacing
+            part.times, part.spacing = times[part.rows], spacing
+            part.steps = spacing.number(part.times, part, args.time_column)
     return series
 
 
@@ -387,13 +395,14 @@ def read_wide_columns(
     args: TimeSeriesArguments, where: str, frame: pd.DataFrame, values: np.ndarray, targets: list[str]
 ) -> list[Series]:
     """A column a series, to forecast, with the covariates of all."""
-    order, steps, spacing = np.arange(len(frame)), None, None
+    order, steps, spacing, times = np.arange(len(frame)), None, None, None
     if args.time_column is not None:
         times = parse_times(frame[args.time_column], where, args.time_column)
         order = np.argsort(times, kind="stable")
+        times = times[order]
         whole = Series(file_name(where), values[order], where, order, targets)
-        spacing = Spacing.of(times[order], whole, args.time_column)
-        steps = spacing.number(times[order], whole, args.time_column)
+        spacing = Spacing.of(times, whole, args.time_column)
+        steps = spacing.number(times, whole, args.time_column)
     covariates = values[order, len(targets) :]
     return [
         Series(
@@ -404,6 +413,7 @@ def read_wide_columns(
             [name, *(args.covariate_columns or [])],
             steps=steps,
             spacing=spacing,
+            times=times,
         )
         for index, name in enumerate(targets)
     ]
@@ -415,7 +425,7 @@ def read_wide_rows(
     frame: pd.DataFrame,
     values: np.ndarray,
     targets: list[str],
-    labels: list[str] | list[float],
+    labels: list[str] | list[float] | None,
 ) -> list[Series]:
     """A row a series, to classify; missing cells at its end make it shorter."""
     check_order(where, targets)
@@ -428,7 +438,8 @@ def read_wide_rows(
                 f"{where}: row {row} (from 0) has no value in the columns {targets[0]!r} to {targets[-1]!r}"
             )
         steps = steps[: np.flatnonzero(is_there)[-1] + 1]
-        series.append(Series(str(name), steps[:, None], where, np.full(len(steps), row), ["value"], labels[row]))
+        label = None if labels is None else labels[row]
+        series.append(Series(str(name), steps[:, None], where, np.full(len(steps), row), ["value"], label))
     return series
 
 
@@ -472,9 +483,9 @@ def read_lists(
     ends = np.cumsum(lengths)[:-1]
     columns = [numbers(pd.Series(flat(cells)), where, name, rows) for name, cells in lists.items()]
     labels = [None] * len(frame)
-    if args.task == "classify":
+    if args.needs_labels and args.task == "classify":
         labels = read_labels(args, frame[args.label_column], label_feature, where)
-    elif args.task == "label_each_step":
+    elif args.needs_labels:
         labels = read_label_lists(args, frame[args.label_column], label_feature, where, lengths)
     names = frame.index if args.id_column is None else frame[args.id_column]
     parts = zip(names, np.split(np.stack(columns, axis=1), ends), np.split(rows, ends), labels, strict=True)
@@ -815,6 +826,23 @@ class Spacing:
                 "--time_column for rows that are to count as even)"
             )
         return np.floor(numbers + 1e-6).astype(np.int64)
+
+    def ahead(self, times: np.ndarray, count: int) -> np.ndarray:
+        """(count,) the time stamps that follow some, (time,), which are at this distance."""
+        steps = np.arange(1, count + 1)
+        if self.unit == "number":
+            return times[-1] + steps * self.size
+        if self.unit == "business day":
+            return np.busday_offset(times[-1].astype("datetime64[D]"), steps).astype(times.dtype)
+        if self.unit == "nanosecond":
+            return times[-1] + (steps * int(self.size)).astype("timedelta64[ns]")
+        dates, size = pd.DatetimeIndex(times), int(self.size)
+        months = pd.period_range(dates[-1].to_period("M"), periods=1 + count * size, freq="M")[size::size]
+        days = months.days_in_month.to_numpy()
+        if not dates.is_month_end.all():
+            days = np.minimum(days, dates.day.max())
+        starts, time_of_day = months.to_timestamp().to_numpy(), times[-1] - dates[-1].normalize().to_datetime64()
+        return (starts + (days - 1).astype("timedelta64[D]") + time_of_day).astype(times.dtype)
 
     @property
     def season_length(self) -> int:
