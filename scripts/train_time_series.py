@@ -43,6 +43,7 @@ from rtransformer_hf.training.forecasting import (
     baseline_forecasts,
     fit_forecast_extractor,
     has_time_features,
+    known_parts,
     make_windows,
     normalised_series,
 )
@@ -154,7 +155,7 @@ def train_to_forecast(
     argv: list[str],
 ):
     with training_args.main_process_first(desc="data"):
-        series = load_series(data_args)
+        series = known_parts(data_args, load_series(data_args))
     match_checkpoint(model_args, data_args, series, data_args.covariate_columns or [])
     setting = ForecastSetting.of(data_args, series)
     num_covariates = len(data_args.covariate_columns or [])

@@ -76,8 +76,12 @@ def test_forecasts_go_on_from_the_last_values_with_known_covariates(folder, caps
     frame = sales()
     frame[frame.month < "2022-10"].to_csv("known.csv", index=False)
     columns = ("--id_column", "shop", "--time_column", "month", "--covariate_columns", "price")
-    train("known.csv", *columns, "--horizon", "2", "--context_length", "12", "--num_parallel_samples", "30")
+    flags = (*columns, "--horizon", "2", "--context_length", "12", "--num_parallel_samples", "30")
+    train("known.csv", *flags)
+    capsys.readouterr()
     frame.to_csv("new.csv", index=False)
+    train("new.csv", *flags)
+    assert "out holds this training, finished at step 2" in capsys.readouterr().out  # on the same windows
     table = predict("new.csv", "--horizon", "3", "--seed", "5")
     assert "predictions/table.csv: 12 rows." in capsys.readouterr().err
     quantiles = [f"0.{level}" for level in range(1, 10)]

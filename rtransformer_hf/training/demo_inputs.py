@@ -16,7 +16,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import BaseImageProcessor, BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UsageError, listed
-from .forecasting import until_last_value
+from .forecasting import known_parts
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
 from .span_tags import are_spans
@@ -290,7 +290,7 @@ def read_series(
         series = load_series(args)[:MAX_SERIES]
         if set(series[0].channels) == set(channels):
             match_channels(args, series, channels, "the model")
-        return [until_last_value(part, part.values.shape[1])[0] for part in series]
+        return known_parts(args, series)
     except UsageError as error:
         raise UsageError(str(error).replace(f"--train_file {csv_file}", Path(csv_file).name)) from error
 

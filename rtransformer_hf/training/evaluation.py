@@ -39,6 +39,7 @@ from .forecasting import (
     ForecastSetting,
     add_time_features,
     has_time_features,
+    known_parts,
     make_windows,
     normalised_series,
 )
@@ -253,7 +254,7 @@ def tagger(args: argparse.Namespace, settings: dict) -> Evaluation:
 def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
     """Forecasts the last steps of each series, as many as the training has tested on."""
     data_args = SeriesData(**place(args, override(settings, args)))
-    series = load_series(data_args)
+    series = known_parts(data_args, load_series(data_args))
     setting = ForecastSetting.of(data_args, series)
     if has_time_features(data_args, series, setting):
         add_time_features(series, setting)

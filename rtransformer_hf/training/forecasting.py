@@ -338,6 +338,12 @@ def until_last_value(series: Series, num_targets: int) -> tuple[Series, Series]:
     )
 
 
+def known_parts(args: TimeSeriesArguments, series: Sequence[Series]) -> list[Series]:
+    """Series up to their last values: to train and test on files that go on with covariates of the steps ahead."""
+    num_covariates = len(args.covariate_columns or [])
+    return [until_last_value(part, part.values.shape[1] - num_covariates)[0] for part in series]
+
+
 @torch.no_grad()
 def forecast_ahead(
     model: PreTrainedModel,
