@@ -152,6 +152,7 @@ def main(argv: list[str] | None = None):
             shift=data_args.augment_shift,
             rotation=data_args.augment_rotation,
             scale=data_args.augment_scale,
+            share=data_args.augment_share,
             seed=training_args.seed,
         )
     kind, example = "text", TEXT

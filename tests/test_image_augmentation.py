@@ -24,7 +24,9 @@ def make_images(num_channels: int = 1, permutation_seed: int | None = None, seed
     )
     input_values = processor([image] * 3, return_tensors="np")["input_values"].reshape(3, -1)
     rows = datasets.Dataset.from_dict({"input_values": input_values, "labels": [0, 1, 2]}).with_format("torch")
-    return rows, AugmentedImages(rows, processor, **{"shift": 0, "rotation": 0, "scale": 0, "seed": seed, **ranges})
+    return rows, AugmentedImages(
+        rows, processor, **{"shift": 0, "rotation": 0, "scale": 0, "share": 1, "seed": seed, **ranges}
+    )
 
 
 def grey(values: torch.Tensor) -> torch.Tensor:
@@ -68,6 +70,16 @@ def test_rotation_and_scale_keep_the_centre():
         assert abs(centre - 5.5) < 0.05
         sizes.append(image.sum() / (12 * 80 / 255))
     assert min(sizes) < 0.65 and max(sizes) > 1.4  # 0.7 and 1.3 squared, but for the edges
+
+
+def test_a_share_of_the_images_is_changed_and_the_rest_stay_as_they_are():
+    rows, images = make_images(shift=2, share=0.3)
+    changed = []
+    for epoch in range(100):
+        images.set_epoch(epoch)
+        image = images[0]["input_values"]
+        changed.append(not torch.equal(image, rows[0]["input_values"]))
+    assert 15 < sum(changed) < 45 and changed[:10] != changed[10:20]
 
 
 def test_images_follow_from_seed_epoch_and_index():

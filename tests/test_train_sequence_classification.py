@@ -393,6 +393,7 @@ def test_max_length(folder, tokenizer):
         (["--image_size", "0"], "--image_size: 0 (expected an integer of at least 1)"),
         (["--augment_scale", "1"], "--augment_scale: 1 (expected a number of at least 0 and less than 1)"),
         (["--augment_rotation", "-1"], "--augment_rotation: -1 (expected a number of at least 0 and less than 360)"),
+        (["--augment_share", "0"], "--augment_share: 0 (expected a number of more than 0 and at most 1)"),
         (["--augment_shift", "2"], "are for images (expected with --image_column)"),
     ],
 )

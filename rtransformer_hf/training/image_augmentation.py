@@ -12,8 +12,8 @@ from .. import RTransformerImageProcessor
 
 class AugmentedImages(Dataset):
     """
-    Encoded images, each randomly transformed, with black borders. The transformation depends only on the seed,
-    the epoch and its index, so that a resumed run sees the same images as an uninterrupted one.
+    Encoded images, of which a share is randomly transformed, with black borders. What happens to an image depends only
+    on the seed, the epoch and its index, so that a resumed run sees the same images as an uninterrupted one.
 
     Args:
         rows: `input_values` (pixels * channels,) and `labels`, as of `sequence_classification.encode`.
@@ -21,6 +21,8 @@ class AugmentedImages(Dataset):
         shift: largest shift in pixels, along each axis.
         rotation: largest rotation in degrees, either way.
         scale: largest change of size, as a fraction: 0.1 means 0.9 to 1.1 times as large.
+        share: probability that an image is transformed. To transform is to interpolate between pixels, which smooths:
+            a model that sees no others takes the images as they are for something new.
         seed: that of the run.
     """
 
@@ -31,9 +33,11 @@ class AugmentedImages(Dataset):
         shift: float,
         rotation: float,
         scale: float,
+        share: float,
         seed: int,
     ):
         self.rows, self.seed, self.epoch = rows, seed, 0
+        self.share = share
         self.shift, self.rotation, self.scale = shift, rotation, scale
         self.height, self.width = processor.size["height"], processor.size["width"]
         mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
@@ -51,20 +55,22 @@ class AugmentedImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = self.rows[index]
+        (seed,) = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seed))
+        if torch.rand((), generator=generator) >= self.share:
+            return row
         pixels = row["input_values"].view(self.height * self.width, -1)  # (pixels, channels)
         if self.order is not None:
             pixels = torch.empty_like(pixels).index_copy_(0, self.order, pixels)
         image = pixels.T.reshape(1, -1, self.height, self.width)
-        image = F.grid_sample(image - self.black, self.random_grid(index, image.shape), align_corners=False)
+        image = F.grid_sample(image - self.black, self.random_grid(generator, image.shape), align_corners=False)
         pixels = (image + self.black).flatten(2)[0].T
         if self.order is not None:
             pixels = pixels[self.order]
         return {**row, "input_values": pixels.flatten()}
 
-    def random_grid(self, index: int, shape: torch.Size) -> torch.Tensor:
+    def random_grid(self, generator: torch.Generator, shape: torch.Size) -> torch.Tensor:
         """(1, height, width, 2): for each pixel, where in the old image its value comes from."""
-        (seed,) = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed))
         turn, size, *shifts = (2 * torch.rand(4, generator=generator) - 1).tolist()
         angle = torch.deg2rad(torch.tensor(turn * self.rotation))
         cos, sin = angle.cos() / (1 + size * self.scale), angle.sin() / (1 + size * self.scale)

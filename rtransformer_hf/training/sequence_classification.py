@@ -134,6 +134,14 @@ class ClassificationArguments(DataFileArguments):
             "type": number(float, at_least=0, less_than=1),
         },
     )
+    augment_share: float = field(
+        default=0.5,
+        metadata={
+            "help": "Share of the training images that are shifted, rotated and scaled, others each epoch. The rest "
+            "stay as they are: these changes smooth an image, and images to classify are not smoothed.",
+            "type": number(float, more_than=0, at_most=1),
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
