@@ -104,3 +104,18 @@ def write_texts(**num_lines: int):
     """Writes NAME.txt for each name, of so many lines, no two alike."""
     for name, lines in num_lines.items():
         Path(f"{name}.txt").write_text("".join(f"line {i * i + len(name)} of a text\n" for i in range(lines)))
+
+
+# A recipe of time series models of a few thousand parameters.
+TINY_SERIES_RECIPE = """
+hidden_size: 8
+num_hidden_layers: 1
+num_attention_heads: 2
+local_window_size: 3
+per_device_train_batch_size: 4
+learning_rate: 1e-2
+dataloader_pin_memory: false
+disable_tqdm: true
+use_cpu: true
+report_to: none
+"""

@@ -19,23 +19,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import predict_time_series as script
 import train_time_series
+from conftest import TINY_SERIES_RECIPE
 
 from rtransformer_hf import RTransformerConfig, RTransformerForSequenceClassification
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.time_series import Series, Spacing, parse_times
 
-RECIPE = """
-hidden_size: 8
-num_hidden_layers: 1
-num_attention_heads: 2
-local_window_size: 3
+RECIPE = f"""{TINY_SERIES_RECIPE}
 max_steps: 2
-per_device_train_batch_size: 4
-learning_rate: 1e-2
-dataloader_pin_memory: false
-disable_tqdm: true
-use_cpu: true
-report_to: none
 """
 MONTHS = pd.date_range("2020-01-01", periods=36, freq="MS").strftime("%Y-%m").tolist()
 

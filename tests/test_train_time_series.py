@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
 import evaluate_checkpoint
 import train_time_series as script
+from conftest import TINY_SERIES_RECIPE
 
 from rtransformer_hf import RTransformerFeatureExtractor
 from rtransformer_hf.training.errors import UsageError
@@ -41,23 +42,13 @@ from rtransformer_hf.training.forecasting import (
 from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics, number_metrics
 from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, parse_times
 
-RECIPE = """
-hidden_size: 8
-num_hidden_layers: 1
-num_attention_heads: 2
-local_window_size: 3
+RECIPE = f"""{TINY_SERIES_RECIPE}
 hidden_dropout: 0.1
 max_steps: 6
 logging_steps: 1
 save_steps: 2
 eval_strategy: steps
 eval_steps: 3
-per_device_train_batch_size: 4
-learning_rate: 1e-2
-dataloader_pin_memory: false
-disable_tqdm: true
-use_cpu: true
-report_to: none
 """
 MONTHS = pd.date_range("2020-01-01", periods=40, freq="MS").strftime("%Y-%m").tolist()
 
