@@ -37,7 +37,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtransformer_hf.training.command_line import run_command
@@ -54,7 +53,7 @@ from rtransformer_hf.training.benchmark_settings import (
 )
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
-from rtransformer_hf.training.flags import CommandParser, positive_integer
+from rtransformer_hf.training.flags import CommandParser, output_folder, positive_integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None):
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: cuda, but PyTorch finds no CUDA device (expected cpu)")
     torch.manual_seed(0)
-    output = Path(args.output_dir, f"{args.command}_{args.device}_{args.dtype}.json")
+    output = args.output_dir / f"{args.command}_{args.device}_{args.dtype}.json"
     report = {
         "command": shlex.join(["python", "scripts/benchmark.py", *(sys.argv[1:] if argv is None else argv)]),
         "environment": environment(args.device),
@@ -99,7 +98,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--implementation", choices=IMPLEMENTATIONS, help="Of the operator. (default: the operator chooses)")
     add("--compile", nargs="?", const="default", choices=COMPILE_MODES, help="Compile our model, in this mode.")
     add("--rounds", type=positive_integer, default=7, help="A time is the median of these. (default: %(default)s)")
-    add("--output_dir", default="outputs/benchmark", help="For the JSON and PNG files. (default: %(default)s)")
+    add(
+        "--output_dir",
+        type=output_folder,
+        default="outputs/benchmark",
+        help="For the JSON and PNG files. (default: %(default)s)",
+    )
 
     configs = argparse.ArgumentParser(add_help=False)
     configs.add_argument(
@@ -181,10 +185,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     linear.add_argument(
         "--rows", type=positive_integer, default=1280, help="Vectors in a batch. (default: %(default)s)"
     )
-    args = parser.parse_args(argv)
-    if Path(args.output_dir).is_file():
-        parser.error(f"--output_dir: {args.output_dir} is a file (expected a folder)")
-    return args
+    return parser.parse_args(argv)
 
 
 def multiple_of_heads(text: str) -> int:

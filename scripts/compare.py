@@ -13,13 +13,12 @@ the files that `evaluate_checkpoint.py --output` has written into the folders.
 """
 
 import argparse
-from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
-from rtransformer_hf.training.flags import CommandParser, positive_integer
+from rtransformer_hf.training.flags import CommandParser, output_file, positive_integer
 
 
 def main(argv: list[str] | None = None):
@@ -35,15 +34,15 @@ def main(argv: list[str] | None = None):
     metric = choose_metric(runs, args.metric)
     steps = None if args.step_rounds is None else step_seconds(runs, args.step_rounds)
     figure = None if args.output is None else draw_curves(runs, metric, steps)
-    if figure is None and args.output is not None and Path(args.output).suffix == ".png":
-        raise UsageError(f"--output: {args.output!r}: no run has curves to draw (expected a name that ends with .md)")
+    if figure is None and args.output is not None and args.output.suffix == ".png":
+        raise UsageError(f"--output: '{args.output}': no run has curves to draw (expected a name that ends with .md)")
     table = make_table(runs, metric, args.decode_tokens, steps)
     print(table, end="")
     if args.output is None:
         return
     if without := [run.name for run in runs if run.curves is None]:
         print(f"\nNot in the picture, since their folders keep no points of curves: {', '.join(without)}")
-    output = Path(args.output)
+    output = args.output
     if figure is not None:
         write_figure(output.with_suffix(".png"), figure, dpi=150)
     if output.suffix == ".md":
@@ -78,12 +77,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--any_data", action="store_true", help="Also compare runs whose data have different names.")
     parser.add_argument(
         "--output",
+        type=output_file(".png", ".md"),
         help="A .png file for the curves; or a .md file for the table, with the curves in a .png beside it.",
     )
-    args = parser.parse_args(argv)
-    if args.output is not None and Path(args.output).suffix not in (".png", ".md"):
-        parser.error(f"--output: {args.output!r} (expected a name that ends with .png or .md)")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.flags import CommandParser, add_data_arguments, fraction, positive_integer
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, fraction, output_file, positive_integer
 
 COLUMNS = {
     "text_column": "the text",
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None):
         metrics["context_length"] = args.context_length
     text = json.dumps(metrics, indent=2)
     if args.output is not None:
-        atomic_write(Path(args.output), f"{text}\n".encode())
+        atomic_write(args.output, f"{text}\n".encode())
     print(text)
     if args.update_card is not None:
         notes = write_to_card(Path(args.checkpoint), args.update_card, metrics, prediction, evaluation.labels)
@@ -112,7 +112,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="Write the metrics into the card in the checkpoint's folder, as those of this data; of a classifier, the "
         "picture of the confusion matrix, too. (default: the card stays as it is)",
     )
-    parser.add_argument("--output", help="Also write the metrics to this file, a .json file.")
+    parser.add_argument(
+        "--output", type=output_file(".json"), help="Also write the metrics to this file, a .json file."
+    )
     parser.add_argument("--batch_size", type=positive_integer, default=16, help="Examples at a time. (default: 16)")
     parser.add_argument(
         "--quantization",
@@ -120,8 +122,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="Compute linear layers in 8-bit integers with torchao: the weights only, or the inputs, too.",
     )
     args = parser.parse_args(argv)
-    if args.output is not None and Path(args.output).suffix != ".json":
-        parser.error(f"--output: {args.output!r} (expected a name that ends with .json)")
     for name in ("quantization", "context_length"):
         if args.update_card is not None and (value := getattr(args, name)) is not None:
             parser.error(f"--{name}: {value!r} goes without --update_card (a card's figures are those of the folder)")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.flags import CommandParser, number, positive_integer, seed
+from rtransformer_hf.training.flags import CommandParser, number, output_file, positive_integer, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,12 +35,6 @@ def main(argv: list[str] | None = None):
         limit = piano_rolls.MAX_FRAMES_PER_BEAT
         raise UsageError(f"--frames_per_beat: {args.frames_per_beat} (expected at most {limit})")
     prompt = load_prompt(args)
-    try:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"--output: {args.output!r} can't be written (expected a MIDI file's name): {error}"
-        ) from error
     model = load_music_model(args.checkpoint)
 
     given = np.zeros((1, piano_rolls.NUM_KEYS), dtype=np.uint8) if prompt is None else prompt  # silence starts a tune
@@ -101,20 +95,32 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--output",
         default="outputs/music/tune",
-        type=lambda name: name.removesuffix(".mid"),
+        type=tune_name,
         help="The MIDI file, with or without .mid; a .png and a .wav file get the same name. (default: %(default)s)",
     )
     add("--no_audio", dest="audio", action="store_false", help="Write no .wav file.")
     args = parser.parse_args(argv)
     if args.prompt_data == "":
         parser.error("--prompt_data: '' (expected a path or the id of a data set)")
-    if Path(f"{args.output}.mid").stem == ".mid":
-        parser.error(f"--output: {args.output!r} (expected a file's name, got a folder)")
     if args.prompt is not None and args.prompt_data is not None:
         parser.error(f"--prompt {args.prompt}: there is also --prompt_data {args.prompt_data} (expected one of them)")
     if args.prompt_frames is not None and args.prompt is None and args.prompt_data is None:
         parser.error(f"--prompt_frames {args.prompt_frames}: nothing to continue (expected --prompt or --prompt_data)")
     return args
+
+
+def tune_name(text: str) -> str:
+    """
+    The name of a MIDI file without ".mid".
+
+    Raises:
+        argparse.ArgumentTypeError: it is a folder's, or the file can't be made.
+    """
+    name = text.removesuffix(".mid")
+    if Path(f"{name}.mid").name == ".mid":
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder (expected a file's name)")
+    output_file(".mid")(f"{name}.mid")
+    return name
 
 
 def set_frames_per_beat(args: argparse.Namespace):

@@ -5,13 +5,12 @@ Writes the documentation that comes with CPython to two text files: a tenth of i
     python scripts/make_quickstart_data.py outputs/quickstart-data
 """
 
-from pathlib import Path
 from pydoc_data.topics import topics
 
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.files import atomic_write
-from rtransformer_hf.training.flags import CommandParser
+from rtransformer_hf.training.flags import CommandParser, output_folder
 
 # Paragraphs up to this length, such as "Note:", may be in both splits.
 SHORT_PARAGRAPH = 80
@@ -40,7 +39,7 @@ def split_topics(topics: dict[str, str]) -> tuple[str, str]:
 def main(argv: list[str] | None = None):
     parser = CommandParser(description=__doc__)
     parser.add_argument(
-        "output_dir", type=Path, help="Folder for python-topics.train.txt and python-topics.validation.txt."
+        "output_dir", type=output_folder, help="Folder for python-topics.train.txt and python-topics.validation.txt."
     )
     output_dir = parser.parse_args(argv).output_dir
 

@@ -16,13 +16,12 @@ LocalRNN adds, and where.
 
 import argparse
 import json
-from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write, write_figure
-from rtransformer_hf.training.flags import CommandParser, add_data_arguments, positive_integer
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, output_file, positive_integer
 
 
 def main(argv: list[str] | None = None):
@@ -33,10 +32,9 @@ def main(argv: list[str] | None = None):
         figure, numbers = getattr(checkpoint_pictures, f"draw_{args.picture}")(args)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
-    output = Path(args.output)
-    write_figure(output, figure, dpi=150)
-    atomic_write(output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
-    print(f"{output} and {output.with_suffix('.json')}")
+    write_figure(args.output, figure, dpi=150)
+    atomic_write(args.output.with_suffix(".json"), (json.dumps(numbers, indent=2) + "\n").encode())
+    print(f"{args.output} and {args.output.with_suffix('.json')}")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -66,12 +64,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         command.add_argument(
             "--output",
             required=True,
+            type=output_file(".png"),
             help="The picture, a .png file; a .json file with its numbers gets the same name.",
         )
-    args = parser.parse_args(argv)
-    if Path(args.output).suffix != ".png":
-        parser.error(f"--output: {args.output} (expected a name that ends with .png)")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ the training; labels in it are not read. Time stamps with a zone are continued i
 
 import argparse
 import sys
-from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
-from rtransformer_hf.training.flags import CommandParser, add_data_arguments, positive_integer, seed
+from rtransformer_hf.training.flags import CommandParser, add_data_arguments, output_file, positive_integer, seed
 
 
 def main(argv: list[str] | None = None):
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None):
     from rtransformer_hf.training.series_predictions import predict
 
     table = predict(args)
-    atomic_write(Path(args.output), table.to_csv(index=False, float_format="%.6g").encode())
+    atomic_write(args.output, table.to_csv(index=False, float_format="%.6g").encode())
     print(f"{args.output}: {len(table):,} rows.", file=sys.stderr)
 
 
@@ -35,14 +34,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="Folder or Hub id of a model of train_time_series.py.")
     add_data_arguments(parser, "predict from")
-    parser.add_argument("--output", required=True, help="The table, a .csv file.")
+    parser.add_argument("--output", required=True, type=output_file(".csv"), help="The table, a .csv file.")
     parser.add_argument("--horizon", type=positive_integer, help="Steps to forecast. (default: as in the training)")
     parser.add_argument("--seed", type=seed, default=0, help="The same seed gives the same forecasts. (default: 0)")
     parser.add_argument("--batch_size", type=positive_integer, default=16, help="Series at a time. (default: 16)")
-    args = parser.parse_args(argv)
-    if Path(args.output).suffix != ".csv":
-        parser.error(f"--output: {args.output!r} (expected a name that ends with .csv)")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rtransformer_hf.training.command_line import run_command
 
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.files import atomic_write
-from rtransformer_hf.training.flags import CommandParser
+from rtransformer_hf.training.flags import CommandParser, output_folder
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None):
     parser = CommandParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(DATA_SETS)}, or all.")
     parser.add_argument(
-        "--folder", type=Path, default=Path("data"), help="Folder for the folders NAME. (default: %(default)s)"
+        "--folder", type=output_folder, default="data", help="Folder for the folders NAME. (default: %(default)s)"
     )
     parser.add_argument("--list", action="store_true", help="Print sources, licences and sizes, and download nothing.")
     args = parser.parse_args(argv)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import argparse
 import ast
 import gc
 import os
@@ -13,7 +14,7 @@ from rtransformer_hf.training.command_line import run_command
 import pytest
 
 from rtransformer_hf.training.errors import UsageError
-from rtransformer_hf.training.flags import CommandParser, number, seed
+from rtransformer_hf.training.flags import CommandParser, number, output_file, output_folder, seed
 from rtransformer_hf.training.stopping import on_stop
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -171,3 +172,44 @@ def test_numbers_within_bounds(capsys, type_, good, bad, expected):
         with pytest.raises(SystemExit):
             parser.parse_args([f"--number={text}"])
         assert f"error: --number: {text} (expected {expected})\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("type_", "good", "bad"),
+    [
+        (
+            output_file(".json", ".md"),
+            ["new.json", "old.json", "new/folder/new.md"],
+            {
+                "new.txt": "(expected a name that ends with .json or .md)",
+                "folder.md": "is a folder (expected a file's name)",
+                "old.json/below/new.md": "can't be written: '{cwd}/old.json' is a file (expected a folder)",
+            },
+        ),
+        (output_file(), ["new"], {"": "is a folder (expected a file's name)"}),
+        (
+            output_folder,
+            ["new", "new/folder", "folder.md", "."],
+            {"old.json": "can't be written: '{cwd}/old.json' is a file (expected a folder)"},
+        ),
+    ],
+)
+def test_outputs_that_can_not_be_written_are_refused_at_once(tmp_path, monkeypatch, capsys, type_, good, bad):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.json").write_text("{}")
+    (tmp_path / "folder.md").mkdir()
+    parser = CommandParser()
+    parser.add_argument("--output", type=type_)
+    for text in good:
+        assert parser.parse_args([f"--output={text}"]).output == Path(text)
+    for text, problem in bad.items():
+        with pytest.raises(SystemExit):
+            parser.parse_args([f"--output={text}"])
+        assert f"error: --output: {text!r} {problem.format(cwd=tmp_path)}\n" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.md", "old.json"]  # nothing was made
+
+
+def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # nothing is forbidden to root
+    with pytest.raises(argparse.ArgumentTypeError, match=f"no permission to write to '{tmp_path}'"):
+        output_file(".csv")(str(tmp_path / "new" / "table.csv"))

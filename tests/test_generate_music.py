@@ -178,8 +178,8 @@ def test_the_picture_knows_the_prompt(generate, prompt_file, monkeypatch):
         (["--prompt_data", "a.mat", "--prompt_index", "-1"], "--prompt_index: -1 (expected"),
         (["--prompt_data", ""], "--prompt_data: '' (expected"),
         (["--prompt", "a.mid", "--prompt_data", "a.mat"], "--prompt a.mid: there is also --prompt_data a.mat"),
-        (["--output", "outputs/"], "--output: 'outputs/' (expected"),
-        (["--output", ""], "--output: '' (expected"),
+        (["--output", "outputs/"], "--output: 'outputs/' is a folder (expected"),
+        (["--output", ""], "--output: '' is a folder (expected"),
         (["--temp", "1"], "--temp"),
     ],
 )
@@ -232,6 +232,11 @@ def test_bad_prompts(tmp_path, prompt_file, prompt_data):
         assert_stops(["any", *flags, "--output", str(tmp_path / "tune")], named)
 
 
-def test_an_output_that_cannot_be_written(tmp_path, prompt_file):
-    output = f"{prompt_file}/tune"  # below a file
-    assert_stops(["any", "--output", output], [f"--output: '{output}'", "can't be written"])
+def test_an_output_that_cannot_be_written(tmp_path, prompt_file, capsys):
+    for output, problem in (
+        (f"{prompt_file}/tune", f"'{prompt_file}/tune.mid' can't be written: '{prompt_file}' is a file"),
+        (f"{tmp_path}/tunes/", f"'{tmp_path}/tunes/' is a folder (expected a file's name)"),
+    ):
+        with pytest.raises(SystemExit):
+            generate_music.main(["any", "--output", output])
+        assert f"error: --output: {problem}" in capsys.readouterr().err

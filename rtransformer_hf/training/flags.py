@@ -4,8 +4,10 @@
 import argparse
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -65,6 +67,50 @@ def number(
         return value
 
     return parse
+
+
+def output_file(*suffixes: str) -> Callable[[str], Path]:
+    """
+    The `type` of an argparse argument: a file to write when the work is done, refused before it begins.
+
+    Args:
+        suffixes: what its name may end with; anything where none is given.
+
+    Raises:
+        argparse.ArgumentTypeError: (by what is returned) the name ends otherwise, is a folder's, or the file can't be
+            made, as one of its parents is a file or may not be written to.
+    """
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if suffixes and path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r} (expected a name that ends with {' or '.join(suffixes)})")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r} is a folder (expected a file's name)")
+        check_writable(path, text)
+        return path
+
+    return parse
+
+
+def output_folder(text: str) -> Path:
+    """
+    The `type` of an argparse argument: a folder to write files to, refused before the work whose results they are.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a file, or one of its parents is, or it may not be written to.
+    """
+    path = Path(text)
+    check_writable(path / "file", text)
+    return path
+
+
+def check_writable(path: Path, text: str):
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} can't be written: {str(parent)!r} is a file (expected a folder)")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} can't be written: no permission to write to {str(parent)!r}")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, purpose: str = "evaluate on"):
