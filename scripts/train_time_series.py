@@ -12,10 +12,12 @@ Forecasts are validated and tested on the last steps of each series. A recipe ho
 several devices: `accelerate launch scripts/train_time_series.py ...`.
 """
 
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
@@ -27,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     default_data_collator,
 )
+from transformers.utils import cached_file
 
 from rtransformer_hf import (
     RTransformerForSequenceClassification,
@@ -50,6 +53,7 @@ from rtransformer_hf.training.forecasting import (
 from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
 from rtransformer_hf.training.loading import has_processor
 from rtransformer_hf.training.model_arguments import (
+    EVALUATION_FILE,
     NEW_MODEL,
     ClassifierModelArguments,
     label_head,
@@ -82,6 +86,7 @@ from rtransformer_hf.training.time_series import (
     TimeSeriesArguments,
     load_series,
     match_channels,
+    match_steps,
     print_baselines,
 )
 
@@ -224,9 +229,11 @@ def train_to_label(
     argv: list[str],
 ):
     with training_args.main_process_first(desc="data"):
-        found = {split: load_series(data_args, split) for split in ("train", "validation", "test")}
+        found = {"train": load_series(data_args)}
+        match_checkpoint(model_args, data_args, found["train"])
+        data_args.step_columns = found["train"][0].step_columns
+        found |= {split: load_series(data_args, split) for split in ("validation", "test")}
     series = {split: parts for split, parts in found.items() if parts is not None}
-    match_checkpoint(model_args, data_args, series["train"])
     for parts in series.values():
         match_channels(data_args, parts, series["train"][0].channels, series["train"][0].where)
     is_whole = data_args.task == "classify"
@@ -310,19 +317,28 @@ def match_checkpoint(
     covariates: Sequence[str] = (),
 ):
     """
-    Puts the channels of the series in the order in which a model to train further has learnt them, where it knows all
-    of them by name. Other names are taken in the order of the data, with a warning.
+    Puts the channels of the series, and steps that have columns of their own, in the order in which a model to train
+    further has learnt them, where it knows all of them by name. Other names are taken in the order of the data, with a
+    warning.
 
     Args:
         covariates: the last channels, to forecast with.
 
     Raises:
-        UsageError: the model knows some of the names, or its feature extractor can't be read.
+        UsageError: the model knows some of the channels, or its feature extractor can't be read.
     """
     path = model_args.model_name_or_path
     if path is None:
         return
     open_config(path)  # names what is no model at all
+    steps, learnt = series[0].step_columns, learnt_settings(path).get("step_columns")
+    if steps and learnt and set(steps) == set(learnt):
+        match_steps(series, learnt, path)
+    elif steps and learnt:
+        logger.warning(
+            f"--model_name_or_path {path!r} has learnt other steps, {listed(learnt)}; those of the data are read in "
+            f"its order, {listed(steps)}"
+        )
     try:
         known = AutoFeatureExtractor.from_pretrained(path).channel_names if has_processor(path) else None
     except (OSError, ValueError) as error:
@@ -350,6 +366,12 @@ def match_checkpoint(
             f"--model_name_or_path {path!r} has learnt other channels: "
             + ", ".join(f"{name} is read as {other}" for name, other in zip(names, own, strict=True))
         )
+
+
+def learnt_settings(path: str) -> dict:
+    """How the training data of a model to train further was read; empty where the model does not state it."""
+    file = cached_file(path, EVALUATION_FILE, _raise_exceptions_for_missing_entries=False)
+    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def labels_of_checkpoint(
@@ -399,7 +421,7 @@ def check_channels(
 def settings_of(data_args: TimeSeriesArguments) -> dict:
     """How the data is to be read again."""
     names = ("task", "layout", "id_column", "time_column", "target_columns", "covariate_columns", "label_column")
-    return {name: getattr(data_args, name) for name in (*names, "regression", "time_features")}
+    return {name: getattr(data_args, name) for name in (*names, "regression", "time_features", "step_columns")}
 
 
 def make_report(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command that writes predictions of time series, with models of a few thousand parameters."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -193,7 +194,24 @@ def test_numbers_are_predicted_and_rows_and_arrays_read(folder):
     train("train.csv", *flags, "--layout", "wide")
     found = predict("train.csv")
     assert found.columns.tolist() == ["series", "size"] and found["size"].nunique() == 12
-    wide.drop(columns="size").to_csv("new.csv", index=False)
+    new = wide.drop(columns="size")
+    new.to_csv("new.csv", index=False)
+    pd.testing.assert_frame_equal(predict("new.csv"), found)
+
+    # Steps are known by the names of their columns.
+    new[["h4", "h0", "h5", "h3", "h1", "h2"]].to_csv("new.csv", index=False)
+    pd.testing.assert_frame_equal(predict("new.csv"), found)
+    for changed, message in [
+        (new.assign(age=50), r"--layout wide: --data new\.csv has the column 'age' \(expected the steps that"),
+        (new.drop(columns="h2"), r"--layout wide: --data new\.csv has no column 'h2' \(expected .* h0, h1, h2, "),
+    ]:
+        changed.to_csv("new.csv", index=False)
+        with pytest.raises(UsageError, match=message):
+            predict("new.csv")
+    settings = json.loads(Path("out/evaluation.json").read_text())
+    assert settings.pop("step_columns") == [f"h{step}" for step in range(6)]
+    Path("out/evaluation.json").write_text(json.dumps(settings))  # as older models are
+    new.rename(columns="t{}".format).to_csv("new.csv", index=False)
     pd.testing.assert_frame_equal(predict("new.csv"), found)
 
     np.savez("train.npz", values=values, labels=values.sum(axis=1))

@@ -580,6 +580,48 @@ def test_steps_of_a_wide_table_are_in_order(folder):
         read(**settings)
 
 
+def test_steps_of_wide_tables_are_matched_by_name(folder, caplog):
+    frame = pd.DataFrame(np.arange(32.0).reshape(8, 4), columns=["t0", "t1", "t2", "t3"])
+    frame = frame.assign(label=["a", "b"] * 4)
+    frame.loc[1, ["t2", "t3"]] = frame.loc[2, "t0"] = np.nan  # the first is shorter, the second is not
+    reverse = frame[frame.columns[::-1]]
+    frame.to_csv("first.csv", index=False)
+    reverse.to_csv("second.csv", index=False)
+    settings = {"layout": "wide", "task": "classify"}
+    series = read(train_file=["first.csv", "second.csv"], **settings)
+    assert [len(part.values) for part in series[:3]] == [4, 2, 4]
+    for part, other in zip(series[:8], series[8:], strict=True):
+        np.testing.assert_array_equal(part.values, other.values)
+        assert other.rows.tolist() == part.rows.tolist()
+
+    flags = ("--task", "classify", "--layout", "wide", "--max_steps", "1", "--train_file", "first.csv")
+
+    def train(test_file: str, *more: str) -> dict:
+        out = ("--output_dir", "out", "--overwrite_output_dir")
+        script.main(["recipe.yaml", *flags, "--validation_file", "second.csv", "--test_file", test_file, *out, *more])
+        return json.loads(Path("out/all_results.json").read_text())
+
+    results = train("second.csv")
+    assert results["test_loss"] == train("first.csv")["test_loss"] == results["eval_loss"]
+    assert json.loads(Path("out/evaluation.json").read_text())["step_columns"] == ["t0", "t1", "t2", "t3"]
+    frame.assign(age=50).to_csv("third.csv", index=False)
+    with pytest.raises(UsageError, match=r"--test_file third\.csv has the column 'age' \(expected the steps that"):
+        train("third.csv")
+
+    # A model to train further keeps the order that it has learnt, and takes other steps as they come.
+    Path("out").rename("learnt")
+    sizes = ("hidden_", "num_", "local_")
+    recipe = [line for line in RECIPE.splitlines() if not line.startswith(sizes)]
+    Path("recipe.yaml").write_text("\n".join(recipe))
+    reverse.to_csv("first.csv", index=False)
+    train("second.csv", "--model_name_or_path", "learnt")
+    assert json.loads(Path("out/evaluation.json").read_text())["step_columns"] == ["t0", "t1", "t2", "t3"]
+    frame.rename(columns={"t3": "t9"}).to_csv("first.csv", index=False)
+    with pytest.raises(UsageError, match=r"second\.csv has no column 't9'"):
+        train("second.csv", "--model_name_or_path", "learnt")
+    assert "'learnt' has learnt other steps, t0, t1, t2, t3; those of the data are read in its order" in caplog.text
+
+
 def test_static_covariates_tell_series_apart(folder):
     sales(price=[1.0] * 40 + [3.0] * 40).to_csv("sales.csv", index=False)
     args = TimeSeriesArguments(

@@ -108,7 +108,7 @@ class TaggedData(EvaluatedData, token_classification.TaggingArguments):
 
 @dataclass
 class SeriesData(EvaluatedData, TimeSeriesArguments):
-    pass
+    step_columns: list[str] | None = None  # of the training series; older checkpoints do not state them
 
 
 QUANTIZATIONS = {

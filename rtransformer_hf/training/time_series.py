@@ -30,6 +30,7 @@ NANOSECONDS = {"second": 10**9, "hour": 3600 * 10**9, "day": 24 * 3600 * 10**9, 
 @dataclass
 class TimeSeriesArguments(DataFileArguments):
     file_kinds = "CSV, TSV, JSON, Parquet or NPZ"
+    step_columns = None  # names of the steps that --layout wide has in its columns to classify, once they are known
 
     task: str = field(
         default="forecast",
@@ -189,6 +190,8 @@ class Series:
         steps: (time,) numbers of the steps in time, the same for all series; None without time stamps.
         spacing: how far apart the steps are.
         times: (time,) the time stamps, as of `parse_times`.
+        step_columns: names of the columns that the steps come from, where each has its own; missing values at the
+            end make the series shorter.
     """
 
     name: str
@@ -200,6 +203,7 @@ class Series:
     steps: np.ndarray | None = None
     spacing: "Spacing | None" = None
     times: np.ndarray | None = None
+    step_columns: list[str] | None = None
 
 
 # From files to series
@@ -226,6 +230,7 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
     check_names(args, found)
     series = [part for parts in found for part in parts]
     match_channels(args, series, series[0].channels, series[0].where)
+    order_steps(args, series)
     check_channels(series)
     if args.needs_labels and not args.regression:
         name_labels(args, series)
@@ -428,7 +433,6 @@ def read_wide_rows(
     labels: list[str] | list[float] | None,
 ) -> list[Series]:
     """A row a series, to classify; missing cells at its end make it shorter."""
-    check_order(where, targets)
     names = frame.index if args.id_column is None else frame[args.id_column]
     series = []
     for row, (name, steps) in enumerate(zip(names, values, strict=True)):
@@ -437,10 +441,63 @@ def read_wide_rows(
             raise UsageError(
                 f"{where}: row {row} (from 0) has no value in the columns {targets[0]!r} to {targets[-1]!r}"
             )
-        steps = steps[: np.flatnonzero(is_there)[-1] + 1]
+        steps = until_last(steps[:, None])
         label = None if labels is None else labels[row]
-        series.append(Series(str(name), steps[:, None], where, np.full(len(steps), row), ["value"], label))
+        rows = np.full(len(steps), row)
+        series.append(Series(str(name), steps, where, rows, ["value"], label, step_columns=targets))
     return series
+
+
+def until_last(steps: np.ndarray) -> np.ndarray:
+    """(time, 1) values without the missing ones at the end."""
+    return steps[: np.flatnonzero(~np.isnan(steps[:, 0]))[-1] + 1]
+
+
+def order_steps(args: TimeSeriesArguments, series: Sequence[Series]):
+    """
+    Puts the steps of `--layout wide` in the order that is known, or else in that of the first file.
+
+    Raises:
+        UsageError: a file has other steps, or the first has them in no order.
+    """
+    first = next((part for part in series if part.step_columns is not None), None)
+    if first is None:
+        return
+    if args.step_columns is not None:
+        match_steps(series, args.step_columns, "the training series")
+    else:
+        check_order(first.where, first.step_columns)
+        match_steps(series, first.step_columns, first.where)
+
+
+def match_steps(series: Sequence[Series], columns: Sequence[str], where: str):
+    """
+    Puts the steps of series whose steps have columns of their own in one order, by the names of the columns.
+
+    Args:
+        series: changed in place.
+        columns: names of the columns, in order.
+        where: the file or series that have them, for messages.
+
+    Raises:
+        UsageError: a series has other columns.
+    """
+    for part in series:
+        if part.step_columns is None or part.step_columns == columns:
+            continue
+        missing = [name for name in columns if name not in part.step_columns]
+        extra = [name for name in part.step_columns if name not in columns]
+        if missing or extra:
+            said = f"has no column {missing[0]!r}" if missing else f"has the column {extra[0]!r}"
+            raise UsageError(
+                f"--layout wide: {part.where} {said} (expected the steps that {where} has, {listed(columns)}, and no "
+                "other columns of numbers)"
+            )
+        values = np.full((len(columns), 1), np.nan)
+        values[: len(part.values)] = part.values
+        part.values = until_last(values[[part.step_columns.index(name) for name in columns]])
+        part.rows = np.full(len(part.values), part.rows[0])
+        part.step_columns = list(columns)
 
 
 def check_order(where: str, columns: Sequence[str]):
