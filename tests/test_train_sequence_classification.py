@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     EvalPrediction,
@@ -526,6 +527,21 @@ def test_several_labels_a_row(folder, capsys):
         assert again[name] == pytest.approx(results[f"test_{name}"], rel=1e-4)
     with pytest.raises(UsageError, match="trained for multi_label_classification, the data is for single_label"):
         train("--model_name_or_path", "out", "--output_dir", "next", "--train_file", "test.csv", files=())
+
+
+def test_several_labels_of_a_saved_model(folder):
+    labels = [[str(i), str((i + 3) % 12)] for i in range(12)]
+    rows = [{"text": "text", "label": names} for names in labels]
+    Path("train.json").write_text("\n".join(map(json.dumps, rows)))
+    args = script.ClassificationArguments(train_file=["train.json"])
+    rows = sequence_classification.load_rows(args, "train")
+    RTransformerConfig(**label_head(sequence_classification.make_label2id(rows, args))).save_pretrained("saved")
+    config = AutoConfig.from_pretrained("saved")
+    assert [*config.label2id][:3] == ["0", "1", "10"]  # whose order is not that of the classes
+    tokenizer = sequence_classification.make_tokenizer(args, rows, None)
+    encoded = sequence_classification.encode(rows, tokenizer, args, "train", config.label2id)
+    for names, row in zip(labels, encoded["labels"][:], strict=True):
+        assert {config.id2label[index] for index, value in enumerate(row) if value} == set(names)
 
 
 def test_numbers_of_texts(folder):

@@ -541,6 +541,7 @@ def encode(
     labels = targets(rows, args)
     several = problem_type == "multi_label_classification"
     found = set(itertools.chain.from_iterable(labels)) if several else set(labels)
+    classes = sorted(label2id, key=label2id.get)  # a loaded config.json has them in alphabetical order
     if problem_type != "regression" and (unknown := sorted(found - label2id.keys())):
         row = next(
             row for row, names in enumerate(labels) if not label2id.keys() >= set(names if several else [names])
@@ -549,13 +550,13 @@ def encode(
         raise UsageError(
             f"--label_column {args.label_column!r} of {where} holds {listed(map(repr, unknown))}, first "
             f"in row {row} (from 0; expected the labels of the training rows, or of the trained model: "
-            f"{listed(label2id)})"
+            f"{listed(classes)})"
         )
 
     def with_labels(indices: list[int], name: str, values: Sequence) -> dict:
         batch = [labels[index] for index in indices]
         if several:
-            batch = [[float(name in names) for name in label2id] for names in batch]
+            batch = [[float(name in names) for name in classes] for names in batch]
         elif problem_type != "regression":
             batch = [label2id[name] for name in batch]
         return {name: values, "labels": batch}
