@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import demo
 import numpy as np
@@ -332,11 +333,22 @@ def test_words_are_found_with_any_tokenizer(kind, separator, words):
     assert [span.tag for span in spans] == [names[index] for index in logits[firsts].argmax(-1)]
 
 
+def test_spans_of_bilou_tags():
+    tokenizer = load_tokenizer("char", ["abcd"])
+    names = ["O", "B-X", "L-X", "U-X"]
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "id2label": dict(enumerate(names))}
+    model = RTransformerForTokenClassification(RTransformerConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    model.forward = lambda **inputs: SimpleNamespace(logits=torch.eye(4)[[3, 3, 1, 2]][None])
+    _, spans, _ = demo_inputs.tag_text(model, tokenizer, "abcd", "")
+    assert [(span.start, span.end, span.tag) for span in spans] == [(0, 1, "X"), (1, 2, "X"), (2, 4, "X")]
+
+
 def test_scores_are_those_of_the_pipeline():
     model, tokenizer, _ = checkpoints.load_text_classifier(LABEL_MODEL)
     scores, notes = demo_inputs.label_text(model, tokenizer, ["A warm, funny and touching zxcv film."])
     assert notes == ["The model does not know zxcv."]
     classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+    model.config.id2label = {1: "1", 0: "0"}  # whose order says nothing
     for function, problem_type in (
         ("softmax", None),
         ("sigmoid", "multi_label_classification"),

@@ -51,6 +51,20 @@ def test_spans_are_right_with_both_ends_and_their_type(load_metric):
         load_metric("span_f1").compute(predictions=[["O"]], references=[["O", "O"]])
 
 
+@pytest.mark.parametrize("prefixes", ["BIES", "BILU", "BMES"])
+def test_spans_count_alike_in_every_scheme(load_metric, prefixes):
+    def tagged(sentence: str) -> list[str]:
+        tags = sentence.translate(str.maketrans("BIES", prefixes)).split()
+        return [tag if tag == "O" else f"{tag}-PER" for tag in tags]
+
+    def f1(predicted: str, true: str) -> float:
+        return load_metric("span_f1").compute(predictions=[tagged(predicted)], references=[tagged(true)])["span_f1"]
+
+    assert f1("S O O", "S S O") == pytest.approx(2 / 3)  # 1 of 1, and of 2
+    assert f1("O S B E", "B E B E") == pytest.approx(1 / 2)
+    assert f1("B I O B I E", "B E O B I E") == 1  # a span without an end lasts to its last word
+
+
 def test_metrics_add_batches(load_metric):
     metric = load_metric("bits_per_character")
     metric.add_batch(predictions=[6.0], references=[5])

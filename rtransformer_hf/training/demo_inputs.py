@@ -19,7 +19,7 @@ from .errors import UsageError, listed
 from .forecasting import known_parts
 from .new_tokenizers import unknown_token_id
 from .piano_rolls import LOWEST_PITCH, NUM_KEYS, read_midi_and_rest
-from .span_tags import are_spans
+from .span_tags import are_spans, in_iobes
 from .time_series import Series, TimeSeriesArguments, load_series, match_channels
 
 MAX_PROMPT = 2000  # characters, as of every text
@@ -141,7 +141,7 @@ def tag_text(
     if not are_spans(model.config.id2label.values()):
         return text, words, notes
     spans = []
-    for kind, first, last in get_entities([word.tag for word in words]):
+    for kind, first, last in get_entities(in_iobes(word.tag for word in words)):
         probability = float(np.mean([word.probability for word in words[first : last + 1]]))
         spans.append(Span(words[first].start, words[last].end, kind, probability))
     return text, spans, notes
@@ -170,8 +170,8 @@ def label_text(
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
     scores = {None: logits.softmax(dim=-1), "multi_label_classification": logits.sigmoid(), "regression": logits}
     scores = scores[label_kind(model)].tolist()
-    named = sorted(zip(model.config.id2label.values(), scores, strict=True), key=lambda pair: -pair[1])
-    return dict(named), notes
+    named = {model.config.id2label[index]: score for index, score in enumerate(scores)}
+    return dict(sorted(named.items(), key=lambda pair: -pair[1])), notes
 
 
 def label_kind(model: PreTrainedModel) -> str | None:

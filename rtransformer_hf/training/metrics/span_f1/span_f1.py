@@ -5,9 +5,12 @@ import datasets
 import evaluate
 from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
+from rtransformer_hf.training.span_tags import in_iobes
+
 DESCRIPTION = """
 Precision, recall and F1 of spans: a predicted span is right where its first word, its last word and its type are. All
-spans count alike (micro average). Tags are IOB1, IOB2, IOE1, IOE2 or IOBES, counted by seqeval as conlleval does.
+spans count alike (micro average). Tags are IOB1, IOB2, IOE1, IOE2 or IOBES, counted by seqeval as conlleval does;
+BILOU and BMES count as the same spans in IOBES.
 """
 
 INPUTS_DESCRIPTION = """
@@ -43,6 +46,7 @@ class SpanF1(evaluate.Metric):
                     f"`predictions` must have a tag for each of the {len(true)} `references` of sentence {row}, got "
                     f"{len(predicted)}."
                 )
+        references, predictions = (list(map(in_iobes, sentences)) for sentences in (references, predictions))
         precision, recall, f1, _ = precision_recall_fscore_support(
             references, predictions, average="micro", zero_division=0
         )
