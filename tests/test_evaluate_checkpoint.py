@@ -42,6 +42,8 @@ num_attention_heads: 2
 local_window_size: 3
 hidden_dropout: 0.1
 max_steps: 2
+per_device_train_batch_size: 4
+dataloader_drop_last: true  # of training batches alone
 eval_strategy: "no"
 dataloader_pin_memory: false
 disable_tqdm: true

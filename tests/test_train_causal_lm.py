@@ -504,6 +504,12 @@ def test_flags_win_over_the_recipe(folder):
             [],
             "--report_to mlflow: not available here; `pip install mlflow` installs its package.",
         ),
+        ("prediction_loss_only: true", [], "--prediction_loss_only: True (expected False: the metrics are computed"),
+        ("batch_eval_metrics: true", [], "--batch_eval_metrics: True (expected False"),
+        ("eval_do_concat_batches: false", [], "--eval_do_concat_batches: False (expected True"),
+        ("eval_use_gather_object: true", [], "--eval_use_gather_object: True (expected False"),
+        ("bf16_full_eval: true", ["--use_cpu"], "--bf16_full_eval: it would convert the weights that are saved"),
+        ("fp16_full_eval: true", ["--use_cpu"], "(expected --fp16, which computes in this precision"),
         ("label_smoothing_factor: 1.5", [], "--label_smoothing_factor: 1.5 (expected a number of at least 0 and"),
     ],
 )
@@ -553,6 +559,11 @@ def test_models_and_flags_that_do_not_fit(folder, flags, named):
         train(*flags)
     assert named in str(error.value)
     assert not Path("out").exists()
+
+
+def test_no_whole_batch_to_train_on(folder):
+    with pytest.raises(UsageError, match=r"--dataloader_drop_last: no whole batch of .*_batch_size 900 in"):
+        train("--dataloader_drop_last", "--per_device_train_batch_size", "900")
 
 
 def test_help(capsys):

@@ -163,12 +163,11 @@ class ResumableTrainingArguments(TrainingArguments):
         if self.dataloader_persistent_workers and self.dataloader_num_workers == 0:
             raise UsageError("--dataloader_persistent_workers needs --dataloader_num_workers (expected at least 1)")
         is_cpu = self.use_cpu or not torch.accelerator.is_available()
-        for flag in ("fp16", "fp16_full_eval"):
-            if is_cpu and getattr(self, flag):
-                raise UsageError(f"--{flag} needs an accelerator, and the training is on the CPU (expected --bf16)")
-        for flag in ("bf16", "bf16_full_eval"):
-            if is_cpu and getattr(self, flag) and not self.use_cpu:
-                raise UsageError(f"--{flag}: there is no accelerator (expected --use_cpu with it)")
+        if is_cpu and self.fp16:
+            raise UsageError("--fp16 needs an accelerator, and the training is on the CPU (expected --bf16)")
+        if is_cpu and self.bf16 and not self.use_cpu:
+            raise UsageError("--bf16: there is no accelerator (expected --use_cpu with it)")
+        check_evaluation(self)
         if self.use_liger_kernel and not is_liger_kernel_available():
             raise UsageError("--use_liger_kernel: not available here; `pip install liger-kernel` installs it.")
         if self.deepspeed and not is_deepspeed_available():
@@ -202,6 +201,29 @@ def check_json(args: ResumableTrainingArguments):
             is_object = False
         if not is_object:
             raise UsageError(f"""--lr_scheduler_kwargs: {value!r} (expected JSON, such as '{{"min_lr_rate": 0.1}}')""")
+
+
+def check_evaluation(args: ResumableTrainingArguments):
+    """
+    Raises:
+        UsageError: a flag would change what evaluations compute, or the weights that are saved after them.
+    """
+    for flag in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(args, flag):
+            raise UsageError(
+                f"--{flag}: it would convert the weights that are saved after the last evaluation (expected "
+                f"--{flag.removesuffix('_full_eval')}, which computes in this precision and keeps float32 weights)"
+            )
+    for flag, expected in (
+        ("prediction_loss_only", False),
+        ("batch_eval_metrics", False),
+        ("eval_do_concat_batches", True),
+        ("eval_use_gather_object", False),
+    ):
+        if (value := getattr(args, flag)) != expected:
+            raise UsageError(
+                f"--{flag}: {value} (expected {expected}: the metrics are computed over the predictions of all rows)"
+            )
 
 
 def check_optimizer(args: ResumableTrainingArguments):

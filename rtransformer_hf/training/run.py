@@ -9,9 +9,9 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import safetensors.torch
@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import load_fsdp_model
 from huggingface_hub import HfApi
 from torch import distributed
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
@@ -145,6 +145,24 @@ class ReportingTrainer(Trainer):
     def _load_best_model(self):
         super()._load_best_model()
         self.average = None  # the best checkpoint holds an average already
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        with self.all_rows():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        with self.all_rows():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def all_rows(self) -> Iterator[None]:
+        """Data loaders made within keep the last batch: Trainer honours --dataloader_drop_last in evaluations, too."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         with self.clock.paused(), nullcontext() if self.average is None else self.average.in_place():
@@ -310,7 +328,7 @@ def train_and_evaluate(
         commands: command lines that use the model, as of `command`.
 
     Raises:
-        UsageError: --fsdp is given without an accelerator.
+        UsageError: --fsdp is given without an accelerator, or --dataloader_drop_last leaves no batch to train on.
     """
     atexit.register(leave_process_group)
     args = trainer.args
@@ -318,6 +336,12 @@ def train_and_evaluate(
         raise UsageError("--fsdp needs an accelerator (expected no --fsdp on a CPU)")
     is_stream = isinstance(trainer.train_dataset, IterableDataset)
     num_batches = None if is_stream else len(trainer.get_train_dataloader())
+    if num_batches == 0:
+        raise UsageError(
+            f"--dataloader_drop_last: no whole batch of --per_device_train_batch_size "
+            f"{args.per_device_train_batch_size} in {len(trainer.train_dataset):,} training examples (expected a "
+            "smaller batch, or no --dataloader_drop_last)"
+        )
     num_steps = planned_steps(args, num_batches)
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
     finished, state_of_finished = finished_model(trainer, checkpoint, state, num_steps)
