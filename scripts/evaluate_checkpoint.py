@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None):
         atomic_write(args.output, f"{text}\n".encode())
     print(text)
     if args.update_card is not None:
-        notes = write_to_card(Path(args.checkpoint), args.update_card, metrics, prediction, evaluation.labels)
+        notes = write_to_card(Path(args.checkpoint), args.update_card, metrics, prediction, evaluation)
         print(
             f"{args.checkpoint}/README.md: the figures of the {args.update_card} data.",
             *notes,
@@ -109,8 +109,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--update_card",
         choices=("validation", "test"),
-        help="Write the metrics into the card in the checkpoint's folder, as those of this data; of a classifier, the "
-        "picture of the confusion matrix, too. (default: the card stays as it is)",
+        help="Write the metrics into the card in the checkpoint's folder, as those of this data; the picture of "
+        "the confusion matrix or of forecasts, too. Simple answers to compare with are computed anew or, where that "
+        "takes the training data and these rows are not the training's, left out. (default: the card stays as it is)",
     )
     parser.add_argument(
         "--output", type=output_file(".json"), help="Also write the metrics to this file, a .json file."

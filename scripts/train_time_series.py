@@ -290,6 +290,7 @@ def train_to_label(
             argv,
             example=[extractor.feature_size],
             baselines=baselines,
+            baseline_rows={split: splits[split].sha256() for split in baselines},
         ),
     )
     if training_args.should_log:
@@ -432,6 +433,7 @@ def make_report(
     argv: list[str],
     example: list[int],
     baselines: dict[str, dict[str, dict[str, float]]],
+    baseline_rows: dict[str, str] | None = None,
 ) -> TaskReport:
     return TaskReport(
         task=task,
@@ -447,6 +449,7 @@ def make_report(
             for name, metrics in found.items()
             for metric, value in metrics.items()
         ],
+        baseline_rows=baseline_rows or {},
     )
 
 

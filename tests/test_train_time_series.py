@@ -32,6 +32,7 @@ from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.forecasting import (
     LEVELS,
     ForecastSetting,
+    baseline_forecasts,
     fit_forecast_extractor,
     forecast_metrics,
     last_value,
@@ -39,6 +40,7 @@ from rtransformer_hf.training.forecasting import (
     normalised_series,
     seasonal_naive,
 )
+from rtransformer_hf.training.model_card import read_facts
 from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics, number_metrics
 from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, parse_times
 
@@ -132,6 +134,27 @@ def test_a_forecasting_run_leaves_a_model_ready_to_use(folder, capsys):
     assert "| test | seasonal naive |" in card.text and "(forecasts.png)" in card.text
     assert card.data.pipeline_tag == "time-series-forecasting"
     assert Path("out/forecasts.png").stat().st_size > 1000 and Path("out/modeling_rtransformer.py").exists()
+
+    # With other data, baselines and picture are its own.
+    before, picture = read_facts("out"), Path("out/forecasts.png").read_bytes()
+    frame.assign(sold=frame.sold.to_numpy()[::-1]).to_csv("other.csv", index=False)
+    args = TimeSeriesArguments(
+        train_file=["other.csv"],
+        id_column="shop",
+        time_column="month",
+        target_columns=["sold"],
+        horizon=3,
+        context_length=12,
+        test_length=6,
+    )
+    series = load_series(args)
+    expected = baseline_forecasts(make_windows(args, series, ForecastSetting.of(args, series))["test"])
+    evaluate_checkpoint.main(["out", "--data", "other.csv", "--update_card", "test"])
+    after = read_facts("out")
+    assert after.baselines[:6] == before.baselines[:6]  # of validation, whose figures stay
+    found = {(name, metric): value for _, name, metric, value in after.baselines[6:]}
+    assert found == {(name, metric): value for name, metrics in expected.items() for metric, value in metrics.items()}
+    assert Path("out/forecasts.png").read_bytes() != picture
 
 
 def test_a_resumed_run_gives_the_losses_of_an_uninterrupted_one(folder, killed_at):
@@ -288,6 +311,19 @@ def test_series_are_classified(folder, side, flags, capsys):
     assert again["accuracy"] == results["test_accuracy"] and again["loss"] == pytest.approx(results["test_loss"])
     card = ModelCard.load("out/README.md").text
     assert "| test | nearest neighbour |" in card and "macro f1" in card
+
+    # Baselines stay beside figures of the same rows, not of others.
+    baselines = read_facts("out").baselines
+    evaluate_checkpoint.main(["out", "--data", "test.csv", "--update_card", "test"])
+    assert read_facts("out").baselines == baselines and "left out" not in capsys.readouterr().err
+    write_motions("other.csv", 9, 2)[["id", "y", "x", "label"]].to_csv("other.csv", index=False)
+    evaluate_checkpoint.main(["out", "--data", "other.csv", "--update_card", "test"])
+    said = capsys.readouterr().err
+    assert "README.md: most frequent class and nearest neighbour of the test data left out: not known to be" in said
+    assert read_facts("out").baselines == [row for row in baselines if row[0] == "validation"]
+    card = ModelCard.load("out/README.md").text
+    assert "| validation | nearest neighbour |" in card and "| test | nearest" not in card
+    assert "| test | this model |" not in card and "| test | accuracy |" in card
 
 
 @pytest.mark.parametrize("flags", [(), ("--bidirectional",)])

@@ -37,15 +37,18 @@ from .data_files import DataFileArguments, check_files
 from .errors import UsageError
 from .forecasting import (
     ForecastSetting,
+    ForecastWindows,
     add_time_features,
+    baseline_forecasts,
     has_time_features,
     known_parts,
     make_windows,
     normalised_series,
+    plot_forecasts,
 )
 from .loading import open_model
 from .model_arguments import trained_frames_per_beat
-from .model_card import CONFUSION_FILE, FACTS_FILE, CardFacts, read_facts, rewrite_card
+from .model_card import CONFUSION_FILE, FACTS_FILE, FORECASTS_FILE, CardFacts, read_facts, rewrite_card
 from .new_tokenizers import load_tokenizer
 from .output_folder import RENAMED
 from .piano_rolls import PianoRollArguments, check_tunes, faults, read_split, usable_rolls
@@ -411,18 +414,19 @@ def card_to_update(folder: str) -> CardFacts:
 
 
 def write_to_card(
-    folder: Path, split: str, metrics: dict[str, float], prediction: EvalPrediction, labels: list[str] | None
+    folder: Path, split: str, metrics: dict[str, float], prediction: EvalPrediction, evaluation: Evaluation
 ) -> list[str]:
     """
-    Puts figures into a checkpoint's card, in place of those of the same split; and the confusion matrix where a row
-    has one label, of the test data if the card has figures of it. Returns what the owner should know of, in sentences.
+    Puts figures into a checkpoint's card, in place of those of the same split, with the baselines of the same rows;
+    and the picture of the confusion matrix or of forecasts, of the test data if the card has figures of it. Returns
+    what the owner should know of, in sentences.
 
     Args:
         folder: as of [`card_to_update`].
         split: "validation" or "test".
         metrics: of the evaluation.
         prediction: that they come from.
-        labels: as of [`Evaluation`].
+        evaluation: whose model and data they are of.
 
     Raises:
         UsageError: none of the metrics is one of the card's task.
@@ -437,9 +441,37 @@ def write_to_card(
         )
     others = [(found, name, value) for found, name, value in facts.results if found != split]
     results = [*new, *others] if split == "validation" else [*others, *new]
-    changed = {"results": results}
-    if labels is not None and (split == "test" or not any(found == "test" for found, _, _ in others)):
-        counts = classification_metrics.count_confusion(prediction)
-        if classification_metrics.plot_confusion(folder / CONFUSION_FILE, split, counts, labels):
-            changed["has_confusion_matrix"] = True
-    return rewrite_card(folder, old_checkpoint=facts.checkpoint, **changed)
+    baselines, notes = baselines_of(facts, split, evaluation.dataset)
+    changed = {"results": results, **baselines}
+    if split == "test" or not any(found == "test" for found, _, _ in others):
+        if evaluation.labels is not None:
+            counts = classification_metrics.count_confusion(prediction)
+            changed["has_confusion_matrix"] = classification_metrics.plot_confusion(
+                folder / CONFUSION_FILE, split, counts, evaluation.labels
+            )
+        elif isinstance(evaluation.dataset, ForecastWindows):
+            quantiles, _ = prediction.predictions
+            changed["has_forecasts"] = plot_forecasts(folder / FORECASTS_FILE, evaluation.dataset, quantiles)
+    return [*rewrite_card(folder, old_checkpoint=facts.checkpoint, **changed), *notes]
+
+
+def baselines_of(facts: CardFacts, split: str, rows: Dataset) -> tuple[dict, list[str]]:
+    """
+    The facts on baselines of a card whose figures of a split are now those of `rows`, and notes for its owner.
+    Baselines of forecasts need these rows alone. Those of labels need the training data, which the checkpoint does not
+    keep, so they stay only where the rows are known to be the same.
+    """
+    old = [row for row in facts.baselines if row[0] == split]
+    if isinstance(rows, ForecastWindows):
+        found = baseline_forecasts(rows)
+        new = [(split, name, metric, value) for name, metrics in found.items() for metric, value in metrics.items()]
+    elif not old or facts.baseline_rows.get(split) == rows.sha256():
+        return {}, []
+    else:
+        new = []
+    others = [row for row in facts.baselines if row[0] != split]
+    baselines = [*new, *others] if split == "validation" else [*others, *new]
+    digests = {name: digest for name, digest in facts.baseline_rows.items() if name != split}
+    names = " and ".join(dict.fromkeys(name for _, name, *_ in old))
+    left_out = f"README.md: {names} of the {split} data left out: not known to be of these rows."
+    return {"baselines": baselines, "baseline_rows": digests}, [] if new else [left_out]

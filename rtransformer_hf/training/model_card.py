@@ -116,6 +116,7 @@ class CardFacts:
             channels and, to forecast, of covariates, of steps that are read and of steps ahead.
         results: split, metric and value of each figure.
         baselines: split, name, metric and value of figures of simple answers, to compare with.
+        baseline_rows: digest of a split's rows, where its baselines can't be computed from them alone.
         training_loss_has_dropout: whether dropout was on for the training curve.
         has_curves: whether there is a picture of the learning curves.
         has_forecasts: whether there is a picture of forecasts.
@@ -147,6 +148,7 @@ class CardFacts:
     has_forecasts: bool = False
     has_confusion_matrix: bool = False
     baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
+    baseline_rows: dict[str, str] = field(default_factory=dict)
     sample_outputs: list[float] | None = None
 
     def to_json(self) -> str:
@@ -260,7 +262,8 @@ def baseline_table(facts: CardFacts) -> list[str]:
     """A table of simple baselines beside the model, by the same metrics on the same rows."""
     metrics = list(dict.fromkeys(metric for _, _, metric, _ in facts.baselines))
     figures = {(split, name, metric): value for split, name, metric, value in facts.baselines}
-    figures |= {(split, "this model", metric): value for split, metric, value in facts.results}
+    splits = {split for split, *_ in facts.baselines}
+    figures |= {(split, "this model", metric): value for split, metric, value in facts.results if split in splits}
     rows = dict.fromkeys((split, name) for split, name, _ in figures)
     lines = [f"| split | answer | {' | '.join(metric.replace('_', ' ') for metric in metrics)} |"]
     lines += [f"| --- | --- |{' --- |' * len(metrics)}"]

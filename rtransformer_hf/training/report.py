@@ -46,7 +46,7 @@ class TaskReport:
         dataset_id: the Hub id, if it is one.
         base_model: --model_name_or_path.
         example: input of the card's code, see `CardFacts`.
-        baselines: figures of simple baselines, see `CardFacts`.
+        baselines, baseline_rows: figures of simple baselines, see `CardFacts`.
     """
 
     task: str
@@ -57,6 +57,7 @@ class TaskReport:
     base_model: str | None = None
     example: str | list[str | int] | None = None
     baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
+    baseline_rows: dict[str, str] = field(default_factory=dict)
 
     @property
     def loss_unit(self) -> str:
@@ -164,6 +165,7 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
         has_forecasts=outcome.has_forecasts,
         has_confusion_matrix=outcome.has_confusion_matrix,
         baselines=report.baselines if outcome.metrics else [],
+        baseline_rows=report.baseline_rows if outcome.metrics else {},
         sample_outputs=outcome.sample_outputs,
     )
 
