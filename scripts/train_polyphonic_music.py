@@ -142,9 +142,9 @@ def main(argv: list[str] | None = None):
             base_model=model_args.model_name_or_path,
         ),
     )
-    evaluation = {
-        name: getattr(data_args, name) for name in ("piano_roll_column", "frames_per_beat", "validation_fraction")
-    }
+    how_to_read = ("piano_roll_column", "frames_per_beat", "validation_fraction")
+    of_splits = ("train_split", "validation_split", "test_split")  # they say what of a folder is held out
+    evaluation = {name: getattr(data_args, name) for name in (*how_to_read, *of_splits)}
     sizes = ", ".join(f"{split} {len(tunes):,}" for split, tunes in rolls.items())
     num_frames = sum(map(len, rolls["train"]))
     test_split = data_args.test_split if "test" in rolls else data_args.validation_split

@@ -276,7 +276,7 @@ def test_mat_files_of_something_else(tmp_path):
 
 def test_splits_that_do_not_exist(tmp_path, mat_file, midi_folder):
     assert_refused(mat_file, ["'valid'", "train, validation, test"], split_name="valid")
-    assert_refused(midi_folder, ["'valid'", "test, train, validation"], split_name="valid")
+    assert_refused(midi_folder, ["'held_out'", "test, train, validation"], split_name="held_out")
     save_mat(tmp_path / "part.mat", traindata=[random_roll(4, seed=0)])
     assert_refused(tmp_path / "part.mat", ["testdata", "cell array"], split_name="test")
     (tmp_path / "data" / "train").mkdir(parents=True)
@@ -500,6 +500,50 @@ def test_held_out_from_the_sub_folder_to_train_on(midi_folder, splits):
         "validation": 1,
         "test": 1,
     }
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "VAL", "dev"])
+def test_sub_folders_by_other_names(midi_folder, splits, name):
+    for split, renamed in (("train", "Train"), ("validation", name), ("test", "TEST")):
+        Path(midi_folder, split).rename(Path(midi_folder, renamed))
+    assert_equal_splits(load_piano_rolls(PianoRollArguments(data=midi_folder)), splits)
+    args = PianoRollArguments(data=midi_folder, train_split="Train", validation_split=name, test_split="TEST")
+    assert_equal_splits(load_piano_rolls(args), splits)
+    assert len(load_split(args, "train")) == 3 and len(load_split(args, "valid")) == 1
+    shutil.copytree(Path(midi_folder, name), Path(midi_folder, "vaL"))
+    with pytest.raises(UsageError, match=f"'(vaL|{name})' and '(vaL|{name})' are both of split 'validation'"):
+        load_piano_rolls(PianoRollArguments(data=midi_folder))
+
+
+@pytest.mark.parametrize(
+    ("folders", "arguments", "refused", "unused"),
+    [
+        ({"training": "train", "test-set": "test"}, {}, ["test-set", "training"], []),
+        ({"a/train": "train", "a/test": "test"}, {}, ["a/test", "a/train"], []),
+        ({"train": "train", "test": "test", "eval": "validation"}, {}, ["eval"], []),
+        ({"train": "train", "test": "test", "jazz": "validation"}, {}, [], ["jazz"]),
+        ({"train": "train", "validation": "validation", "test": "test"}, {"test_split": ""}, [], ["test"]),
+        ({"classical": "train", "jazz": "test"}, {"train_split": "classical", "test_split": ""}, [], ["jazz"]),
+        ({"classical": "train", "jazz": "test"}, {}, [], []),
+        (
+            {"training": "train", "eval": "validation"},
+            {"train_split": "training", "validation_split": "eval", "test_split": ""},
+            [],
+            [],
+        ),
+    ],
+)
+def test_sub_folders_that_are_no_splits(tmp_path, midi_folder, caplog, folders, arguments, refused, unused):
+    for name, split in folders.items():
+        shutil.copytree(Path(midi_folder, split), tmp_path / "own" / name)
+    args = PianoRollArguments(data=str(tmp_path / "own"), **arguments)
+    if refused:
+        with pytest.raises(UsageError, match=f"{', '.join(map(repr, refused))} may be splits"):
+            load_piano_rolls(args)
+    else:
+        load_piano_rolls(args)
+        assert ("in no split that is used" in caplog.text) == bool(unused)
+        assert all(f"those of '{name}'" in caplog.text for name in unused)
 
 
 @pytest.mark.parametrize(

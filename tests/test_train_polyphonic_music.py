@@ -3,6 +3,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -343,6 +344,21 @@ def test_a_corpus_of_midi_files_with_bad_ones(folder, capsys, caplog, monkeypatc
     assert "2 of 14 tunes are left out" in capsys.readouterr().err
     with pytest.raises(UsageError, match="2 of 14 tunes of 'corpus' can't be used"):
         evaluate_checkpoint.main(["out", "--data", "corpus", "--split", "all"])
+
+
+def test_the_printed_command_holds_out_the_same_tunes(folder, capsys):
+    """Files are held out from the sub-folder to train on, beside another one."""
+    random = np.random.RandomState(0)
+    for index in range(16):
+        roll = (random.rand(6, 88) < 0.1).astype(np.uint8)
+        roll[-1, 40] = 1
+        write_midi(f"corpus/{'jazz' if index % 2 else 'classical'}/{index}.mid", roll, frames_per_beat=2, tempo=120)
+    corpus = ("--data", "corpus", "--validation_fraction", "0.25", "--max_steps", "1")
+    results = train(*corpus, "--train_split", "classical", "--test_split", "")
+    line = next(line for line in capsys.readouterr().out.splitlines() if "evaluate_checkpoint.py" in line)
+    evaluate_checkpoint.main(shlex.split(line.partition("evaluate_checkpoint.py")[2]))
+    again = json.loads(capsys.readouterr().out)
+    assert again["nll_per_frame"] == pytest.approx(results["eval_nll_per_frame"], rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import struct
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
-from .errors import UsageError
+from .errors import UsageError, listed
 from .files import atomic_write, write_figure
 from .flags import fraction, number
 
@@ -32,6 +33,16 @@ LOWEST_PITCH = 21  # A0
 NUM_KEYS = 88
 PITCHES = range(LOWEST_PITCH, LOWEST_PITCH + NUM_KEYS)
 MAT_ARRAYS = {"train": "traindata", "validation": "validdata", "test": "testdata"}
+SPLIT_FOLDERS = {  # whatever their case
+    "train": "train",
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    "test": "test",
+}
+LOOK_ALIKES = {  # words in the names of folders that may be meant as splits
+    *SPLIT_FOLDERS,
+    *(name + ending for name in ("train", "test") for ending in ("ing", "set", "data")),
+    *("validate", "valset", "devset", "eval", "evaluation", "heldout", "holdout"),
+}
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 PERCUSSION_CHANNEL = 9
 # Data bytes after a status byte: of channel messages, by its upper half, and of the other messages.
@@ -55,8 +66,8 @@ class PianoRollArguments:
         default=None,
         metadata={
             "help": "A .mat file with traindata, validdata and testdata; a folder of MIDI files, with sub-folders "
-            "train, validation and test or without; or a data set with a column of piano rolls: an id on the Hub or a "
-            "folder.",
+            "train, validation (or valid, val, dev) and test or without; or a data set with a column of piano rolls: "
+            "an id on the Hub or a folder.",
             "aliases": "--dataset_name",
         },
     )
@@ -142,8 +153,10 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
         UsageError: as [`load_split`] does, but of the unusable tunes of all splits at once.
     """
     names = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    if names["test"] == "test" and is_midi_folder(args.data) and "all" in midi_splits(args):
-        names["test"] = None
+    if is_midi_folder(args.data):
+        check_sub_folders(args)
+        if names["test"] == "test" and "all" in midi_splits(args):
+            names["test"] = None
     splits = {split: read_split(args, name) for split, name in names.items() if name is not None}
     found = [tune for split in splits.values() for tune in split]
     if tunes is not None:
@@ -364,26 +377,84 @@ def midi_files(folder: Path) -> list[Path]:
 
 def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
     """
-    The files of the splits of a folder of MIDI files. Its sub-folders are the splits; where none is named as one,
-    "all" and "train" have all files. Where there is no "validation", some files of "train" are held out for it: by
-    their names, so that they are the same in every run.
+    The files of the splits of a folder of MIDI files. Its sub-folders are the splits, those of `SPLIT_FOLDERS` under
+    the names there unless `args` has their own; where none is named as one, "all" and "train" have all files. Where
+    there is no "validation", some files of the split to train on are held out for it: by their names, so that they are
+    the same in every run.
+
+    Raises:
+        UsageError: two sub-folders are the same split.
     """
-    folder, train, validation = Path(args.data), args.train_split, args.validation_split
-    splits = {path.name: midi_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    if train == "train" and not splits.keys() & {*MAT_ARRAYS, validation, args.test_split}:
+    folder = Path(args.data)
+    asked = {args.train_split, args.validation_split, args.test_split}
+    splits, names = {}, {}
+    for path in sorted(filter(Path.is_dir, folder.iterdir())):
+        split = path.name if path.name in asked else SPLIT_FOLDERS.get(path.name.lower(), path.name)
+        if split in splits:
+            raise UsageError(
+                f"--data {args.data!r}: the sub-folders {names[split]!r} and {path.name!r} are both of split "
+                f"{split!r} (expected one)"
+            )
+        splits[split], names[split] = midi_files(path), path.name
+    if not splits.keys() & {*MAT_ARRAYS, *asked}:
         files = midi_files(folder)
-        splits = {"all": files, train: files}
-    if validation == "validation" not in splits and len(files := splits.get(train, [])) > 1:
+        splits = {"all": files, "train": files} if args.train_split == "train" else {"all": files, **splits}
+    train = known_split(args.train_split, splits)
+    if args.validation_split == "validation" not in splits and len(files := splits.get(train, [])) > 1:
         num_held_out = min(max(1, round(len(files) * args.validation_fraction)), len(files) - 1)
         files = sorted(files, key=lambda file: hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest())
-        splits[train], splits[validation] = sorted(files[num_held_out:]), sorted(files[:num_held_out])
+        splits[train], splits["validation"] = sorted(files[num_held_out:]), sorted(files[:num_held_out])
     return splits
+
+
+def known_split(name: str, splits: dict[str, list[Path]]) -> str:
+    """The name of a split among those of [`midi_splits`]: of valid, validation or dev, the one that is there."""
+    split = SPLIT_FOLDERS.get(name.lower())
+    others = (other for other in splits if split is not None and SPLIT_FOLDERS.get(other.lower()) == split)
+    return next((known for known in (name, split) if known in splits), next(others, name))
+
+
+def check_sub_folders(args: PianoRollArguments):
+    """
+    Warns of files of a folder of MIDI files that are in none of the splits to train and evaluate on.
+
+    Raises:
+        UsageError: a sub-folder looks like a split and is none, while its files would be trained on, or files to
+            validate on be held out from others.
+    """
+    folder, splits = Path(args.data), midi_splits(args)
+    used = {known_split(name, splits) for name in (args.train_split, args.validation_split, args.test_split) if name}
+    read = {file for split in {*used, "all"} for file in splits.get(split, ())}
+    files = midi_files(folder)
+    unused = [file for file in files if file not in read]
+    has_validation = any(SPLIT_FOLDERS.get(path.name.lower()) == "validation" for path in folder.iterdir())
+    is_held_out = args.train_split == "train" and args.validation_split == "validation" and not has_validation
+    suspects = files if "all" in splits else unused if is_held_out else []
+    parents = {parent for file in suspects for parent in file.relative_to(folder).parents}
+    if look_alikes := sorted(
+        parent.as_posix()
+        for parent in parents
+        if LOOK_ALIKES.intersection(re.split("[^a-z]+", parent.name.lower()))
+        and str(parent).lower() not in SPLIT_FOLDERS
+    ):
+        raise UsageError(
+            f"--data {args.data!r}: {listed(map(repr, look_alikes))} may be splits, and would not be read as such "
+            "(expected sub-folders train, validation and test, or others with their names as --train_split, "
+            "--validation_split and --test_split)"
+        )
+    if unused:
+        names = sorted({file.relative_to(folder).parts[0] for file in unused})
+        logger.warning(
+            f"--data {args.data!r}: in no split that is used are {len(unused):,} of {len(files):,} files, those of "
+            f"{listed(map(repr, names))}."
+        )
 
 
 def read_midi_files(args: PianoRollArguments, split_name: str) -> list[ReadTune]:
     """The tunes of one of [`midi_splits`], a file each."""
     splits = midi_splits(args)
-    if split_name not in splits:
+    known = known_split(split_name, splits)
+    if known not in splits:
         raise UsageError(
             f"Split {split_name!r} of {args.data!r} does not exist (expected {', '.join(splits)}). "
             "Sub-folders are the splits if one is named train, validation or test. Without validation, some of at "
@@ -391,8 +462,7 @@ def read_midi_files(args: PianoRollArguments, split_name: str) -> list[ReadTune]
         )
     frames_per_beat = args.frames_per_beat or DEFAULT_FRAMES_PER_BEAT
     return [
-        read_tune(f"'{path}'", lambda path=path: read_midi_and_rest(path, frames_per_beat))
-        for path in splits[split_name]
+        read_tune(f"'{path}'", lambda path=path: read_midi_and_rest(path, frames_per_beat)) for path in splits[known]
     ]
 
 
