@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None):
     from rtransformer_hf.training.series_predictions import predict
 
     table = predict(args)
-    atomic_write(args.output, table.to_csv(index=False, float_format="%.6g").encode())
+    atomic_write(args.output, table.to_csv(index=False).encode())
     print(f"{args.output}: {len(table):,} rows.", file=sys.stderr)
 
 

@@ -214,7 +214,9 @@ def train_to_forecast(
         splits,
         make_forecast_metrics,
         checkpoint,
-        evaluation=settings_of(data_args) | {name: getattr(setting, name) for name in setting.FLAGS},
+        evaluation=settings_of(data_args)
+        | {name: getattr(setting, name) for name in setting.FLAGS}
+        | {"spacing": None if series[0].spacing is None else asdict(series[0].spacing)},
         data=f"{len(series):,} series of {setting.num_targets} channels to forecast and {num_covariates} covariates; "
         f"{sizes} windows of {setting.context_length} and {setting.horizon} steps, seasons of {setting.season_length}",
         commands=[evaluation_command(training_args, data_args.evaluation_data)],

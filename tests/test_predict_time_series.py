@@ -18,6 +18,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
+import evaluate_checkpoint
 import predict_time_series as script
 import train_time_series
 from conftest import TINY_SERIES_RECIPE
@@ -136,6 +137,68 @@ def test_time_stamps_go_on_as_they_are(times, expected):
     times, expected = (parse_times(pd.Series(part), "file", "time") for part in (times, expected))
     series = Series("a", np.zeros((len(times), 1)), "file", np.arange(len(times)), ["x"])
     np.testing.assert_array_equal(Spacing.of(times, series, "time").ahead(times, 3), expected)
+
+
+def test_time_stamps_follow_the_spacing_that_a_model_has_learnt(folder):
+    frame = sales().drop(columns=["price", "back"]).dropna()
+    frame.to_csv("known.csv", index=False)
+    flags = ("--id_column", "shop", "--time_column", "month", "--horizon", "2", "--context_length", "12")
+    train("known.csv", *flags)
+    settings = json.loads(Path("out/evaluation.json").read_text())
+    assert settings["spacing"] == {"unit": "month", "size": 1}
+    summer = frame[(frame.shop == "north") & frame.month.between("2021-07", "2021-09")]  # all 31 days apart
+    for known in (summer, summer[2:]):
+        known.to_csv("new.csv", index=False)
+        assert predict("new.csv").month.tolist() == ["2021-10-01", "2021-11-01"]
+    for times, message in [
+        (pd.date_range("2026-01-01", periods=3, freq="h"), "holds time stamps 0 days 01:00:00 apart"),
+        (pd.date_range("2026-01-01", periods=3, freq="30D"), "holds time stamps 30 days apart"),
+        ([1, 2, 3], "holds numbers"),
+    ]:
+        summer.assign(month=times).to_csv("new.csv", index=False)
+        with pytest.raises(UsageError, match=rf"'month' {message} \(expected dates 1 month apart, as in the training"):
+            predict("new.csv")
+    with pytest.raises(UsageError, match="'month' holds numbers"):
+        evaluate_checkpoint.main(["out", "--data", "new.csv"])
+    del settings["spacing"]  # as older models are
+    Path("out/evaluation.json").write_text(json.dumps(settings))
+    predict("new.csv")
+
+
+def business_days(start: str) -> np.ndarray:
+    return pd.date_range(start, periods=4, freq="B").to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "times", "ahead"),
+    [
+        (Spacing("business day", 1), business_days("2026-11-23"), "2026-11-27"),
+        (Spacing("business day", 1), pd.date_range("2026-11-26", periods=4).to_numpy(), None),
+        (Spacing("number", 2), np.arange(0, 8, 2), 8),
+        (Spacing("number", 2), np.arange(4), None),
+    ],
+)
+def test_time_stamps_that_do_not_fit_a_spacing(spacing, times, ahead):
+    assert spacing.fits(times) == (ahead is not None)
+    if ahead is not None:
+        assert spacing.ahead(times, 1).astype(str).tolist()[0][:10] == str(ahead)
+
+
+def test_numbers_are_written_as_they_are(folder):
+    seconds = 1765425600 + 3600 * np.arange(40)
+    frame = pd.DataFrame({"time": seconds, "x": 12345678 + 10_000 * (np.arange(40) % 7)})
+    frame.to_csv("train.csv", index=False)
+    train("train.csv", "--time_column", "time", "--target_columns", "x", "--horizon", "2", "--max_steps", "1")
+    predict("train.csv")
+    rows = [line.split(",") for line in Path("predictions/table.csv").read_text().splitlines()[1:]]
+    assert [row[1] for row in rows] == [str(seconds[-1] + 3600), str(seconds[-1] + 7200)]
+    quantiles = [float(cell) for row in rows for cell in row[3:]]
+    assert all(abs(value) > 1e6 for value in quantiles) and any(
+        value % 10 for value in quantiles
+    )  # more than 6 digits
+    times = parse_times(pd.Series(["0.1", "0.2"]), "file", "time")
+    series = Series("a", np.zeros((2, 1)), "file", np.arange(2), ["x"])
+    assert Spacing.of(times, series, "time").ahead(times, 2).tolist() == [0.3, 0.4]
 
 
 def test_a_series_without_time_stamps_is_forecast_by_steps(folder):

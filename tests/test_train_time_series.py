@@ -42,7 +42,14 @@ from rtransformer_hf.training.forecasting import (
 )
 from rtransformer_hf.training.model_card import read_facts
 from rtransformer_hf.training.series_labels import DataCollatorForInputValues, class_metrics, number_metrics
-from rtransformer_hf.training.time_series import TimeSeriesArguments, load_series, match_channels, parse_times
+from rtransformer_hf.training.time_series import (
+    Series,
+    Spacing,
+    TimeSeriesArguments,
+    load_series,
+    match_channels,
+    parse_times,
+)
 
 RECIPE = f"""{TINY_SERIES_RECIPE}
 hidden_dropout: 0.1
@@ -707,6 +714,23 @@ def test_numbers_of_seconds_are_named_in_full(folder):
     Path("x.csv").write_text("time,x\n1711753200,1\n1711756800,2\n1711760400,3\n1711767600,4\n")
     with pytest.raises(UsageError, match=r"from 1711760400 in row 2 to 1711767600 in row 3 .* steps are 3600 apart"):
         read(train_file=["x.csv"], time_column="time")
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pd.date_range("2026-11-28 10:00:00.007", periods=3000, freq="1ms").to_numpy().astype("datetime64[ns]"),
+        1764351594 + 0.01 * np.arange(3000),  # which floats hold to a quarter of a microsecond
+        2**60 + np.arange(9),
+    ],
+)
+def test_steps_follow_by_one_where_they_are_small(times):
+    series = Series("a", np.zeros((len(times), 1)), "x.csv", np.arange(len(times)), ["x"])
+    spacing = Spacing.of(times, series, "time")
+    assert spacing.size in (10**6, 0.01, 1)
+    steps = spacing.number(times, series, "time")
+    assert np.diff(steps).tolist() == [1] * (len(times) - 1)
+    assert spacing.number(times[5:], series, "time")[0] == steps[5]
 
 
 def stamps(text: str) -> pd.Series:

@@ -253,7 +253,7 @@ def forecast_tab(checkpoint: str):
         with tempfile.TemporaryDirectory() as folder:  # Gradio has a copy when it asks for what comes next
             table = f"{folder}/forecast.csv"
             rows = forecast_table(series, quantiles, settings["id_column"], time_column.strip())
-            rows.to_csv(table, index=False, float_format="%.6g")
+            rows.to_csv(table, index=False)
             yield draw_forecasts(series, quantiles), table
 
     with gr.Row():

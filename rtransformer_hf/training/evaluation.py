@@ -111,7 +111,9 @@ class TaggedData(EvaluatedData, token_classification.TaggingArguments):
 
 @dataclass
 class SeriesData(EvaluatedData, TimeSeriesArguments):
-    step_columns: list[str] | None = None  # of the training series; older checkpoints do not state them
+    # Those of the training series, which older checkpoints do not state.
+    step_columns: list[str] | None = None
+    spacing: dict | None = None
 
 
 QUANTIZATIONS = {

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = ("forecast", "classify", "label_each_step")
 LAYOUTS = ("long", "wide")
+MAX_UNEVENNESS = 1e-3  # of the distance between steps
 LARGEST = 1e18  # size of a value: the squares of many such values are still numbers in float32
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in any case
 SEASONS = {"second": 3600, "business day": 5, "day": 7, "week": 52}
@@ -31,6 +32,7 @@ NANOSECONDS = {"second": 10**9, "hour": 3600 * 10**9, "day": 24 * 3600 * 10**9, 
 class TimeSeriesArguments(DataFileArguments):
     file_kinds = "CSV, TSV, JSON, Parquet or NPZ"
     step_columns = None  # names of the steps that --layout wide has in its columns to classify, once they are known
+    spacing = None  # of the time stamps that a model was trained on, as a dict, where it is known
 
     task: str = field(
         default="forecast",
@@ -389,7 +391,7 @@ def read_long(
             found = found[0]
         series.append(Series(str(name), values[rows], where, rows, channels, found))
     if times is not None:
-        spacing = Spacing.of(times[series[0].rows], series[0], args.time_column)
+        spacing = find_spacing(args, times[series[0].rows], series[0])
         for part in series:
             part.times, part.spacing = times[part.rows], spacing
             part.steps = spacing.number(part.times, part, args.time_column)
@@ -406,7 +408,7 @@ def read_wide_columns(
         order = np.argsort(times, kind="stable")
         times = times[order]
         whole = Series(file_name(where), values[order], where, order, targets)
-        spacing = Spacing.of(times, whole, args.time_column)
+        spacing = find_spacing(args, times, whole)
         steps = spacing.number(times, whole, args.time_column)
     covariates = values[order, len(targets) :]
     return [
@@ -751,24 +753,24 @@ def file_name(where: str) -> str:
 
 def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
     """
-    Dates as datetime64[ns], numbers as float64. Dates with a time zone are put in UTC, where clocks do not change; if
-    all are midnights of their zone, they are those days.
+    Dates as datetime64[ns], numbers as int64 or float64. Dates with a time zone are put in UTC, where clocks do not
+    change; if all are midnights of their zone, they are those days.
 
     Raises:
         UsageError: a cell is empty, or no date.
     """
     check_filled(cells, where, column)
     if pd.api.types.is_numeric_dtype(cells):
-        return cells.to_numpy(dtype=np.float64)
+        return as_numbers(cells)
     local = None
     if pd.api.types.is_datetime64_any_dtype(cells):
         dates = cells
         if cells.dt.tz is not None:
             local, dates = cells.dt.tz_localize(None), cells.dt.tz_convert("UTC")
     else:
-        as_numbers = pd.to_numeric(cells, errors="coerce")
-        if as_numbers.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
-            return as_numbers.to_numpy(dtype=np.float64)
+        found = pd.to_numeric(cells, errors="coerce")
+        if found.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
+            return as_numbers(found)
         day_first = is_day_first(cells.astype(str), where, column)
         options = {"errors": "coerce", "format": "mixed", "utc": True, "dayfirst": day_first}
         dates = pd.to_datetime(cells, **options)
@@ -785,6 +787,11 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
     if local is not None and (local == local.dt.normalize()).all():
         dates = local
     return pd.DatetimeIndex(dates).tz_localize(None).to_numpy().astype("datetime64[ns]")
+
+
+def as_numbers(cells: pd.Series) -> np.ndarray:
+    """Integers as int64, in which large ones stay as they are; other numbers as float64."""
+    return cells.to_numpy(dtype=np.int64 if cells.dtype.kind == "i" else np.float64)
 
 
 def is_day_first(cells: pd.Series, where: str, column: str) -> bool:
@@ -829,8 +836,8 @@ class Spacing:
         """That of most time stamps of a series, which are in order."""
         if len(times) < 2:
             raise UsageError(f"{place(series)}: column {column!r} holds one time stamp alone (expected at least two)")
-        if times.dtype.kind == "f":
-            return cls("number", common(np.diff(times)))
+        if times.dtype.kind != "M":
+            return cls("number", common(np.diff(times), decimals_of(times)))
         dates = pd.DatetimeIndex(times)
         gaps = np.diff(dates.asi8)
         if len(set(gaps[gaps > 0])) > 1:
@@ -838,13 +845,30 @@ class Spacing:
             months = np.diff(dates.year * 12 + dates.month)
             if same_day and (months > 0).any():
                 return cls("month", common(months[months > 0]))
-            if (
-                (dates.day_of_week < 5).all()
-                and (dates == dates.normalize()).all()
-                and common(gaps) == NANOSECONDS["day"]
-            ):
+            if are_business_days(dates) and common(gaps) == NANOSECONDS["day"]:
                 return cls("business day", 1)
         return cls("nanosecond", common(gaps[gaps > 0]) if (gaps > 0).any() else 1)
+
+    def units(self, times: np.ndarray) -> np.ndarray:
+        """(time,) the place of time stamps in months, business days, nanoseconds or their own numbers."""
+        if self.unit == "month":
+            dates = pd.DatetimeIndex(times)
+            return (dates.year * 12 + dates.month - 1).to_numpy().astype(np.int64)
+        if self.unit == "business day":
+            return np.busday_count("1970-01-01", times.astype("datetime64[D]"))
+        return times if self.unit == "number" else times.astype(np.int64)
+
+    def fits(self, times: np.ndarray) -> bool:
+        """Whether time stamps follow each other at this distance, on days on which others would follow them."""
+        if (times.dtype.kind != "M") != (self.unit == "number"):
+            return False
+        if not (np.abs(np.diff(self.units(times)) / self.size - 1) <= MAX_UNEVENNESS).all():
+            return False
+        if self.unit == "month":
+            dates = pd.DatetimeIndex(times)
+            is_same_day = dates.day == np.minimum(dates.day.max(), dates.days_in_month)
+            return bool(is_same_day.all() or dates.is_month_end.all())
+        return self.unit != "business day" or are_business_days(pd.DatetimeIndex(times))
 
     def number(self, times: np.ndarray, series: Series, column: str) -> np.ndarray:
         """
@@ -853,19 +877,9 @@ class Spacing:
         Raises:
             UsageError: a time stamp comes twice, or others follow it than at this distance.
         """
-        if (times.dtype.kind == "f") != (self.unit == "number"):
-            raise UsageError(f"{place(series)}: column {column!r} mixes dates and numbers (expected one kind)")
-        if self.unit == "number":
-            numbers = times / self.size
-        elif self.unit == "month":
-            dates = pd.DatetimeIndex(times)
-            numbers = (dates.year * 12 + dates.month - 1).to_numpy() / self.size
-        elif self.unit == "business day":
-            numbers = np.busday_count("1970-01-01", times.astype("datetime64[D]")).astype(np.float64)
-        else:
-            numbers = times.astype(np.int64) / self.size
-        gaps = np.diff(numbers)
-        is_double = np.diff(times) == (0 if times.dtype.kind == "f" else np.timedelta64(0))
+        units = self.units(times)
+        gaps = np.diff(units) / self.size  # between integers, as nanoseconds are, they are exact
+        is_double = np.diff(times).astype(np.float64) == 0
         if is_double.any():
             step = int(is_double.argmax())
             raise UsageError(
@@ -873,7 +887,7 @@ class Spacing:
                 f"row {series.rows[step + 1]} (from 0), both of series {series.name!r} (expected each time stamp "
                 "once; --id_column tells several series apart)"
             )
-        is_wrong = np.abs(gaps - 1) > 1e-3
+        is_wrong = np.abs(gaps - 1) > MAX_UNEVENNESS
         if is_wrong.any():
             step = int(is_wrong.argmax())
             raise UsageError(
@@ -882,13 +896,20 @@ class Spacing:
                 f"steps are {self} apart (expected even steps: a row with empty cells for each missing one, or no "
                 "--time_column for rows that are to count as even)"
             )
-        return np.floor(numbers + 1e-6).astype(np.int64)
+        if units.dtype.kind == "i" and self.size == int(self.size):
+            size = int(self.size)
+            first = (int(units[0]) + int(MAX_UNEVENNESS * size)) // size
+        else:
+            first = int((units[0] + MAX_UNEVENNESS * self.size) // self.size)
+        return first + np.arange(len(times))
 
     def ahead(self, times: np.ndarray, count: int) -> np.ndarray:
         """(count,) the time stamps that follow some, (time,), which are at this distance."""
         steps = np.arange(1, count + 1)
-        if self.unit == "number":
-            return times[-1] + steps * self.size
+        if self.unit == "number" and times.dtype.kind == "i" and self.size == int(self.size):
+            return times[-1] + steps * int(self.size)
+        if self.unit == "number":  # 0.3, where the sum of floats is 0.30000000000000004
+            return np.array([float(f"{time:.15g}") for time in times[-1] + steps * self.size])
         if self.unit == "business day":
             return np.busday_offset(times[-1].astype("datetime64[D]"), steps).astype(times.dtype)
         if self.unit == "nanosecond":
@@ -924,9 +945,46 @@ class Spacing:
         return size if self.unit == "number" else f"{size} {self.unit}{'s' if self.size != 1 else ''}"
 
 
-def common(gaps: np.ndarray) -> float:
+def are_business_days(dates: pd.DatetimeIndex) -> bool:
+    return bool((dates.day_of_week < 5).all() and (dates == dates.normalize()).all())
+
+
+def find_spacing(args: TimeSeriesArguments, times: np.ndarray, series: Series) -> Spacing:
+    """
+    That which a model was trained on, where it is known; else that of a series, whose time stamps are in order.
+
+    Raises:
+        UsageError: the time stamps are others than those that the model was trained on.
+    """
+    if args.spacing is None:
+        return Spacing.of(times, series, args.time_column)
+    learnt, is_number = Spacing(**args.spacing), times.dtype.kind != "M"
+    if learnt.fits(times):
+        return learnt
+    if is_number != (learnt.unit == "number"):
+        found = "numbers" if is_number else "dates"
+    elif len(times) == 1:
+        found = show(times[0])
+    else:
+        spacing = Spacing.of(times, series, args.time_column)
+        if spacing == learnt:
+            return learnt  # of which a step or two are missing: `number` says where
+        found = f"time stamps {spacing} apart"
+    raise UsageError(
+        f"{place(series)}: column {args.time_column!r} holds {found} (expected "
+        f"{'numbers' if learnt.unit == 'number' else 'dates'} {learnt} apart, as in the training)"
+    )
+
+
+def decimals_of(times: np.ndarray) -> int:
+    """Decimals of the distance between numbers, from 0 to 9; further ones depend on how floats are rounded."""
+    resolution = np.spacing(np.abs(times.astype(np.float64)).max())
+    return int(np.clip(np.floor(-np.log10(4 * resolution)), 0, 9))
+
+
+def common(gaps: np.ndarray, decimals: int = 9) -> float:
     """The most frequent of some numbers."""
-    values, counts = np.unique(np.round(gaps, 9), return_counts=True)
+    values, counts = np.unique(np.round(gaps, decimals), return_counts=True)
     positive = values > 0
     return values[positive][counts[positive].argmax()].item() if positive.any() else 1
 
@@ -935,6 +993,8 @@ def show(time) -> str:
     if isinstance(time, np.datetime64):
         stamp = pd.Timestamp(time)
         return stamp.isoformat(" ") if stamp != stamp.normalize() else stamp.date().isoformat()
+    if isinstance(time, np.integer):
+        return str(time)
     return np.format_float_positional(time, trim="-")
 
 
