@@ -747,6 +747,13 @@ def stamps(text: str) -> pd.Series:
         ("11/1/2025 12/1/2025 1/1/2026", "2026-01-01"),
         ("04/04/2025 05/05/2025", "2025-05-05"),
         ("2025-12-11 2025-12-12", "2025-12-12"),
+        ("03.04.26 04.04.26", "2026-04-04"),
+        ("01/11/25 01/12/25 01/01/26", "2026-01-01"),
+        ("31/12/25 31/01/26 28/02/26", "2026-02-28"),
+        ("11/30/25 12/01/25", "2025-12-01"),
+        ("98-11-30 12-12-01", "2012-12-01"),
+        ("26-11-30 26-12-01", "2026-12-01"),
+        ("29.11.26 30.11.26", "2026-11-30"),
     ],
 )
 def test_dates_may_begin_with_the_day(cells, expected):
@@ -758,6 +765,54 @@ def test_dates_that_may_be_read_in_two_ways_are_named():
         parse_times(stamps("03/04/2025 04/04/2025"), "x.csv", "day")
     with pytest.raises(UsageError, match=r"holds '03/14/2025' in row 0 and '14/03/2025' in row 1 .* in the other"):
         parse_times(stamps("03/14/2025 14/03/2025"), "x.csv", "day")
+    for cells in ("01/01/26 01/02/26 01/03/26", "03-04-26 04-04-26"):
+        with pytest.raises(UsageError, match=r"in row 0 .* which may begin with the day or the month"):
+            parse_times(stamps(cells), "x.csv", "day")
+    with pytest.raises(UsageError, match=r"'26-11-27' in row 0 .* which may begin with the day or the year"):
+        parse_times(stamps("26-11-27 26-11-28"), "x.csv", "day")
+
+
+@pytest.mark.parametrize(
+    ("cells", "first"),
+    [
+        ([f"2026-01-{day:02}T00:00:00+01:00" for day in range(5, 9)], "2026-01-05"),
+        (["2026-03-28T23:00:00+01:00", "2026-03-29T23:00:00+01:00"], "2026-03-28T22"),
+        (["2026-01-05", "2026-01-06"], "2026-01-05"),
+        ([20260228, 20260301], "2026-02-28"),
+        (["20260228", "20260301"], "2026-02-28"),
+    ],
+)
+def test_dates_of_json_are_those_of_csv(folder, cells, first):
+    frame = pd.DataFrame({"x": range(len(cells)), "day": cells})
+    frame.to_csv("x.csv", index=False)
+    Path("hub").mkdir()
+    for name in ("x.jsonl", "hub/train.jsonl"):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in frame.to_dict("records")))
+    Path("x.json").write_text(json.dumps(frame.to_dict("records")))
+    for source in (
+        *({"train_file": [name]} for name in ("x.csv", "x.jsonl", "x.json")),
+        {"dataset_name": "hub"},
+    ):
+        (series,) = read(**source, time_column="day")
+        assert series.times[0] == np.datetime64(first) and series.channels == ["x"]
+        assert series.spacing == Spacing("nanosecond", 24 * 3600 * 10**9)
+
+
+def test_eight_digits_that_are_no_dates_are_numbers(folder):
+    for cells in ([99999901, 99999902], ["99999901", "99999902"]):
+        assert parse_times(pd.Series(cells), "x.csv", "step").tolist() == [99999901, 99999902]
+    with pytest.raises(UsageError, match=r"'20260229' in row 1 .* is no date"):
+        parse_times(pd.Series([20260228, 20260229]), "x.csv", "day")
+
+
+def test_time_stamps_of_which_some_have_a_zone_are_named(folder):
+    cells = ["2026-03-28T00:00:00", "2026-03-28T01:00:00+01:00", "2026-03-28T02:00:00Z"]
+    Path("x.jsonl").write_text("".join(json.dumps({"t": cell, "x": 1}) + "\n" for cell in cells))
+    with pytest.raises(
+        UsageError, match=r"x\.jsonl: column 't' holds '2026-03-28T00:00:00' in row 0 and '.*one with a"
+    ):
+        read(train_file=["x.jsonl"], time_column="t")
+    assert parse_times(pd.Series(cells[1:]), "x.csv", "t")[1] == np.datetime64("2026-03-28T02")
 
 
 def assert_says(refused: BaseException, capsys, message: str):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time series from files: tables in long or wide layout, lists in cells, or arrays, checked cell by cell."""
 
+import glob
 import itertools
 import logging
 import re
@@ -228,7 +229,10 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
         parts = load(args, split, streaming=False)
         if parts is None:
             return None
-        found = [read_rows(args, where, rows) for where, rows in parts]
+        found = [
+            read_rows(args, where, with_dates_as_written(args, split, rows, index))
+            for index, (where, rows) in enumerate(parts)
+        ]
     check_names(args, found)
     series = [part for parts in found for part in parts]
     match_channels(args, series, series[0].channels, series[0].where)
@@ -237,6 +241,30 @@ def load_series(args: TimeSeriesArguments, split: str = "train") -> list[Series]
     if args.needs_labels and not args.regression:
         name_labels(args, series)
     return series
+
+
+def with_dates_as_written(
+    args: TimeSeriesArguments, split: str, rows: datasets.Dataset, index: int
+) -> datasets.Dataset:
+    """
+    Rows whose time stamps are text, as in CSV files, where they come from JSON: the reader takes dates in strings for
+    time stamps, and leaves out their time zone.
+
+    Args:
+        rows: of the file of this `index` among those of the split, or of the data set.
+    """
+    column = args.time_column
+    if rows.info.builder_name != "json" or not kind_of(rows.features.get(column)).startswith("timestamp"):
+        return rows
+    files = getattr(args, f"{split}_file")
+    if files:
+        source = {"path": "json", "data_files": {"train": [glob.escape(files[index])]}, "split": "train"}
+    else:
+        name = getattr(args, f"{split}_split") or split
+        source = {"path": args.dataset_name, "name": args.dataset_config_name, "split": name}
+    features = datasets.Features({**rows.features, column: datasets.Json()})  # which is left as it is
+    written = datasets.load_dataset(**source, features=features)
+    return written.remove_columns(column).add_column(column, written[column][:])
 
 
 def check_names(args: TimeSeriesArguments, files: Sequence[Sequence[Series]]):
@@ -760,24 +788,30 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
         UsageError: a cell is empty, or no date.
     """
     check_filled(cells, where, column)
+    if pd.api.types.is_integer_dtype(cells) and cells.between(10**7, 10**8 - 1).all():
+        cells = cells.astype(str)  # 20261127 is a date in any file
     if pd.api.types.is_numeric_dtype(cells):
         return as_numbers(cells)
-    local = None
+    local, is_compact = None, False
     if pd.api.types.is_datetime64_any_dtype(cells):
         dates = cells
         if cells.dt.tz is not None:
             local, dates = cells.dt.tz_localize(None), cells.dt.tz_convert("UTC")
     else:
         found = pd.to_numeric(cells, errors="coerce")
-        if found.notna().all() and not (cells.astype(str).str.fullmatch(r"\d{8}")).all():
+        is_compact = found.notna().all() and cells.astype(str).str.fullmatch(r"\d{8}").all()
+        if found.notna().all() and not is_compact:
             return as_numbers(found)
-        day_first = is_day_first(cells.astype(str), where, column)
-        options = {"errors": "coerce", "format": "mixed", "utc": True, "dayfirst": day_first}
+        order = date_order(cells.astype(str), where, column)
+        check_zones(cells.astype(str), where, column)
+        options = {"errors": "coerce", "format": "mixed", "utc": True, **order}
         dates = pd.to_datetime(cells, **options)
         without_zone = cells.astype(str).str.replace(r"(:\d\d(\.\d+)?) *[+-]\d\d:?\d\d$", r"\1", regex=True)
         if (without_zone != cells).any():
             local = pd.to_datetime(without_zone, **options).dt.tz_localize(None)
     is_wrong = dates.isna().to_numpy()
+    if is_compact and is_wrong.all():
+        return as_numbers(found)
     if is_wrong.any():
         row = int(is_wrong.argmax())
         raise UsageError(
@@ -794,17 +828,60 @@ def as_numbers(cells: pd.Series) -> np.ndarray:
     return cells.to_numpy(dtype=np.int64 if cells.dtype.kind == "i" else np.float64)
 
 
-def is_day_first(cells: pd.Series, where: str, column: str) -> bool:
+def check_zones(cells: pd.Series, where: str, column: str):
     """
-    Whether dates such as 03/04/2026 begin with the day. Numbers above 12 tell, and dots, and a day that is the same in
-    all years.
+    Raises:
+        UsageError: some time stamps have a time zone, others have none.
+    """
+    has_zone = cells.str.contains(r":\d\d(?:\.\d+)? *(?:[+-]\d\d:?\d\d|Z)\s*$")
+    if has_zone.nunique() > 1:
+        one, other = sorted((int(has_zone.to_numpy().argmax()), int(has_zone.to_numpy().argmin())))
+        raise UsageError(
+            f"{where}: column {column!r} holds {cells.iloc[one]!r} in row {one} and {cells.iloc[other]!r} in row "
+            f"{other} (from 0): one with a time zone, one without (expected one for all, or for none)"
+        )
+
+
+def date_order(cells: pd.Series, where: str, column: str) -> dict[str, bool]:
+    """
+    Whether dates such as 03/04/2026 or 03/04/26 begin with the day or the year, as `dayfirst` and `yearfirst` of
+    `pandas.to_datetime`. Numbers above 12 tell, and dots, and a day that is the same in all years; for years of two
+    digits also the order of the rows.
 
     Raises:
         UsageError: nothing tells, or dates of one column contradict each other.
     """
-    parts = cells.str.extract(r"^\s*(\d{1,2})([./-])(\d{1,2})[./-](\d{4})").dropna()
+    parts = cells.str.extract(r"^\s*(\d{1,2})([./-])(\d{1,2})[./-](\d{4}|\d{2})(?!\d)").dropna()
     if parts.empty:
-        return False
+        return {}
+    first, second, last = parts[0].astype(int), parts[2].astype(int), parts[3].astype(int)
+    example = f"{where}: column {column!r} holds {cells[parts.index[0]]!r} in row {parts.index[0]} (from 0)"
+    if (parts[3].str.len() == 2).all() and second.between(1, 12).all() and last.between(1, 31).all():
+        if not first.between(1, 31).all():
+            return {"yearfirst": True}
+        by_year_first = is_rising(first, second, last)
+        by_year_last = is_rising(last, second, first) or is_rising(last, first, second)
+        is_late = (first > 12).all()
+        if by_year_first and not by_year_last and is_late:
+            return {"yearfirst": True}
+        says_little = is_late and by_year_first == by_year_last and not (parts[1] == ".").all()
+        if says_little or (by_year_first and not by_year_last):
+            raise UsageError(f"{example}, which may begin with the day or the year (expected such as 2026-11-27)")
+    return {"dayfirst": is_day_first(parts, cells, where, column)}
+
+
+def is_rising(years: pd.Series, months: pd.Series, days: pd.Series) -> bool:
+    return (10_000 * years + 100 * months + days).is_monotonic_increasing
+
+
+def is_day_first(parts: pd.DataFrame, cells: pd.Series, where: str, column: str) -> bool:
+    """
+    As of `date_order`, of dates that begin with the day or the month.
+
+    Args:
+        parts: the first number of each of these dates, what stands after it, the second number, and the year.
+        cells: the column that they are in.
+    """
     first, second = parts[0].astype(int), parts[2].astype(int)
     says_day, says_month = first > 12, second > 12
     example = f"{where}: column {column!r} holds {cells[parts.index[0]]!r} in row {parts.index[0]} (from 0)"
