@@ -94,7 +94,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--make_space",
         metavar="FOLDER",
         help="Serve nothing, but write the demo as a Space for the Hub, with copies of the models that are folders "
-        "here. `hf upload USER/NAME FOLDER --repo-type space` pushes it.",
+        "here, as push_to_hub.py would push them. `hf upload USER/NAME FOLDER --repo-type space` pushes it.",
     )
     return parser.parse_args(argv)
 
@@ -152,14 +152,17 @@ def make_space(target: Path, models: dict[str, str]):
     Writes a Space: app, card, requirements, the package, this command and the models that are folders here.
 
     Raises:
-        UsageError: the folder is not empty.
+        UsageError: the folder is not empty, or one of a model has no weights.
     """
+    from rtransformer_hf.training.hub import check_model_files, copy_model
+
     with atomic_folder(target, "--make_space") as space:
         models = dict(models)
         for name, checkpoint in models.items():
             if Path(checkpoint).is_dir():
-                models[name] = f"models/{Path(checkpoint).resolve().name}"
-                shutil.copytree(checkpoint, space / models[name], dirs_exist_ok=True)
+                check_model_files(Path(checkpoint), f"--{name}_model")
+                models[name] = f"models/{name}"
+                copy_model(Path(checkpoint), space / models[name])
             else:
                 print(f"--{name}_model {checkpoint}: no such folder; the Space will look for it on the Hub.")
         package = Path(rtransformer_hf.__file__).parent

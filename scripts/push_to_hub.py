@@ -24,7 +24,6 @@ from rtransformer_hf.training.model_card import add_card_arguments, check_licens
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
-WEIGHTS = "model*.safetensors"
 
 
 def main(argv: list[str] | None = None):
@@ -46,6 +45,8 @@ def check_names(folder: str, repository: str):
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    from rtransformer_hf.training.hub import check_model_files
+
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -54,16 +55,7 @@ def check_names(folder: str, repository: str):
         raise UsageError(f"repository: no owner in {repository!r} (expected user/name)")
     if not Path(folder).is_dir():
         raise UsageError(f"folder: no such folder: {folder!r} (expected one with a trained model)")
-    for name in (CONFIG, "README.md"):
-        if not Path(folder, name).exists():
-            raise UsageError(
-                f"folder: no {name} in {folder!r} (expected a folder of model_cards or a training's --output_dir)"
-            )
-    if not any(Path(folder).glob(WEIGHTS)):
-        raise UsageError(
-            f"folder: no {WEIGHTS} in {folder!r} (expected this format, which `save_pretrained` writes: others can "
-            "run code when they are opened)"
-        )
+    check_model_files(Path(folder), "folder", "README.md")
 
 
 def prepare(upload: Path, args: argparse.Namespace) -> list[str]:
@@ -80,14 +72,9 @@ def prepare(upload: Path, args: argparse.Namespace) -> list[str]:
 
 def collect(upload: Path, args: argparse.Namespace) -> list[str]:
     """Copies what goes up to `upload`, with a card that has the model's name on the Hub, and returns notes on it."""
-    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+    from rtransformer_hf.training.hub import copy_model
 
-    from rtransformer_hf.training.hub import SHARED_FILES
-
-    upload.mkdir()
-    pushed_files = (*SHARED_FILES, CONFIG, WEIGHTS, SAFE_WEIGHTS_INDEX_NAME, "*.py")
-    for file in {path for pattern in pushed_files for path in Path(args.folder).glob(pattern)}:
-        shutil.copy(file, upload)
+    copy_model(Path(args.folder), upload)
     config = json.loads((upload / CONFIG).read_text(encoding="utf-8"))
     code = {f"{reference.split('.')[0]}.py" for reference in config.get("auto_map", {}).values()}
     is_known = is_of_transformers(config)
@@ -110,6 +97,7 @@ def add_code(upload: Path, config: dict):
     """Adds the code, and what else `save_pretrained` writes beside the weights. The weights keep their precision."""
     from rtransformer_hf import RTransformerFeatureExtractor, RTransformerImageProcessor
     from rtransformer_hf.modeling_rtransformer import AUTO_CLASSES
+    from rtransformer_hf.training.hub import WEIGHTS
 
     [architecture] = config.get("architectures") or ["a model of no named class"]
     model_class = {model_class.__name__: model_class for model_class in AUTO_CLASSES.values()}.get(architecture)

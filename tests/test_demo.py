@@ -426,6 +426,29 @@ def test_bad_flags(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_a_space_holds_what_others_need_of_each_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    left_out = ("training_args.bin", "trainer_state.json", "checkpoint-18/optimizer.pt", "checkpoint-18/config.json")
+    for owner in ("anna", "bert"):  # trainings whose folders have one name
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "evaluation.json", *left_out):
+            file = Path(owner, "model", name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(owner)
+    flags = [flag for name in demo.TABS for flag in (f"--{name}_model", "some/one")]
+    demo.main([*flags, "--text_model", "anna/model", "--label_model", "bert/model", "--make_space", "space"])
+    for tab, owner in (("text", "anna"), ("label", "bert")):
+        files = {file.name: file.read_text() for file in Path("space/models", tab).iterdir()}
+        names = ("config.json", "model.safetensors", "tokenizer.json", "evaluation.json")
+        assert files == dict.fromkeys(names, owner)
+        assert f"'{tab}': 'models/{tab}'" in Path("space/app.py").read_text()
+    assert "'music': 'some/one'" in Path("space/app.py").read_text()
+
+    Path("bert/model/model.safetensors").rename("bert/model/pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"--label_model: no model\*\.safetensors in 'bert/model'"):
+        demo.main([*flags, "--label_model", "bert/model", "--make_space", "other"])
+    assert not Path("other").exists()
+
+
 def test_a_port_that_is_taken(tmp_path):
     missing = [flag for name in demo_page.TRAINED_BY for flag in (f"--{name}_model", str(tmp_path / name))]
     with socket.create_server(("127.0.0.1", 0)) as taken:
