@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import CONFIG_NAME
 
 from rtransformer_hf.training.arguments import parse_arguments
 from rtransformer_hf.training.causal_lm import (
@@ -48,6 +49,7 @@ from rtransformer_hf.training.loop_arguments import LoopArguments
 from rtransformer_hf.training.model_arguments import EVALUATION_FILE, ArchitectureArguments
 from rtransformer_hf.training.output_folder import planned_steps, prepare_output_dir
 from rtransformer_hf.training.report import prompt_for
+from rtransformer_hf.training.resuming import check_can_go_on, write_settings
 from rtransformer_hf.training.run import (
     command,
     evaluation_command,
@@ -58,13 +60,15 @@ from rtransformer_hf.training.run import (
     start_training,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class LoopState:
     """Where a run is. Model, optimizer, schedule and random numbers are in the files that Accelerate saves with it."""
 
     step: int = 0
-    best_loss: float = math.inf  # of all evaluations so far
+    best_loss: float = math.inf  # that of the model in the output folder
 
 
 def main(argv: list[str] | None = None):
@@ -157,8 +161,16 @@ def train(
 
     state = LoopState()
     if checkpoint is not None:
-        accelerator.load_state(checkpoint)
         state = LoopState(**json.loads(Path(checkpoint, args.state_file).read_text()))
+        if state.step < num_steps:
+            check_can_go_on(args, checkpoint)
+            forget_best_of_another_folder(args, checkpoint, state)
+        elif not Path(args.output_dir, CONFIG_NAME).exists():
+            raise UsageError(
+                f"--resume_from_checkpoint {checkpoint}: it ends at step {state.step}, and --output_dir "
+                f"{args.output_dir} lacks its model (expected the run's own --output_dir, or more steps)"
+            )
+        accelerator.load_state(checkpoint)
     if accelerator.is_main_process and state.step >= num_steps:
         print_finished(args, state.step, num_steps)
     elif accelerator.is_main_process:
@@ -202,14 +214,26 @@ def train(
                 accelerator.log({"eval_loss": eval_loss}, state.step)
                 if accelerator.is_main_process:
                     progress_bar.write(f"step {state.step}: validation loss {eval_loss:.4f}")
-                    if eval_loss < state.best_loss or not args.load_best_model_at_end:
+                if eval_loss < state.best_loss or not args.load_best_model_at_end:
+                    state.best_loss = eval_loss
+                    if accelerator.is_main_process:
                         accelerator.unwrap_model(model).save_pretrained(args.output_dir)
                         tokenizer.save_pretrained(args.output_dir)
-                state.best_loss = min(state.best_loss, eval_loss)
             if is_last or state.step % save_every == 0:
                 save_checkpoint(accelerator, args, state)
     progress_bar.close()
     accelerator.wait_for_everyone()
+
+
+def forget_best_of_another_folder(args: LoopArguments, checkpoint: str, state: LoopState):
+    """The best model is not in a checkpoint but in its run's folder, whence it does not come along to another."""
+    if Path(checkpoint).resolve().parent != Path(args.output_dir).resolve():
+        if args.load_best_model_at_end and args.should_log:
+            logger.warning(
+                f"--output_dir {args.output_dir} lacks the best model of the run of {checkpoint}: it is forgotten, "
+                "and the next evaluation is the best."
+            )
+        state.best_loss = math.inf
 
 
 def in_steps(number: float, num_steps: int) -> int:
@@ -258,6 +282,7 @@ def save_checkpoint(accelerator: Accelerator, args: LoopArguments, state: LoopSt
     accelerator.save_state(str(folder))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_settings(args, folder)
         atomic_write(folder / args.state_file, json.dumps(asdict(state)).encode())
         rotate_checkpoints(args.output_dir, args.save_total_limit)
 

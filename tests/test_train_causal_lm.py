@@ -4,6 +4,7 @@
 import json
 import math
 import shlex
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from rtransformer_hf import RTransformerForCausalLM
-from rtransformer_hf.training import output_folder
+from rtransformer_hf.training import output_folder, stopping
 from rtransformer_hf.training.causal_lm import TokenWindows
 from rtransformer_hf.training.model_arguments import make_model
 
@@ -174,6 +175,92 @@ def test_a_killed_run_goes_on_with_the_same_losses(folder, killed_at, caplog):
     assert " second, finished on " in Path("uninterrupted/README.md").read_text().replace("seconds", "second")
     for name, weight in AutoModelForCausalLM.from_pretrained("out").state_dict().items():
         torch.testing.assert_close(weight, weights[name], rtol=0, atol=0)
+
+
+def test_a_resumed_run_keeps_its_optimizer(folder, killed_at, monkeypatch, caplog):
+    killed_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("starts to train"))
+        for flags, named in (
+            (("--learning_rate", "0.5", "--adam_beta2", "0.9"), ("learning_rate is 0.01", "adam_beta2 is 0.99")),
+            (("--muon",), ("muon is False there and True here",)),
+            (("--optim", "adafactor"), ("optim is 'adamw_torch_fused' there and 'adafactor' here",)),
+            (("--lr_scheduler_type", "greedy", "--lr_scheduler_kwargs", "{}"), ("lr_scheduler_type is 'cosine_with",)),
+        ):
+            with pytest.raises(UsageError, match=r"^out/checkpoint-4 goes on with the optimizer") as error:
+                train(*flags)
+            assert all(f"--{name}" in str(error.value) for name in named)
+
+    Path("out/checkpoint-4/training_settings.json").unlink()  # as of an earlier version
+    train("--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}", "--max_steps", "8", "--logging_steps", "2")
+    assert "out/checkpoint-4 is of an earlier version" in caplog.text
+    rates = {entry["step"]: entry["learning_rate"] for entry in log_history() if "loss" in entry}
+    assert list(rates) == [1, 2, 3, 4, 6, 8] and rates[4] < rates[8] == 0.01
+
+
+def test_a_checkpoint_without_its_optimizer_is_not_gone_on_from(folder, killed_at):
+    killed_at(4)
+    with pytest.raises(KeyboardInterrupt):
+        train("--save_only_model", "True")
+    assert "out/checkpoint-4 holds the model alone (--save_only_model)" in stopping.hint()
+    with pytest.raises(UsageError, match=r"^out/checkpoint-4 holds no optimizer and no schedule"):
+        train()
+    train("--save_only_model", "True", "--max_steps", "4")  # finished: nothing to go on with
+    assert Path("out/model.safetensors").exists()
+
+
+# The highest loss is the best: that of the first evaluation.
+FIRST_IS_BEST = ["--load_best_model_at_end", "--greater_is_better", "True", "--eval_steps", "2"]
+
+
+def weights_file(folder: str) -> bytes:
+    return Path(folder, "model.safetensors").read_bytes()
+
+
+def test_the_best_checkpoint_is_that_of_the_runs_own_folder(folder):
+    train(*FIRST_IS_BEST)
+    best, last = weights_file("out/checkpoint-2"), weights_file("out/checkpoint-6")
+    shutil.copytree("out", "copy")
+    Path("out/checkpoint-2/model.safetensors").write_bytes(last)
+    card = "The weights are those of step 2, the best on validation by"
+    for flags, expected, sentence in (
+        ([], best, f"{card} loss."),
+        (["--load_best_model_at_end", "False"], last, None),
+        (["--metric_for_best_model", "perplexity"], best, f"{card} perplexity."),
+    ):
+        train(*FIRST_IS_BEST, *flags, "--output_dir", "copy")
+        assert weights_file("copy") == expected
+        text = Path("copy/README.md").read_text()
+        assert "The weights are those of" not in text if sentence is None else sentence in text
+
+    shutil.rmtree("copy/checkpoint-2")
+    with pytest.raises(UsageError, match=r"^copy/checkpoint-2, the best checkpoint of this finished training"):
+        train(*FIRST_IS_BEST, "--output_dir", "copy")
+    assert weights_file("copy") == best
+
+
+def test_a_best_checkpoint_that_did_not_come_along_is_forgotten(folder, killed_at, caplog):
+    killed_at(5)
+    with pytest.raises(KeyboardInterrupt):
+        train(*FIRST_IS_BEST)
+    shutil.copytree("out/checkpoint-4", "pushed/last-checkpoint")
+    Path("out").rename("moved")
+    train(*FIRST_IS_BEST, "--resume_from_checkpoint", "pushed/last-checkpoint")
+    assert (
+        "pushed/checkpoint-2, the best checkpoint so far, is not there: it is forgotten. The best of those there is "
+        "pushed/last-checkpoint."
+    ) in caplog.text
+    assert weights_file("out") == weights_file("pushed/last-checkpoint")
+    assert (
+        "The weights are those of step 4, the best on validation by loss of the checkpoints that were kept."
+        in Path("out/README.md").read_text()
+    )
+
+    train(*FIRST_IS_BEST, "--output_dir", "moved")
+    assert weights_file("moved") == weights_file("moved/checkpoint-2")
+    assert "step 2, the best on validation by loss.\n" in Path("moved/README.md").read_text()
 
 
 @pytest.mark.parametrize("source", ["file", "folder"])

@@ -201,8 +201,22 @@ def test_the_best_model_is_kept(folder, capsys):
     assert last["eval_loss"] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_what_a_resumed_run_keeps(folder, caplog):
+    train("--max_steps", "2")
+    with pytest.raises(UsageError, match=r"out/checkpoint-2 goes on .*: --learning_rate is 0.02 there and 0.5"):
+        train("--max_steps", "4", "--learning_rate", "0.5")
+    flags = ["--resume_from_checkpoint", "out/checkpoint-2", "--load_best_model_at_end"]
+    with pytest.raises(UsageError, match="it ends at step 2, and --output_dir new lacks its model"):
+        train("--max_steps", "2", *flags, output_dir="new")
+    # The best model is in the folder of its run.
+    Path("out/checkpoint-2/loop_state.json").write_text('{"step": 2, "best_loss": 0.0}')
+    train("--max_steps", "3", *flags, output_dir="new")
+    assert "--output_dir new lacks the best model of the run of out/checkpoint-2" in caplog.text
+    assert Path("new/model.safetensors").exists()
+
+
 def test_a_training_that_diverges_ends(folder):
-    with pytest.raises(UsageError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 or more"):
+    with pytest.raises(UsageError, match=r"diverged: .* is nan. A --learning_rate below 1e\+20 .* in another"):
         train("--learning_rate", "1e20", "--lr_scheduler_type", "constant")
     assert not Path("out/model.safetensors").exists()
 

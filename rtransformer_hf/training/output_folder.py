@@ -30,6 +30,7 @@ from .. import RTransformerConfig
 from .errors import UsageError, one_line
 from .files import atomic_write
 from .flags import fraction, number, positive_integer, seed, suggestion
+from .resuming import has_optimizer
 from .stopping import on_stop
 
 logger = logging.getLogger(__name__)
@@ -400,6 +401,11 @@ def how_to_go_on(args: ResumableTrainingArguments) -> str:
     checkpoint = last_checkpoint(args.output_dir, args.state_file)
     if checkpoint is None:
         return "There is no checkpoint yet: the same command starts from the beginning."
+    if not has_optimizer(checkpoint):
+        return (
+            f"{checkpoint} holds the model alone (--save_only_model), so no command goes on from it: "
+            f"--model_name_or_path {checkpoint} and another --output_dir start anew from its weights."
+        )
     flags = [flag for flag in ("overwrite_output_dir", "resume_from_checkpoint") if getattr(args, flag)]
     without = f" without --{' and --'.join(flags)}" if flags else ""
     return f"The same command{without} goes on from {checkpoint}."

@@ -21,6 +21,7 @@ from .model_arguments import input_name
 from .model_card import CURVE_POINTS_FILE, CURVES_FILE, CardArguments, CardFacts, TrainingFacts, read_facts
 from .new_tokenizers import unknown_token_id
 from .output_folder import ResumableTrainingArguments
+from .resuming import metric_values
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ class Outcome:
         has_forecasts: whether forecasts were.
         sample_outputs: of the finished model, as of `sample_outputs`.
         has_confusion_matrix: whether the confusion matrix was.
+        best_step: that of the checkpoint whose weights are saved, where it was chosen as the best.
+        has_new_weights: whether the weights are others than those that the output folder held.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -88,6 +91,8 @@ class Outcome:
     has_forecasts: bool = False
     sample_outputs: list[float] | None = None
     has_confusion_matrix: bool = False
+    best_step: int | None = None
+    has_new_weights: bool = True
 
 
 def learning_curves(log_history: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
@@ -192,7 +197,11 @@ def training_facts(trainer: Trainer, report: TaskReport, outcome: Outcome) -> Tr
     facts = TrainingFacts(command=command_line(report.command, args), hyperparameters=hyperparameters(trainer.args))
     if outcome.metrics and metrics is None:  # evaluated alone
         earlier = read_facts(args.output_dir)
-        return facts if earlier is None or earlier.training.finished is None else earlier.training
+        if earlier is not None and earlier.training.finished is not None:
+            facts = earlier.training
+        if outcome.has_new_weights:
+            facts.best = best_in_words(trainer, outcome.best_step)
+        return facts
     facts.hardware = hardware(args)
     if metrics is not None:
         facts.seconds = metrics["train_runtime"]
@@ -202,10 +211,20 @@ def training_facts(trainer: Trainer, report: TaskReport, outcome: Outcome) -> Tr
         facts.finished = datetime.date.today().isoformat()
         if trainer.state.global_step < trainer.state.max_steps:
             facts.hyperparameters["stopped early"] = f"at step {trainer.state.global_step:,}"
-        metric = str(args.metric_for_best_model).removeprefix("eval_").replace("_", " ")
-        if args.load_best_model_at_end and trainer.state.best_global_step:
-            facts.best = f"step {trainer.state.best_global_step:,}, the best on validation by {metric}"
+        facts.best = best_in_words(trainer, outcome.best_step)
     return facts
+
+
+def best_in_words(trainer: Trainer, step: int | None) -> str | None:
+    """What the checkpoint of this step is the best of, if one was chosen."""
+    if step is None:
+        return None
+    metric = trainer.args.metric_for_best_model
+    values = metric_values(trainer.state, metric)
+    best = (max if trainer.args.greater_is_better else min)(values.values())
+    # A better one may have been evaluated but not saved, or not be there any more.
+    among = "" if values.get(step) == best else " of the checkpoints that were kept"
+    return f"step {step:,}, the best on validation by {metric.removeprefix('eval_').replace('_', ' ')}{among}"
 
 
 def hyperparameters(args: ResumableTrainingArguments) -> dict[str, str]:

@@ -46,6 +46,7 @@ from .output_folder import (
     planned_steps,
 )
 from .report import Outcome, TaskReport, card_facts, plot_learning_curves, sample_outputs
+from .resuming import check_can_go_on, find_best, write_settings
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class ReportingTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            write_settings(self.args, output_dir)
         if self.average is not None and self.args.should_save:
             safetensors.torch.save_model(self.average.averaged.module, str(Path(output_dir, LAST_WEIGHTS_FILE)))
 
@@ -143,8 +146,13 @@ class ReportingTrainer(Trainer):
             safetensors.torch.load_model(self.model, last_weights)
 
     def _load_best_model(self):
+        best = Path(self.state.best_model_checkpoint)
+        if not best.is_dir():
+            logger.warning(f"{best}, the best checkpoint, is not there any more: the last weights are saved.")
+            return
         super()._load_best_model()
         self.average = None  # the best checkpoint holds an average already
+        self.outcome.best_step = step_of(best)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         with self.all_rows():
@@ -237,6 +245,29 @@ class AverageCallback(TrainerCallback):
             self.trainer.average = None
 
 
+class ResumedState(TrainerCallback):
+    """Corrects what Trainer takes over from the checkpoint that it resumes from."""
+
+    def __init__(self, checkpoint: str):
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs):
+        state.compute_steps(args, state.max_steps)  # those given now count
+        if args.metric_for_best_model is None:
+            return
+        recorded = TrainerState.load_from_json(str(Path(self.checkpoint, TRAINER_STATE_FILE)))
+        best, missing = find_best(recorded, self.checkpoint, args.metric_for_best_model, args.greater_is_better)
+        for name in ("best_model_checkpoint", "best_global_step", "best_metric"):
+            setattr(state, name, getattr(recorded, name))
+        if args.should_log and missing is not None:
+            logger.warning(
+                f"{missing}, the best checkpoint so far, is not there: it is forgotten. "
+                + ("The next evaluation is the best." if best is None else f"The best of those there is {best}.")
+            )
+        elif args.should_log and best is not None:
+            logger.info(f"The best checkpoint so far is {best}.")
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """
     Continues to count in a resumed training. Trainer can restore the callback, too, but with the old patience.
@@ -280,7 +311,8 @@ def raise_if_diverged(loss: float, learning_rate: float):
     if not math.isfinite(loss):
         raise UsageError(
             f"the training has diverged: the loss of an evaluation is {loss}. A --learning_rate below "
-            f"{learning_rate:g} or more --warmup_steps may help; the checkpoints so far are kept."
+            f"{learning_rate:g} or more --warmup_steps may help, in another --output_dir: what has begun keeps its "
+            "rate. The checkpoints so far are kept."
         )
 
 
@@ -328,7 +360,8 @@ def train_and_evaluate(
         commands: command lines that use the model, as of `command`.
 
     Raises:
-        UsageError: --fsdp is given without an accelerator, or --dataloader_drop_last leaves no batch to train on.
+        UsageError: --fsdp is given without an accelerator, --dataloader_drop_last leaves no batch to train on, or the
+            run can't go on from the checkpoint.
     """
     atexit.register(leave_process_group)
     args = trainer.args
@@ -345,6 +378,9 @@ def train_and_evaluate(
     num_steps = planned_steps(args, num_batches)
     state = None if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE)))
     finished, state_of_finished = finished_model(trainer, checkpoint, state, num_steps)
+    if finished is None and checkpoint is not None:
+        check_can_go_on(args, checkpoint)
+        trainer.add_callback(ResumedState(checkpoint))
     is_main = trainer.is_world_process_zero()
     if is_main and finished is None:
         print_start(
@@ -371,6 +407,9 @@ def train_and_evaluate(
             print_finished(args, state_of_finished.global_step, num_steps)
         trainer.state = state_of_finished
         load_model(trainer, finished)
+        trainer.outcome.has_new_weights = finished != args.output_dir
+        if args.load_best_model_at_end and finished == state_of_finished.best_model_checkpoint:
+            trainer.outcome.best_step = step_of(finished)
     for split, prefix in (("validation", "eval"), ("test", "test")):
         if split in splits:
             trainer.compute_metrics = metrics_of(splits[split])
@@ -400,7 +439,12 @@ def train_and_evaluate(
 def finished_model(
     trainer: ReportingTrainer, checkpoint: str | None, state: TrainerState | None, num_steps: int
 ) -> tuple[str | None, TrainerState | None]:
-    """The folder with the model of a finished training, and its state; None and None if it is not finished."""
+    """
+    The folder with the model of a finished training, and its state; None and None if it is not finished.
+
+    Raises:
+        UsageError: it is finished, but its best checkpoint is not there.
+    """
     args = trainer.args
 
     def is_over(state: TrainerState) -> bool:
@@ -408,7 +452,14 @@ def finished_model(
         return state.global_step >= num_steps or (patience is not None and EarlyStopping.counter(state) >= patience)
 
     if state is not None and is_over(state):
-        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if not args.load_best_model_at_end:
+            return checkpoint, state
+        best, missing = find_best(state, checkpoint, args.metric_for_best_model, args.greater_is_better)
+        if missing is not None:
+            raise UsageError(
+                f"{missing}, the best checkpoint of this finished training, is not there (expected it beside "
+                f"{checkpoint}, or --load_best_model_at_end False for the last weights)"
+            )
         return best or checkpoint, state
     # Some values of --save_strategy leave no checkpoint of the last step.
     file = Path(args.output_dir, TRAINER_STATE_FILE)
@@ -417,6 +468,10 @@ def finished_model(
         if is_over(state):
             return args.output_dir, state
     return None, None
+
+
+def step_of(checkpoint: str | Path) -> int:
+    return TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_FILE))).global_step
 
 
 def print_start(
