@@ -311,8 +311,8 @@ def raise_if_diverged(loss: float, learning_rate: float):
     if not math.isfinite(loss):
         raise UsageError(
             f"the training has diverged: the loss of an evaluation is {loss}. A --learning_rate below "
-            f"{learning_rate:g} or more --warmup_steps may help, in another --output_dir: what has begun keeps its "
-            "rate. The checkpoints so far are kept."
+            f"{learning_rate:g} or more --warmup_steps may help, in another --output_dir, as a run keeps the rate it "
+            "began with. The checkpoints so far are kept."
         )
 
 
