@@ -120,21 +120,30 @@ def next_frame_nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def next_frame_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """
-    Mean of `next_frame_nats` over the frames that are neither padded nor -100. With `num_items_in_batch`, the number
-    of label values in the whole batch, it is the sum divided by the frames of the whole batch.
+    Mean of `next_frame_nats` over the frames that are not -100. With `num_items_in_batch`, the number of label values
+    in the whole batch, it is the sum divided by the frames of the whole batch.
     """
-    if attention_mask is not None:
-        labels = labels.masked_fill(attention_mask[:, -labels.shape[1] :, None].to(labels.device) == 0, -100)
     if num_items_in_batch is None:
         num_frames = (labels[:, 1:] != -100).all(dim=-1).sum().to(logits.device).clamp(min=1)
     else:
         num_items = torch.as_tensor(num_items_in_batch, device=logits.device).clamp(min=1)
         num_frames = num_items / labels.shape[-1]
     return next_frame_nats(logits, labels).sum() / num_frames
+
+
+def fill_padding(
+    frames: torch.Tensor, attention_mask: torch.Tensor | None, value: float, first_too: bool = False
+) -> torch.Tensor:
+    """(batch, time, keys), with `value` in padded frames and, with `first_too`, in the first frame after padding."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2 or frames.ndim != 3:
+        return frames
+    is_padding = attention_mask[:, -frames.shape[1] :, None].to(frames.device) == 0
+    if first_too:
+        is_padding = is_padding | F.pad(is_padding[:, :-1], (0, 0, 1, 0))
+    return frames.masked_fill(is_padding, value)
 
 
 def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None):
@@ -208,7 +217,7 @@ class FrameSamplingMixin:
             raise ValueError("`attention_mask` must be padded on the left, but its last column has zeros.")
         check_frames("input_values", input_values, attention_mask)
 
-        frames = input_values.to(self.device, self.dtype)
+        frames = fill_padding(input_values, attention_mask, 0).to(self.device, self.dtype)
         if streamer is not None:
             streamer.put(frames)
         pieces = [frames]

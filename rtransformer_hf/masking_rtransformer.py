@@ -10,6 +10,27 @@ from transformers.masking_utils import find_packed_sequence_indices
 from transformers.utils.import_utils import is_tracing
 
 
+def check_mask(
+    attention_mask: torch.Tensor | dict | None, inputs_embeds: torch.Tensor, cache: Cache | None, has_local_rnn: bool
+):
+    """
+    Raises a ValueError for a mask that attention and LocalRNN would read differently: one of 4 dimensions, of which a
+    LocalRNN can make nothing, or one without a column for each input, cached ones included.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or is_tracing(attention_mask):
+        return
+    if attention_mask.ndim == 4 and not has_local_rnn:
+        return
+    num_cached = 0 if cache is None else cache.get_seq_length()
+    expected = num_cached + inputs_embeds.shape[1]
+    if attention_mask.ndim != 2 or (isinstance(num_cached, int) and attention_mask.shape[1] != expected):
+        raise ValueError(
+            "`attention_mask` must have the shape (batch, cached + time), 0 at padding, here "
+            f"({len(inputs_embeds)}, {expected}); got {tuple(attention_mask.shape)}. Sequences are packed into a row "
+            "by `position_ids`."
+        )
+
+
 def create_token_mask(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """
     (batch, time), 1 at real inputs and 0 at padding; None if no input is padded. Transformers' own version takes
@@ -103,7 +124,7 @@ def positions_of_inputs(
     """(batch or 1, time), each input's position, counted from the first real input of its row."""
     length = inputs_embeds.shape[1]
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
+        return ((attention_mask != 0).cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]
     cached_length = 0 if cache is None else cache.get_seq_length()
     return torch.arange(length, device=inputs_embeds.device)[None] + cached_length
 

@@ -60,11 +60,13 @@ from .key_head import (
     RTransformerAutoregressiveKeyHead,
     RTransformerMaskedLinear,
     check_frames,
+    fill_padding,
     next_frame_loss,
 )
 from .local_rnn import State, advance_windows, local_rnn, shared_projection_local_rnn
 from .masking_rtransformer import (
     PaddingOrder,
+    check_mask,
     create_token_mask,
     has_packed_rows,
     last_real_state,
@@ -84,6 +86,7 @@ from .time_series_head import (
     ForecastMixin,
     RTransformerTimeSeriesHead,
     RTransformerTimeSeriesOutput,
+    check_finite,
     instance_scale,
     mean_squared_error,
     num_items,
@@ -177,7 +180,7 @@ class RTransformerLocalRNNLayer(nn.Module):
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
         if token_mask is not None:
-            hidden_states = hidden_states * token_mask[..., None].to(hidden_states.dtype)
+            hidden_states = hidden_states.masked_fill(token_mask[..., None] == 0, 0)
         if self.cell.window_size == 1:
             return self.run(hidden_states, None, sequence_positions, reverse_positions)
 
@@ -491,8 +494,8 @@ class RTransformerModel(RTransformerPreTrainedModel):
             `BaseModelOutputWithPast` with `last_hidden_state` (batch, time, hidden_size).
 
         Raises:
-            ValueError: there is not exactly one input, it does not fit the config, a cache has an unknown name, or
-                there is one with `config.is_causal=False`.
+            ValueError: there is not exactly one input, it does not fit the config, the mask has another shape, a cache
+                has an unknown name, or there is one with `config.is_causal=False`.
         """
         if input_ids is not None and not self.is_causal:  # padding on the right would be read, too
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
@@ -533,6 +536,7 @@ class RTransformerModel(RTransformerPreTrainedModel):
             sequence_positions = positions_in_sequences(sequences)
             reverse_positions = None if self.is_causal else positions_in_sequences(sequences.flip(1))
 
+        check_mask(attention_mask, inputs_embeds, given_cache, has_local_rnn="hybrid" in self.config.layer_types)
         if isinstance(attention_mask, dict):  # made by `generate`
             masks = attention_mask
         else:
@@ -744,10 +748,16 @@ class RTransformerForSequenceClassification(RTransformerPreTrainedModel):
         padding_mask = attention_mask
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             padding_mask = (input_ids != self.config.pad_token_id).long()
+            # A causal model needs no mask for padding on the right, and without one runs faster.
+            if not self.config.is_causal or (
+                cache is None
+                and not has_packed_rows(position_ids, attention_mask)
+                and (is_tracing(padding_mask) or not padding_mask[:, 0].all())
+            ):
+                attention_mask = padding_mask
         outputs = self.model(
             input_ids=input_ids,
-            # A causal model needs no mask for padding on the right, and without one runs faster.
-            attention_mask=attention_mask if self.config.is_causal else padding_mask,
+            attention_mask=attention_mask,
             position_ids=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
@@ -899,8 +909,8 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
         Args:
             input_values: (batch, time, keys) frames, 1 where a key sounds. Values between 0 and 1 are allowed.
             labels: (batch, time, keys) frames of zeros and ones, usually `input_values`. They are shifted inside the
-                model: the output at t is compared with the frame at t + 1. Padded frames and frames of -100 are
-                ignored.
+                model: the output at t is compared with the frame at t + 1. Padded frames, the first after padding and
+                frames of -100 are ignored.
             logits_to_keep: compute logits only for this many last frames (0: all), or for these indices.
             num_items_in_batch: number of label values in the whole batch (predicted frames times keys), if this is
                 only a part of it: the loss is then this part's share of the mean over the batch. `Trainer` counts all
@@ -915,13 +925,17 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
             a key are conditioned on the lower keys of the next frame in `labels`, or on silence without labels.
 
         Raises:
-            ValueError: a frame holds an invalid value. Only checked on CPUs and outside compiled code: elsewhere,
-                reading the values would stall the device.
+            ValueError: there are both `labels` and `logits_to_keep`, or a frame holds an invalid value. Values are
+                only checked on CPUs and outside compiled code: elsewhere, reading them would stall the device.
         """
+        if labels is not None and (not isinstance(logits_to_keep, int) or logits_to_keep != 0):
+            raise ValueError(f"`logits_to_keep` must be 0 with `labels`, which need all logits, got {logits_to_keep}.")
         if input_values is not None:
             check_frames("input_values", input_values, attention_mask)
+            input_values = fill_padding(input_values, attention_mask, 0)
         if labels is not None:
             check_frames("labels", labels, attention_mask)
+            labels = fill_padding(labels, attention_mask, -100, first_too=True)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -940,7 +954,7 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
             logits = logits + self.chord_head(hidden_states, next_frames.clamp(min=0).to(logits))
 
         return CausalLMOutputWithPast(
-            loss=None if labels is None else next_frame_loss(logits, labels, attention_mask, num_items_in_batch),
+            loss=None if labels is None else next_frame_loss(logits, labels, num_items_in_batch),
             logits=logits,
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
             hidden_states=outputs.hidden_states,
@@ -1016,7 +1030,8 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
             past_observed_mask: (batch, time, input_size) or (batch, time), 0 at missing values, which may then hold
                 anything.
             future_values: (batch, horizon, input_size), the values that follow, for training. They are appended to
-                `past_values` and carry the loss, but do not count in `loc` and `scale`.
+                `past_values` and carry the loss, but do not count in `loc` and `scale`. A channel without an observed
+                past value, which has no scale, counts as missing there, too.
             future_observed_mask: as `past_observed_mask`; missing values are left out of the loss.
             next_covariates: (batch, num_dynamic_real_features), covariates of the step after the last one; None: 0.
             attention_mask: (batch, cached + time), with or without the horizon, 0 at padding, on the left.
@@ -1032,26 +1047,43 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
             `scale`; `output_distribution` turns the three into a distribution.
 
         Raises:
-            ValueError: a shape does not fit the config, or a cache comes without `loc` and `scale`.
+            ValueError: a shape does not fit the config or the mask the values, padding comes between the past and the
+                future, `loc` and `scale` are not given together, or not with a cache, or a value is infinite. Values
+                are only checked on CPUs and outside compiled code: elsewhere, reading them would stall the device.
         """
-        values, observed = past_values, observed_values(past_values, past_observed_mask, attention_mask)
         self.check_channels("past_values", past_values)
+        past_values = past_values.to(torch.promote_types(past_values.dtype, torch.float32))
+        past_mask = future_mask = None
+        if attention_mask is not None:
+            past_mask, future_mask = self.split_mask(attention_mask, past_values, future_values, cache)
+            attention_mask = past_mask if future_mask is None else torch.cat([past_mask, future_mask], dim=1)
+        values, observed = past_values, observed_values(past_values, past_observed_mask, past_mask)
+        check_finite("past_values", past_values, observed)
         num_targets = self.config.num_target_channels
-        if loc is None or scale is None:
+        has_scale = torch.ones_like(observed[:, :1, :num_targets])
+        if (loc is None) != (scale is None):
+            raise ValueError(
+                f"`loc` and `scale` must be given together, got {'`scale`' if loc is None else '`loc`'} alone."
+            )
+        if loc is None:
             if cache is not None and cache.get_seq_length() > 0:
                 raise ValueError(
                     "`loc` and `scale` must be given with `cache`: pass those of the output that holds the cache."
                 )
-            targets = past_values[..., :num_targets].float()
-            loc, scale = instance_scale(targets, observed[..., :num_targets], self.config.scaling)
+            is_target = observed[..., :num_targets]
+            loc, scale = instance_scale(past_values[..., :num_targets], is_target, self.config.scaling)
+            if self.config.scaling != "none":
+                has_scale = is_target.any(dim=1, keepdim=True)
         if future_values is not None:
             self.check_channels("future_values", future_values)
+            future_observed = observed_values(future_values, future_observed_mask, future_mask)
+            check_finite("future_values", future_values, future_observed)
             values = torch.cat([values, future_values.to(values)], dim=1)
-            observed = torch.cat([observed, observed_values(future_values, future_observed_mask)], dim=1)
-            if attention_mask is not None and attention_mask.shape[1] == past_values.shape[1]:
-                attention_mask = F.pad(attention_mask, (0, future_values.shape[1]), value=1)
+            scaled = future_observed[..., :num_targets] & has_scale
+            future_observed = torch.cat([scaled, future_observed[..., num_targets:]], dim=-1)
+            observed = torch.cat([observed, future_observed], dim=1)
 
-        targets = (values[..., :num_targets].float() - loc) / scale
+        targets = ((values[..., :num_targets] - loc) / scale).float()
         outputs = self.model(
             inputs_embeds=self.embed(targets, values[..., num_targets:], observed, next_covariates),
             attention_mask=attention_mask,

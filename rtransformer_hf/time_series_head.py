@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Distribution
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, SampleTSPredictionOutput
 from transformers.time_series_utils import AffineTransformed, NormalOutput, StudentTOutput
+from transformers.utils.import_utils import is_tracing
 
 from .configuration_rtransformer import RTransformerConfig
 
@@ -105,8 +106,8 @@ class RTransformerTimeSeriesHead(nn.Module):
         """The distribution of (batch, time, channels) values, in the units of the data."""
         if self.output is not None:
             return self.output().distribution(params, loc=loc, scale=scale)
-        levels = torch.tensor(self.levels, device=params[0].device)
-        return QuantileDistribution(params[0] * scale[..., None] + loc[..., None], levels)
+        quantiles = params[0] * scale[..., None] + loc[..., None]
+        return QuantileDistribution(quantiles, torch.tensor(self.levels, dtype=quantiles.dtype, device=loc.device))
 
 
 def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,20 +120,25 @@ def instance_scale(values: torch.Tensor, observed: torch.Tensor, scaling: str) -
         scaling: "std": mean and standard deviation; "mean": 0 and the mean absolute value; "none": 0 and 1.
 
     Returns:
-        loc and scale, (batch, 1, channels). The scale of a constant series is its absolute value, or 1 if that is 0.
+        loc and scale, (batch, 1, channels). The scale of a series is its absolute value, or 1 if that is 0, where it
+        is constant, or varies by less than numbers of its size and type are apart.
     """
     if scaling == "none":
         return torch.zeros_like(values[:, :1]), torch.ones_like(values[:, :1])
     count = observed.sum(dim=1, keepdim=True).clamp(min=1)
-    values = torch.where(observed, values, 0)
-    size = values.abs().sum(dim=1, keepdim=True) / count
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(observed, values, 0).sum(dim=1, keepdim=True) / count
+
+    size = mean(values.abs())
     if scaling == "mean":
         loc, scale = torch.zeros_like(size), size
     else:
-        loc = values.sum(dim=1, keepdim=True) / count
-        squares = torch.where(observed, (values - loc) ** 2, 0)
-        scale = (squares.sum(dim=1, keepdim=True) / count).sqrt()
-    has_spread = scale > 1e-6 * size  # otherwise it is rounding error
+        # Differences from one of the values are exact where the level is large, and 0 where a series is constant.
+        first = torch.where(observed, values, 0).gather(1, observed.int().argmax(dim=1, keepdim=True))
+        mean_difference = mean(values - first)
+        loc, scale = first + mean_difference, mean((values - first - mean_difference) ** 2).sqrt()
+    has_spread = scale > torch.finfo(values.dtype).eps * size
     return loc, torch.where(has_spread, scale, torch.where(size > 0, size, 1))
 
 
@@ -188,6 +194,29 @@ class ForecastMixin:
                 f"`{name}` must have the shape (batch, time, {self.config.input_size}) with at least one step and "
                 f"`config.input_size` channels, got {tuple(values.shape)}."
             )
+
+    def split_mask(
+        self,
+        attention_mask: torch.Tensor,
+        past_values: torch.Tensor,
+        future_values: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, cached + past) and (batch, horizon) masks, from one with or without the horizon."""
+        num_past = past_values.shape[1] + (0 if cache is None else cache.get_seq_length())
+        horizon = 0 if future_values is None else future_values.shape[1]
+        if attention_mask.ndim != 2 or attention_mask.shape[1] not in (num_past, num_past + horizon):
+            with_horizon = f", or {num_past + horizon} with the horizon" if horizon else ""
+            raise ValueError(
+                f"`attention_mask` must have the shape (batch, {num_past}), a column for each past step, cached ones "
+                f"included{with_horizon}; got {tuple(attention_mask.shape)}."
+            )
+        past_mask, future_mask = attention_mask[:, :num_past], attention_mask[:, num_past:]
+        if future_values is None:
+            return past_mask, None
+        if past_mask.device.type == "cpu" and not is_tracing(past_mask) and not past_mask[:, -1].all():
+            raise ValueError("`attention_mask` must be padded on the left, but the last past step has zeros.")
+        return past_mask, future_mask if future_mask.shape[1] else past_mask.new_ones(len(past_mask), horizon)
 
     @torch.no_grad()
     def forecast(
@@ -339,6 +368,22 @@ def observed_values(
     if attention_mask is not None:
         observed = observed & attention_mask[:, -values.shape[1] :, None].bool().to(values.device)
     return observed
+
+
+def check_finite(name: str, values: torch.Tensor, observed: torch.Tensor):
+    """
+    Raises a ValueError if an observed value is infinite. Skipped on accelerators, where reading the values would stall
+    the device, and while tracing, where there are none.
+    """
+    if values.device.type != "cpu" or is_tracing(values):
+        return
+    is_infinite = values.isinf() & observed
+    if is_infinite.any():
+        series, step, channel = is_infinite.nonzero()[0].tolist()
+        raise ValueError(
+            f"`{name}` must hold finite numbers, or NaN where a value is missing, got "
+            f"{values[series, step, channel].item()} in series {series}, step {step}, channel {channel}."
+        )
 
 
 @contextlib.contextmanager

@@ -308,13 +308,36 @@ def test_sequence_classification_finds_padding_by_its_id(tiny_config, side):
     config = tiny_config(pad_token_id=0, num_labels=3)
     model = make_model(RTransformerForSequenceClassification, config)
     input_ids = make_input(config, batch=2, time=6)["input_ids"]
-    if side == "left":
-        input_ids[1, :2] = 0
-    else:
-        input_ids[1, 4:] = 0
-    hidden_states = model.model(input_ids).last_hidden_state
-    expected = model.score(torch.stack([hidden_states[0, 5], hidden_states[1, 5 if side == "left" else 3]]))
+    real = slice(2, 6) if side == "left" else slice(0, 4)
+    expected = torch.cat([model(input_ids[:1]).logits, model(input_ids[1:, real]).logits])
+    input_ids[1] = F.pad(input_ids[1, real], (2, 0) if side == "left" else (0, 2))
     assert_equal(model(input_ids).logits, expected)
+
+
+@every_class
+def test_masks_that_attention_and_local_rnn_would_read_differently(tiny_config, model_class):
+    config = tiny_config(num_labels=3)
+    model = make_model(model_class, config)
+    inputs = make_input(config, batch=2, time=6)
+    mask = F.pad(torch.ones(2, 4, dtype=torch.long), (2, 0))
+    with torch.no_grad():
+        expected = main_output(model(**inputs, attention_mask=mask))
+        for other in (2 * mask, mask.bool(), mask.float()):  # numbers of segments, for one
+            assert torch.equal(main_output(model(**inputs, attention_mask=other)), expected)
+    for bad in (torch.ones(6), torch.ones(2, 5), torch.ones(2, 7), torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()):
+        with pytest.raises(ValueError, match=r"`attention_mask` must have .* here \(2, 6\); got"):
+            model(**inputs, attention_mask=bad)
+
+
+def test_a_mask_of_the_new_inputs_alone_is_refused(tiny_config):
+    config = tiny_config()
+    model = make_model(RTransformerModel, config)
+    inputs = make_input(config, batch=1, time=6)["input_ids"]
+    cache = DynamicCache(config=config)
+    model(inputs[:, :5], cache=cache, use_cache=True)
+    with pytest.raises(ValueError, match=r"here \(1, 6\); got \(1, 1\)"):
+        model(inputs[:, 5:], attention_mask=torch.ones(1, 1), cache=cache)
+    model(inputs[:, 5:], attention_mask=torch.ones(1, 6), cache=cache)
 
 
 def test_music_loss_excludes_padding(tiny_config):
@@ -332,6 +355,20 @@ def test_music_loss_excludes_padding(tiny_config):
     probabilities = torch.sigmoid(model(input_values=frames[:1]).logits[0, :-1])
     log_likelihood = torch.distributions.Bernoulli(probabilities).log_prob(frames[0, 1:]).sum(-1).mean()
     assert_equal(losses[0], -log_likelihood)
+
+
+@pytest.mark.parametrize("key_head_type", ["independent", "autoregressive"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_frames_may_hold_anything_on_either_side(tiny_config, key_head_type, side):
+    model = make_model(RTransformerForPolyphonicMusic, tiny_config(input_size=KEYS, key_head_type=key_head_type))
+    tune = torch.bernoulli(torch.full((1, 4, KEYS), 0.3))
+    padding = (3, 0) if side == "left" else (0, 3)
+    mask = F.pad(torch.ones(1, 4, dtype=torch.long), padding)
+    padded = F.pad(tune, (0, 0, *padding), value=math.nan)
+    loss = model(input_values=tune, labels=tune).loss
+    assert_equal(model(input_values=padded, attention_mask=mask, labels=padded).loss, loss)
+    with pytest.raises(ValueError, match=r"`logits_to_keep` must be 0 with `labels`.* got 1"):
+        model(input_values=tune, labels=tune, logits_to_keep=1)
 
 
 # --- causality and the window ---
@@ -666,7 +703,7 @@ def test_music_sampling_of_padded_tunes(tiny_config):
     with torch.no_grad():
         model.key_head.weight.mul_(1e4)  # so that every key is all but certain and the draw plays no part
     frames = torch.bernoulli(torch.full((1, 4, KEYS), 0.3))
-    padded = torch.cat([torch.ones(1, 3, KEYS), frames], dim=1)
+    padded = F.pad(frames, (0, 0, 3, 0), value=math.nan)
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     assert torch.equal(model.sample(padded, 5, attention_mask=mask)[:, 3:], model.sample(frames, 5))
     with pytest.raises(ValueError, match="`attention_mask` must be padded on the left"):

@@ -97,6 +97,29 @@ def test_series_without_spread_are_scaled_by_their_size():
     assert loc.flatten().tolist() == [0, 0, 0] and scale.flatten().tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("distribution", ["normal", "quantiles"])
+def test_the_level_of_a_series_does_not_hide_its_spread(make_model, distribution):
+    model = make_model(distribution_output=distribution, input_size=1, num_dynamic_real_features=0)
+    series = 10 * torch.sin(torch.arange(40) / 3).double()[None, :, None]
+    forecasts = {}
+    for level in (0, 1e7, 1e12):
+        with torch.no_grad():
+            outputs = model(series + level)
+        assert_close(outputs.scale.flatten(), series.std(dim=1, unbiased=False).flatten(), atol=1e-3)
+        options = {"horizon": 3, "num_samples": 50, "generator": torch.Generator().manual_seed(0)}
+        forecasts[level] = model.forecast(series + level, **options).sequences - level
+    assert_close(forecasts[1e7], forecasts[0], atol=1e-4)
+    assert_close(forecasts[1e12], forecasts[0], atol=1e-2)
+
+    counter = (series + 1e7).float()  # in steps of 1
+    loc, scale = instance_scale(counter, ~counter.isnan(), "std")
+    assert_close(scale.double(), counter.double().std(dim=1, unbiased=False, keepdim=True), atol=1e-3)
+    for constant in (0.1, 123456.7, -1e30):
+        values = torch.full((1, 1000, 1), constant)
+        loc, scale = instance_scale(values, ~values.isnan(), "std")
+        assert loc.item() == values[0, 0] and scale.item() == pytest.approx(abs(constant))
+
+
 def test_missing_values_may_be_masked_or_nan_and_padding_changes_nothing(make_model):
     model = make_model()
     past, future = make_series(), make_series(time=3)
@@ -111,9 +134,58 @@ def test_missing_values_may_be_masked_or_nan_and_padding_changes_nothing(make_mo
             attention_mask=F.pad(torch.ones(2, 9), (4, 0)),
             future_values=future,
         )
+        with_horizon = model(
+            F.pad(torch.where(mask.bool(), past, math.nan), (0, 0, 4, 0), value=123),
+            attention_mask=F.pad(torch.ones(2, 12), (4, 0)),
+            future_values=future,
+        )
     assert torch.equal(masked.loss, nan.loss) and not torch.equal(complete.loss, nan.loss)
+    assert torch.equal(with_horizon.loss, padded.loss) and torch.equal(with_horizon.loc, padded.loc)
     assert_close(padded.loss, nan.loss)
     assert_close(padded.params[1][:, 4:], nan.params[1])
+
+
+@pytest.mark.parametrize("scaling", ["std", "none"])
+def test_a_channel_without_a_past_has_no_scale_and_no_loss(make_model, scaling):
+    model = make_model(scaling=scaling)
+    past, future = make_series(), make_series(time=3)
+    past[0, :, 1] = math.nan
+    without = future.clone()
+    without[0, :, 1] = math.nan
+    with torch.no_grad():
+        loss, expected = (model(past, future_values=values).loss for values in (future, without))
+    assert torch.equal(loss, expected) == (scaling == "std")
+
+
+def test_integers_are_read_as_numbers(make_model):
+    model = make_model(input_size=1, num_dynamic_real_features=0)
+    past, future = torch.tensor([[[1], [2], [3], [4]]]), torch.tensor([[[4.5], [5.5]]])
+    assert torch.equal(model(past, future_values=future).loss, model(past.float(), future_values=future).loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": torch.ones(2, 8)}, r"`attention_mask` must have the shape \(batch, 9\).*or 12 with the"),
+        ({"attention_mask": torch.ones(2, 9, 9)}, r"got \(2, 9, 9\)"),
+        ({"attention_mask": F.pad(torch.ones(2, 8), (0, 1))}, "padded on the left"),
+        ({"loc": torch.zeros(2, 1, 2)}, "`loc` and `scale` must be given together, got `loc` alone"),
+        ({"scale": torch.ones(2, 1, 2)}, "got `scale` alone"),
+        (
+            {"past_values": make_series().index_fill(1, torch.tensor([4]), math.inf)},
+            "`past_values` .* got inf in series 0, step 4",
+        ),
+        ({"future_values": torch.full((2, 3, 3), -math.inf)}, "`future_values` .* got -inf in series 0, step 0"),
+    ],
+)
+def test_inputs_that_would_be_misread_are_refused(make_model, change, message):
+    inputs = {"past_values": make_series(), "future_values": make_series(time=3)}
+    with pytest.raises(ValueError, match=message):
+        make_model()(**{**inputs, **change})
+    hidden = torch.ones(2, 3, 3)
+    hidden[:, 0] = 0  # what is masked may hold anything
+    future = make_series(time=3).index_fill(1, torch.tensor([0]), math.inf)
+    assert make_model()(**{**inputs, "future_values": future, "future_observed_mask": hidden}).loss.isfinite()
 
 
 def test_a_step_sees_its_own_covariates_and_the_values_before(make_model):

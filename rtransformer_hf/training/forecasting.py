@@ -110,8 +110,8 @@ def fit_forecast_extractor(series: Sequence[Series], setting: ForecastSetting) -
     which scales each series by its past.
 
     Raises:
-        UsageError: a target is constant or missing in the training steps of a series, a covariate in those of all, or
-            a covariate is missing anywhere.
+        UsageError: a target is constant or missing in the training steps of a series, or varies by less than float32
+            resolves; a covariate is constant in those of all, or missing anywhere.
     """
     for part in series:
         end = setting.train_end(part)
@@ -122,6 +122,13 @@ def fit_forecast_extractor(series: Sequence[Series], setting: ForecastSetting) -
                 raise UsageError(
                     f"{place(part, end=end)}: column {name!r} {what} in the {end} training steps (expected values "
                     "that vary; leave the series or the column out)"
+                )
+            level, spread = np.nanmean(values), np.nanstd(values)
+            if spread <= np.finfo(np.float32).eps * abs(level):
+                raise UsageError(
+                    f"{place(part, end=end)}: column {name!r} varies by {spread:.3g} around {level:.9g} in the {end} "
+                    "training steps, less than 32-bit numbers of that size are apart (expected smaller numbers, such "
+                    "as differences from a constant)"
                 )
         is_missing = np.isnan(part.values[:, setting.num_targets :])
         if is_missing.any():
