@@ -34,6 +34,7 @@ from rtransformer_hf.training.token_stream import Tokenization
 from rtransformer_hf.training.token_windows import StreamedWindows
 
 SETTINGS = ("tokenizer", "line_ending", "end_of_text", "context_length", "stride", "eval_stride")
+TRAINED = str(Path(__file__).parent.parent / "model_cards" / "trec_seed3")
 TEXT = "the cat  sat\n\n  on the <unk> mat .\nit 's naïve\tyes\n"
 
 
@@ -443,6 +444,7 @@ def test_unknown_tokens_are_counted(tmp_path, caplog):
         ("char", 50, ["--vocab_size 50", "word or bpe"]),
         ("bpe", 100, ["--vocab_size 100", "at least 258"]),
         ("word", 2, ["--vocab_size 2", "at least 3"]),
+        (TRAINED, 270, ["--vocab_size 270 goes with --tokenizer word or bpe", "keeps its"]),
     ],
 )
 def test_bad_tokenizers(name, vocab_size, named, monkeypatch):

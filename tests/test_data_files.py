@@ -15,6 +15,8 @@ from rtransformer_hf.training.causal_lm import DataArguments
 from rtransformer_hf.training.errors import UsageError
 from rtransformer_hf.training.evaluation import LabeledData, TextData
 from rtransformer_hf.training.sequence_classification import ClassificationArguments
+from rtransformer_hf.training.time_series import TimeSeriesArguments
+from rtransformer_hf.training.token_classification import TaggingArguments
 
 # Words that a reader may take for missing values, and what it may take for numbers, dates or truth values.
 TEXTS = [
@@ -372,3 +374,14 @@ def test_compressions_that_need_a_package(monkeypatch):
     ):
         message = refused(train_file=[write(name, mark + b"\0" * 20)])
         assert f"--train_file {name} can't be unpacked without the package {package}: pip install {package}" in message
+
+
+@pytest.mark.parametrize("kind", [DataArguments, ClassificationArguments, TaggingArguments, TimeSeriesArguments])
+def test_what_names_a_part_of_a_data_set_goes_without_files(kind):
+    task = {"task": "classify"} if kind is TimeSeriesArguments else {}
+    for name in ("train_split", "validation_split", "test_split", "dataset_config_name"):
+        with pytest.raises(UsageError, match=f"--{name}: 'a' goes with --dataset_name, not with --train_file"):
+            kind(train_file=[__file__], **task, **{name: "a"})
+    with pytest.raises(UsageError, match="--test_split: 'a' goes without --test_file"):
+        kind(dataset_name="b", test_file=[__file__], test_split="a", **task)
+    assert kind(dataset_name="b", **task).train_split == "train"

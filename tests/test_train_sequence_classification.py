@@ -396,6 +396,13 @@ def test_max_length(folder, tokenizer):
         (["--augment_rotation", "-1"], "--augment_rotation: -1 (expected a number of at least 0 and less than 360)"),
         (["--augment_share", "0"], "--augment_share: 0 (expected a number of more than 0 and at most 1)"),
         (["--augment_shift", "2"], "are for images (expected with --image_column)"),
+        (["--image_size", "8"], "--image_size: 8 is for images (expected with --image_column)"),
+        (["--image_mean", "0.5"], "--image_mean: [0.5] is for images"),
+        (["--permutation_seed", "3"], "--permutation_seed: 3 is for images"),
+        (
+            ["--image_column", "i", "--max_length", "9"],
+            "--max_length: 9 is for texts (expected without --image_column",
+        ),
     ],
 )
 def test_bad_flags(folder, capsys, flags, named):

@@ -864,6 +864,7 @@ def replaced(column: str, row: int, value) -> dict:
         ({}, ["--test_length", "4"], r"--test_length: 4 \(expected a multiple of --horizon, 3\)"),
         ({}, ["--task", "guess"], r"--task: 'guess' \(expected forecast, classify, label_each_step\)"),
         ({}, ["--test_file", "sales.csv"], r"--test_file: forecasts are .* \(expected --validation_length"),
+        ({}, ["--validation_fraction", "0.1"], r"--validation_fraction: 0.1: forecasts .* --validation_length"),
         ({}, ["--classifier_dropout", "0.1"], r"--classifier_dropout: 0.1 has no meaning for --task forecast"),
         ({}, ["--bidirectional"], r"--bidirectional: True has no meaning for --task forecast"),
         ({}, ["--layout", "wide"], r"--id_column: a column of --layout wide is a series"),
@@ -889,6 +890,10 @@ def test_what_can_not_be_forecast_is_named_before_any_training(folder, columns, 
         ({}, ["--label_column", "phase"], r"column 'phase' holds '1' in row 3 .* '0' in row 0, both of series 's0'"),
         ({}, ["--regression"], r"column 'label' holds 'down' in row 0"),
         ({}, ["--horizon", "0"], r"--horizon: 0 \(expected an integer of at least 1\)"),
+        *(
+            ({}, [f"--{name}", "1"], rf"--{name}: 1 goes with --task forecast \(got classify\)")
+            for name in ("horizon", "context_length", "season_length", "test_length", "window_stride")
+        ),
         ({}, ["--scaling", "mean"], "--scaling: mean has no meaning for --task classify"),
         ({}, ["--validation_fraction", "0.001"], r"--validation_fraction: 0.001 of 12 series"),
         ({}, ["--covariate_columns", "level"], "--covariate_columns go with --task forecast"),

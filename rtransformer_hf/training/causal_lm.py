@@ -197,7 +197,7 @@ def run_identity(
     digest = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
     if isinstance(windows, StreamedWindows):
         sizes = [Path(file).stat().st_size for file in data_args.train_file or []]
-        digest.update(json.dumps([data_args.data_name, data_args.train_split, sizes]).encode())
+        digest.update(json.dumps([data_args.data_name, data_args.train_split or "train", sizes]).encode())
         text = {"streamed training text (sha256)": digest.hexdigest()}
     else:
         for start in range(0, len(windows.tokens), 1 << 20):

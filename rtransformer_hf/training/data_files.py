@@ -35,6 +35,7 @@ FORMATS = {
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")  # may follow the suffix of the format
 COMPRESSION_PACKAGES = {"zstd": "zstandard", "lz4": "lz4"}  # datasets does not require them
 ARCHIVES = ("zip", "tar", "rar", "7z")
+VALIDATION_FRACTION = 0.1
 BYTE_ORDER_MARK = "\ufeff"
 OTHER_ENCODINGS = {  # by a file's first bytes
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark is a prefix of this one
@@ -66,18 +67,20 @@ class DataFileArguments:
     test_file: list[str] | None = field(
         default=None, metadata={"help": "Files to evaluate on after the training only."}
     )
-    train_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
+    train_split: str | None = field(
+        default=None, metadata={"help": "Split of the data set to train on. Unset: train."}
+    )
     validation_split: str | None = field(
         default=None, metadata={"help": "Split of the data set to evaluate on. Unset: validation, if there is one."}
     )
     test_split: str | None = field(
         default=None, metadata={"help": "Split of the data set to evaluate on after the training only."}
     )
-    validation_fraction: float = field(
-        default=0.1,
+    validation_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Share of the training data held out if there is no validation data: the end of a text, or "
-            "random rows with labels, which do not depend on --seed.",
+            f"random rows with labels, which do not depend on --seed. Unset: {VALIDATION_FRACTION}.",
             "type": fraction,
         },
     )
@@ -88,6 +91,16 @@ class DataFileArguments:
                 f"Give either --dataset_name or --train_file, got --dataset_name {self.dataset_name!r} and "
                 f"--train_file {self.train_file!r}."
             )
+        for name in ("train_split", "validation_split", "test_split", "dataset_config_name"):
+            if self.train_file is not None and (value := getattr(self, name)) is not None:
+                raise UsageError(f"--{name}: {value!r} goes with --dataset_name, not with {self.source('train')}")
+        for split in ("validation", "test"):
+            if getattr(self, f"{split}_file") and (value := getattr(self, f"{split}_split")) is not None:
+                raise UsageError(f"--{split}_split: {value!r} goes without {self.source(split)}")
+        if self.dataset_name is not None and self.train_split is None:
+            self.train_split = "train"
+        if self.validation_fraction is None:
+            self.validation_fraction = VALIDATION_FRACTION
         for name in ("train_file", "validation_file", "test_file"):
             check_files(f"--{name}", getattr(self, name) or [], self.file_kinds)
         self.parts = {}  # of each split that was read: the name of a file, as of `source`, and its number of rows

@@ -33,15 +33,26 @@ NUM_CODE_POINTS = 0x110000
 
 
 def load_tokenizer(name: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """A new "char", "word" or "bpe" tokenizer trained on the texts, or that of a folder or an id on the Hub."""
+    """
+    A new "char", "word" or "bpe" tokenizer trained on the texts, or that of a folder or an id on the Hub.
+
+    Raises:
+        UsageError: there is no such tokenizer, or it can't have `vocab_size` tokens.
+    """
     if name not in NEW_TOKENIZERS:
         try:
-            return AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError, StrictDataclassError) as error:  # the last: of the model's configuration
             raise UsageError(
                 f"--tokenizer {name!r} can't be loaded (expected {', '.join(NEW_TOKENIZERS)}, a folder or an id on "
                 f"the Hub): {error}"
             ) from error
+        if vocab_size is not None:
+            raise UsageError(
+                f"--vocab_size {vocab_size} goes with --tokenizer word or bpe; the trained tokenizer of {name!r} "
+                f"keeps its {len(tokenizer)} tokens."
+            )
+        return tokenizer
     return NEW_TOKENIZERS[name](texts, vocab_size)
 
 

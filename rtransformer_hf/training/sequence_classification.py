@@ -39,6 +39,8 @@ from .new_tokenizers import VOCAB_SIZE, load_tokenizer, train_natural_word_token
 logger = logging.getLogger(__name__)
 
 ARCHITECTURE = "ForSequenceClassification"
+IMAGE_FLAGS = ("image_size", "image_mean", "image_std", "permutation_seed")
+TEXT_FLAGS = ("tokenizer", "vocab_size", "max_length")
 VALIDATION_SEED = 0  # no flag: runs with different seeds are compared on the same rows
 
 
@@ -149,6 +151,13 @@ class ClassificationArguments(DataFileArguments):
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
             )
+        if self.image_column is None:
+            names, expected = IMAGE_FLAGS, "images (expected with --image_column)"
+        else:
+            names, expected = TEXT_FLAGS, f"texts (expected without --image_column {self.image_column!r})"
+        for name in names:
+            if (value := getattr(self, name)) is not None:
+                raise UsageError(f"--{name}: {value!r} is for {expected}")
         if self.text_pair_column is not None and self.image_column is not None:
             raise UsageError(
                 f"--text_pair_column: {self.text_pair_column!r} goes without --image_column {self.image_column!r}"

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 TASKS = ("forecast", "classify", "label_each_step")
 LAYOUTS = ("long", "wide")
 MAX_UNEVENNESS = 1e-3  # of the distance between steps
+FORECAST_LENGTHS = (
+    *("horizon", "context_length", "season_length"),
+    *("validation_length", "test_length", "window_stride"),
+)  # in steps, of no other task
 LARGEST = 1e18  # size of a value: the squares of many such values are still numbers in float32
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")  # cells without a value, in any case
 SEASONS = {"second": 3600, "business day": 5, "day": 7, "week": 52}
@@ -113,15 +117,23 @@ class TimeSeriesArguments(DataFileArguments):
             "type": number(int, at_least=0),
         },
     )
-    window_stride: int = field(
-        default=1,
-        metadata={"help": "Steps from the start of one training window to the next one's.", "type": positive_integer},
+    window_stride: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps from the start of one training window to the next one's. Unset: 1.",
+            "type": positive_integer,
+        },
     )
     padding_side: str = field(
         default="right", metadata={"help": "Side on which series to classify are padded: right or left."}
     )
 
     def __post_init__(self):
+        if self.task == "forecast" and self.validation_fraction is not None:
+            raise UsageError(
+                f"--validation_fraction: {self.validation_fraction}: forecasts are validated on later steps of the "
+                "training series (expected --validation_length)"
+            )
         super().__post_init__()
         for name, accepted in (("task", TASKS), ("layout", LAYOUTS), ("padding_side", ("right", "left"))):
             if getattr(self, name) not in accepted:
@@ -135,8 +147,16 @@ class TimeSeriesArguments(DataFileArguments):
                     )
             if self.regression:
                 raise UsageError("--regression goes with --task classify and label_each_step (got forecast)")
-        elif self.covariate_columns is not None:
-            raise UsageError(f"--covariate_columns go with --task forecast (got {self.task}); name them as targets")
+            if self.window_stride is None:
+                self.window_stride = 1
+        else:
+            if self.covariate_columns is not None:
+                raise UsageError(
+                    f"--covariate_columns go with --task forecast (got {self.task}); name them as targets"
+                )
+            for name in FORECAST_LENGTHS:
+                if (value := getattr(self, name)) is not None:
+                    raise UsageError(f"--{name}: {value} goes with --task forecast (got {self.task})")
         if self.task == "label_each_step" and self.layout == "wide":
             raise UsageError("--layout wide has no place for a label at each step (expected long)")
         if self.layout == "wide" and self.task == "classify" and self.time_column is not None:
