@@ -180,7 +180,7 @@ class RTransformerLocalRNNLayer(nn.Module):
     ) -> torch.Tensor:
         hidden_states = self.norm(hidden_states)
         if token_mask is not None:
-            hidden_states = hidden_states.masked_fill(token_mask[..., None] == 0, 0)
+            hidden_states = hidden_states * (token_mask != 0)[..., None].to(hidden_states.dtype)
         if self.cell.window_size == 1:
             return self.run(hidden_states, None, sequence_positions, reverse_positions)
 
@@ -932,7 +932,8 @@ class RTransformerForPolyphonicMusic(RTransformerPreTrainedModel, FrameSamplingM
             raise ValueError(f"`logits_to_keep` must be 0 with `labels`, which need all logits, got {logits_to_keep}.")
         if input_values is not None:
             check_frames("input_values", input_values, attention_mask)
-            input_values = fill_padding(input_values, attention_mask, 0)
+            if not is_tracing(input_values):  # an exported graph would not know that the shapes fit
+                input_values = fill_padding(input_values, attention_mask, 0)
         if labels is not None:
             check_frames("labels", labels, attention_mask)
             labels = fill_padding(labels, attention_mask, -100, first_too=True)
