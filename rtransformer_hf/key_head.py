@@ -14,9 +14,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils.import_utils import is_tracing
 
 from .configuration_rtransformer import RTransformerConfig
+from .masking_rtransformer import can_read, is_any, real_positions
 
 
 class RTransformerMaskedLinear(nn.Module):
@@ -138,9 +138,9 @@ def fill_padding(
     frames: torch.Tensor, attention_mask: torch.Tensor | None, value: float, first_too: bool = False
 ) -> torch.Tensor:
     """(batch, time, keys), with `value` in padded frames and, with `first_too`, in the first frame after padding."""
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2 or frames.ndim != 3:
+    if attention_mask is None or frames.ndim != 3:
         return frames
-    is_padding = attention_mask[:, -frames.shape[1] :, None].to(frames.device) == 0
+    is_padding = ~real_positions(frames, attention_mask)[..., None]
     if first_too:
         is_padding = is_padding | F.pad(is_padding[:, :-1], (0, 0, 1, 0))
     return frames.masked_fill(is_padding, value)
@@ -149,10 +149,9 @@ def fill_padding(
 def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor | None):
     """
     Raises a ValueError if (batch, time, keys) frames hold invalid values: `input_values` must be between 0 and 1,
-    `labels` 0 or 1, or -100 in all keys of a frame. Padded frames may hold anything. Skipped on accelerators, where
-    reading the values would stall the device, and while tracing, where there are none.
+    `labels` 0 or 1, or -100 in all keys of a frame. Padded frames may hold anything.
     """
-    if frames.device.type != "cpu" or is_tracing(frames):
+    if not can_read(frames):
         return
     if name == "labels":
         expected = "zeros and ones, or -100 in all keys of a frame"
@@ -161,14 +160,10 @@ def check_frames(name: str, frames: torch.Tensor, attention_mask: torch.Tensor |
     else:
         expected = "values from 0 to 1"
         is_valid = (frames >= 0) & (frames <= 1)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 and frames.ndim == 3:
-        is_valid = is_valid | (attention_mask[:, -frames.shape[1] :, None].to(frames.device) == 0)
-    try:
-        if is_valid.all():
-            return
-    except RuntimeError:  # under torch.vmap a condition has no single value
-        return
-    raise ValueError(f"`{name}` must hold {expected}, got {frames[~is_valid][0].item()}.")
+    if frames.ndim == 3:
+        is_valid = is_valid | ~real_positions(frames, attention_mask)[..., None]
+    if is_any(~is_valid):
+        raise ValueError(f"`{name}` must hold {expected}, got {frames[~is_valid][0].item()}.")
 
 
 class FrameSamplingMixin:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which inputs are real, where padding must be moved, and where each input stands in its sequence."""
+"""Which inputs are real, where padding must be moved, where each stands in its sequence; what checks may look at."""
 
 from typing import NamedTuple
 
@@ -135,6 +135,19 @@ def real_positions(hidden_states: torch.Tensor, attention_mask: torch.Tensor | N
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
         return attention_mask[:, -length:].to(hidden_states.device, torch.bool)
     return torch.ones(batch_size, length, dtype=torch.bool, device=hidden_states.device)
+
+
+def can_read(values: torch.Tensor) -> bool:
+    """Whether a check may look at values: on an accelerator that would stall it, and while tracing there are none."""
+    return values.device.type == "cpu" and not is_tracing(values)
+
+
+def is_any(condition: torch.Tensor) -> bool:
+    """Whether a condition holds anywhere; False under torch.vmap, where it has no single value."""
+    try:
+        return bool(condition.any())
+    except RuntimeError:
+        return False
 
 
 def last_real_state(hidden_states: torch.Tensor, is_real: torch.Tensor, is_continued: bool) -> torch.Tensor:

@@ -1061,7 +1061,7 @@ class RTransformerForTimeSeriesPrediction(RTransformerPreTrainedModel, ForecastM
         values, observed = past_values, observed_values(past_values, past_observed_mask, past_mask)
         check_finite("past_values", past_values, observed)
         num_targets = self.config.num_target_channels
-        has_scale = torch.ones_like(observed[:, :1, :num_targets])
+        has_scale = True
         if (loc is None) != (scale is None):
             raise ValueError(
                 f"`loc` and `scale` must be given together, got {'`scale`' if loc is None else '`loc`'} alone."

@@ -15,9 +15,9 @@ from torch.distributions import Distribution
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, SampleTSPredictionOutput
 from transformers.time_series_utils import AffineTransformed, NormalOutput, StudentTOutput
-from transformers.utils.import_utils import is_tracing
 
 from .configuration_rtransformer import RTransformerConfig
+from .masking_rtransformer import can_read, is_any, real_positions
 
 DISTRIBUTIONS = {"student_t": StudentTOutput, "normal": NormalOutput}
 
@@ -167,8 +167,8 @@ def mean_squared_error(
             f"`labels` must have the shape {tuple(predictions.shape)} of the predictions, got {tuple(labels.shape)}."
         )
     counts = ~labels.isnan()
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        counts = counts & attention_mask[:, -labels.shape[1] :, None].bool().to(labels.device)
+    if attention_mask is not None:
+        counts = counts & real_positions(labels, attention_mask)[..., None]
     errors = torch.where(counts, predictions.float() - labels, 0)
     return errors.square().sum() / num_items(counts, num_items_in_batch)
 
@@ -214,7 +214,7 @@ class ForecastMixin:
         past_mask, future_mask = attention_mask[:, :num_past], attention_mask[:, num_past:]
         if future_values is None:
             return past_mask, None
-        if past_mask.device.type == "cpu" and not is_tracing(past_mask) and not past_mask[:, -1].all():
+        if can_read(past_mask) and is_any(past_mask[:, -1] == 0):
             raise ValueError("`attention_mask` must be padded on the left, but the last past step has zeros.")
         return past_mask, future_mask if future_mask.shape[1] else past_mask.new_ones(len(past_mask), horizon)
 
@@ -366,19 +366,16 @@ def observed_values(
     if mask is not None:
         observed = observed & (mask[..., None] if mask.ndim == 2 else mask).bool().to(values.device)
     if attention_mask is not None:
-        observed = observed & attention_mask[:, -values.shape[1] :, None].bool().to(values.device)
+        observed = observed & real_positions(values, attention_mask)[..., None]
     return observed
 
 
 def check_finite(name: str, values: torch.Tensor, observed: torch.Tensor):
-    """
-    Raises a ValueError if an observed value is infinite. Skipped on accelerators, where reading the values would stall
-    the device, and while tracing, where there are none.
-    """
-    if values.device.type != "cpu" or is_tracing(values):
+    """Raises a ValueError if an observed value is infinite."""
+    if not can_read(values):
         return
     is_infinite = values.isinf() & observed
-    if is_infinite.any():
+    if is_any(is_infinite):
         series, step, channel = is_infinite.nonzero()[0].tolist()
         raise ValueError(
             f"`{name}` must hold finite numbers, or NaN where a value is missing, got "

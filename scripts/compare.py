@@ -42,12 +42,11 @@ def main(argv: list[str] | None = None):
         return
     if without := [run.name for run in runs if run.curves is None]:
         print(f"\nNot in the picture, since their folders keep no points of curves: {', '.join(without)}")
-    output = args.output
     if figure is not None:
-        write_figure(output.with_suffix(".png"), figure, dpi=150)
-    if output.suffix == ".md":
-        picture = "" if figure is None else f"\n![Learning curves]({output.with_suffix('.png').name})\n"
-        atomic_write(output, (table + picture).encode())
+        write_figure(args.output.with_suffix(".png"), figure, dpi=150)
+    if args.output.suffix == ".md":
+        picture = "" if figure is None else f"\n![Learning curves]({args.output.with_suffix('.png').name})\n"
+        atomic_write(args.output, (table + picture).encode())
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

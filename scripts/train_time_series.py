@@ -12,12 +12,10 @@ Forecasts are validated and tested on the last steps of each series. A recipe ho
 several devices: `accelerate launch scripts/train_time_series.py ...`.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from rtransformer_hf.training.command_line import run_command
 
@@ -29,7 +27,6 @@ from transformers import (
     PreTrainedModel,
     default_data_collator,
 )
-from transformers.utils import cached_file
 
 from rtransformer_hf import (
     RTransformerForSequenceClassification,
@@ -53,12 +50,12 @@ from rtransformer_hf.training.forecasting import (
 from rtransformer_hf.training.labels import fit_label2id, log_repeats, trained_label2id
 from rtransformer_hf.training.loading import has_processor
 from rtransformer_hf.training.model_arguments import (
-    EVALUATION_FILE,
     NEW_MODEL,
     ClassifierModelArguments,
     label_head,
     make_model,
     open_config,
+    trained_settings,
     unset_sizes,
 )
 from rtransformer_hf.training.model_card import CardArguments
@@ -334,7 +331,7 @@ def match_checkpoint(
     if path is None:
         return
     open_config(path)  # names what is no model at all
-    steps, learnt = series[0].step_columns, learnt_settings(path).get("step_columns")
+    steps, learnt = series[0].step_columns, trained_settings(path).get("step_columns")
     if steps and learnt and set(steps) == set(learnt):
         match_steps(series, learnt, path)
     elif steps and learnt:
@@ -369,12 +366,6 @@ def match_checkpoint(
             f"--model_name_or_path {path!r} has learnt other channels: "
             + ", ".join(f"{name} is read as {other}" for name, other in zip(names, own, strict=True))
         )
-
-
-def learnt_settings(path: str) -> dict:
-    """How the training data of a model to train further was read; empty where the model does not state it."""
-    file = cached_file(path, EVALUATION_FILE, _raise_exceptions_for_missing_entries=False)
-    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def labels_of_checkpoint(

@@ -157,6 +157,18 @@ def test_a_channel_without_a_past_has_no_scale_and_no_loss(make_model, scaling):
     assert torch.equal(loss, expected) == (scaling == "std")
 
 
+def test_gradients_of_each_series_under_vmap(make_model):
+    """Where a check has no single value to look at."""
+    model = make_model(local_rnn_implementation="shared_projection")
+    series = make_series(batch=3)
+
+    def loss(values: torch.Tensor) -> torch.Tensor:
+        return model(values[None, :6], future_values=values[None, 6:], use_cache=False).params[1].sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(series)
+    assert_close(gradients[1], torch.func.grad(loss)(series[1]))
+
+
 def test_integers_are_read_as_numbers(make_model):
     model = make_model(input_size=1, num_dynamic_real_features=0)
     past, future = torch.tensor([[[1], [2], [3], [4]]]), torch.tensor([[[4.5], [5.5]]])

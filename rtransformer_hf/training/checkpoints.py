@@ -27,7 +27,13 @@ from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError
 from .loading import open_model, read_config
-from .model_arguments import CAUSAL_LM_ARCHITECTURES, EVALUATION_FILE, check_architecture, default_device
+from .model_arguments import (
+    CAUSAL_LM_ARCHITECTURES,
+    EVALUATION_FILE,
+    check_architecture,
+    default_device,
+    trained_settings,
+)
 from .piano_rolls import NUM_KEYS
 
 NUM_DIGITS = 10
@@ -145,9 +151,7 @@ def load_text_reader(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         if not tokenizer.is_fast:
             raise ValueError(f"its tokenizer, {type(tokenizer).__name__}, does not tell the characters of a token")
-        file = cached_file(checkpoint, EVALUATION_FILE, _raise_exceptions_for_missing_entries=False)
-        settings = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
-        return model.to(default_device()), tokenizer, settings
+        return model.to(default_device()), tokenizer, trained_settings(checkpoint)
 
 
 def load_forecaster(checkpoint: str) -> tuple[PreTrainedModel, RTransformerFeatureExtractor, dict]:

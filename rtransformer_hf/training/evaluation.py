@@ -441,11 +441,10 @@ def write_to_card(
             f"--update_card: {str(folder)!r} is of the task {facts.task}, with {', '.join(names)} (expected one of "
             f"them among {', '.join(metrics)})"
         )
-    others = [(found, name, value) for found, name, value in facts.results if found != split]
-    results = [*new, *others] if split == "validation" else [*others, *new]
+    results = in_place_of(facts.results, split, new)
     baselines, notes = baselines_of(facts, split, evaluation.dataset)
     changed = {"results": results, **baselines}
-    if split == "test" or not any(found == "test" for found, _, _ in others):
+    if split == "test" or not any(found == "test" for found, _, _ in facts.results):
         if evaluation.labels is not None:
             counts = classification_metrics.count_confusion(prediction)
             changed["has_confusion_matrix"] = classification_metrics.plot_confusion(
@@ -455,6 +454,12 @@ def write_to_card(
             quantiles, _ = prediction.predictions
             changed["has_forecasts"] = plot_forecasts(folder / FORECASTS_FILE, evaluation.dataset, quantiles)
     return [*rewrite_card(folder, old_checkpoint=facts.checkpoint, **changed), *notes]
+
+
+def in_place_of(rows: list[tuple], split: str, new: list[tuple]) -> list[tuple]:
+    """Rows that begin with the name of their split, with new ones of one split; those of validation come first."""
+    others = [row for row in rows if row[0] != split]
+    return [*new, *others] if split == "validation" else [*others, *new]
 
 
 def baselines_of(facts: CardFacts, split: str, rows: Dataset) -> tuple[dict, list[str]]:
@@ -471,9 +476,8 @@ def baselines_of(facts: CardFacts, split: str, rows: Dataset) -> tuple[dict, lis
         return {}, []
     else:
         new = []
-    others = [row for row in facts.baselines if row[0] != split]
-    baselines = [*new, *others] if split == "validation" else [*others, *new]
     digests = {name: digest for name, digest in facts.baseline_rows.items() if name != split}
     names = " and ".join(dict.fromkeys(name for _, name, *_ in old))
     left_out = f"README.md: {names} of the {split} data left out: not known to be of these rows."
-    return {"baselines": baselines, "baseline_rows": digests}, [] if new else [left_out]
+    changed = {"baselines": in_place_of(facts.baselines, split, new), "baseline_rows": digests}
+    return changed, [] if new else [left_out]

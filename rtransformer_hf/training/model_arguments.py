@@ -328,15 +328,24 @@ def trained_frames_per_beat(checkpoint: str) -> int | None:
     """
     known = getattr(read_config(checkpoint), "frames_per_beat", None)
     if known is None:
-        settings = cached_file(
-            checkpoint,
-            EVALUATION_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if settings is not None:
-            known = json.loads(Path(settings).read_text(encoding="utf-8")).get("frames_per_beat")
+        settings = trained_settings(checkpoint, _raise_exceptions_for_connection_errors=False)
+        known = settings.get("frames_per_beat")
     return known
+
+
+def trained_settings(checkpoint: str, **options) -> dict:
+    """
+    How the training data of a checkpoint was read: its evaluation.json, or nothing where it has none.
+
+    Args:
+        checkpoint: a folder or an id on the Hub.
+        options: of `transformers.utils.cached_file`.
+
+    Raises:
+        OSError, ValueError: there is no such checkpoint.
+    """
+    file = cached_file(checkpoint, EVALUATION_FILE, _raise_exceptions_for_missing_entries=False, **options)
+    return {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
 
 
 def default_device() -> torch.device:

@@ -154,8 +154,9 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
     """
     names = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     if is_midi_folder(args.data):
-        check_sub_folders(args)
-        if names["test"] == "test" and "all" in midi_splits(args):
+        folders = midi_splits(args)
+        check_sub_folders(args, folders)
+        if names["test"] == "test" and "all" in folders:
             names["test"] = None
     splits = {split: read_split(args, name) for split, name in names.items() if name is not None}
     found = [tune for split in splits.values() for tune in split]
@@ -414,15 +415,18 @@ def known_split(name: str, splits: dict[str, list[Path]]) -> str:
     return next((known for known in (name, split) if known in splits), next(others, name))
 
 
-def check_sub_folders(args: PianoRollArguments):
+def check_sub_folders(args: PianoRollArguments, splits: dict[str, list[Path]]):
     """
     Warns of files of a folder of MIDI files that are in none of the splits to train and evaluate on.
+
+    Args:
+        splits: as of [`midi_splits`].
 
     Raises:
         UsageError: a sub-folder looks like a split and is none, while its files would be trained on, or files to
             validate on be held out from others.
     """
-    folder, splits = Path(args.data), midi_splits(args)
+    folder = Path(args.data)
     used = {known_split(name, splits) for name in (args.train_split, args.validation_split, args.test_split) if name}
     read = {file for split in {*used, "all"} for file in splits.get(split, ())}
     files = midi_files(folder)

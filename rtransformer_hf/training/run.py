@@ -246,19 +246,18 @@ class AverageCallback(TrainerCallback):
 
 
 class ResumedState(TrainerCallback):
-    """Corrects what Trainer takes over from the checkpoint that it resumes from."""
+    """Corrects what Trainer takes over from the checkpoint that it resumes from, whose state is `recorded`."""
 
-    def __init__(self, checkpoint: str):
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: str, recorded: TrainerState):
+        self.checkpoint, self.recorded = checkpoint, recorded
 
     def on_train_begin(self, args, state: TrainerState, control, **kwargs):
         state.compute_steps(args, state.max_steps)  # those given now count
         if args.metric_for_best_model is None:
             return
-        recorded = TrainerState.load_from_json(str(Path(self.checkpoint, TRAINER_STATE_FILE)))
-        best, missing = find_best(recorded, self.checkpoint, args.metric_for_best_model, args.greater_is_better)
+        best, missing = find_best(self.recorded, self.checkpoint, args.metric_for_best_model, args.greater_is_better)
         for name in ("best_model_checkpoint", "best_global_step", "best_metric"):
-            setattr(state, name, getattr(recorded, name))
+            setattr(state, name, getattr(self.recorded, name))
         if args.should_log and missing is not None:
             logger.warning(
                 f"{missing}, the best checkpoint so far, is not there: it is forgotten. "
@@ -380,7 +379,7 @@ def train_and_evaluate(
     finished, state_of_finished = finished_model(trainer, checkpoint, state, num_steps)
     if finished is None and checkpoint is not None:
         check_can_go_on(args, checkpoint)
-        trainer.add_callback(ResumedState(checkpoint))
+        trainer.add_callback(ResumedState(checkpoint, state))
     is_main = trainer.is_world_process_zero()
     if is_main and finished is None:
         print_start(

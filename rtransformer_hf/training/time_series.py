@@ -818,15 +818,15 @@ def parse_times(cells: pd.Series, where: str, column: str) -> np.ndarray:
         if cells.dt.tz is not None:
             local, dates = cells.dt.tz_localize(None), cells.dt.tz_convert("UTC")
     else:
-        found = pd.to_numeric(cells, errors="coerce")
-        is_compact = found.notna().all() and cells.astype(str).str.fullmatch(r"\d{8}").all()
+        found, text = pd.to_numeric(cells, errors="coerce"), cells.astype(str)
+        is_compact = found.notna().all() and text.str.fullmatch(r"\d{8}").all()
         if found.notna().all() and not is_compact:
             return as_numbers(found)
-        order = date_order(cells.astype(str), where, column)
-        check_zones(cells.astype(str), where, column)
+        order = date_order(text, where, column)
+        check_zones(text, where, column)
         options = {"errors": "coerce", "format": "mixed", "utc": True, **order}
         dates = pd.to_datetime(cells, **options)
-        without_zone = cells.astype(str).str.replace(r"(:\d\d(\.\d+)?) *[+-]\d\d:?\d\d$", r"\1", regex=True)
+        without_zone = text.str.replace(r"(:\d\d(\.\d+)?) *[+-]\d\d:?\d\d$", r"\1", regex=True)
         if (without_zone != cells).any():
             local = pd.to_datetime(without_zone, **options).dt.tz_localize(None)
     is_wrong = dates.isna().to_numpy()
