@@ -109,9 +109,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--update_card",
         choices=("validation", "test"),
-        help="Write the metrics into the card in the checkpoint's folder, as those of this data; the picture of "
-        "the confusion matrix or of forecasts, too. Simple answers to compare with are computed anew or, where that "
-        "takes the training data and these rows are not the training's, left out. (default: the card stays as it is)",
+        help="Write the metrics into the card in the checkpoint's folder, as those of this data (of forecasts: of its "
+        "validation or its test steps); the picture of the confusion matrix or of forecasts, too. Simple answers to "
+        "compare with are computed anew or, where that takes the training data and these rows are not the training's, "
+        "left out. (default: the card stays as it is)",
     )
     parser.add_argument(
         "--output", type=output_file(".json"), help="Also write the metrics to this file, a .json file."

@@ -552,6 +552,11 @@ def test_a_tokenizer_of_the_start_of_a_stream(tmp_path, monkeypatch, caplog):
     ("content", "arguments", "named"),
     [
         ("a.txt", {"validation_file": None}, "--validation_file: missing (--streaming"),
+        (
+            "a.txt",
+            {"validation_file": None, "validation_fraction": 0.2},
+            "--validation_fraction: 0.2: nothing can be held out of a stream",
+        ),
         ("a.txt", {"preprocessing_num_workers": 2}, "--preprocessing_num_workers: not with --streaming"),
         ("a.tsv", {}, "--streaming: --train_file a.tsv is TSV"),
         ("a.csv", {"text_column": "words"}, "--text_column 'words' is no column of --train_file a.csv"),

@@ -492,6 +492,25 @@ def test_a_folder_that_is_not_split(tmp_path, folder_of):
     assert_refused(tmp_path, ["'test'", "all, train, validation"], split_name="test")
 
 
+def test_a_sub_folder_named_all(midi_folder, splits, caplog):
+    """It is one like any other, and the splits beside it are read."""
+    Path(midi_folder, "train").rename(Path(midi_folder, "all"))
+    args = PianoRollArguments(data=midi_folder, train_split="all")
+    assert_equal_splits(load_piano_rolls(args), splits)
+    assert len(load_split(args, "all")) == 3
+    assert not caplog.text
+    shutil.copytree(Path(midi_folder, "all"), Path(midi_folder, "train"))
+    assert_equal_splits(load_piano_rolls(PianoRollArguments(data=midi_folder)), splits)
+    assert "in no split that is used are 3 of 8 files, those of 'all'" in caplog.text
+
+
+def test_a_share_to_hold_out_where_nothing_is(midi_folder):
+    for data in (midi_folder, "some.mat"):
+        args = PianoRollArguments(data=data, validation_fraction=0.2)
+        with pytest.raises(UsageError, match=r"--validation_fraction: 0\.2: nothing is held out of --data"):
+            load_piano_rolls(args)
+
+
 def test_held_out_from_the_sub_folder_to_train_on(midi_folder, splits):
     shutil.rmtree(Path(midi_folder) / "validation")
     rolls = load_piano_rolls(PianoRollArguments(data=midi_folder))

@@ -373,6 +373,21 @@ def test_held_out_rows_are_the_same_for_every_seed(folder):
         sequence_classification.hold_out(splits, args)
 
 
+def test_a_share_to_hold_out_is_taken_in_place_of_a_split(folder):
+    """A data set's own split is used where no share is asked for."""
+    for name, rows in (("train", 40), ("validation", 3)):
+        Path("data").mkdir(exist_ok=True)
+        table = "".join(f"{name} {row},{row % 2}\n" for row in range(rows))
+        Path(f"data/{name}.csv").write_text(f"text,label\n{table}")
+    for fraction, expected in ((None, (40, 3)), (0.25, (30, 10))):
+        args = script.ClassificationArguments(dataset_name="data", validation_fraction=fraction)
+        splits = sequence_classification.hold_out(sequence_classification.load_splits(args), args)
+        assert (len(splits["train"]), len(splits["validation"])) == expected
+    assert args.source("validation") == (
+        "the validation part (--validation_fraction 0.25) of --train_split train of --dataset_name data"
+    )
+
+
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 def test_max_length(folder, tokenizer):
     train("--tokenizer", tokenizer, "--max_length", "2", "--max_steps", "1")
@@ -396,6 +411,11 @@ def test_max_length(folder, tokenizer):
         (["--augment_rotation", "-1"], "--augment_rotation: -1 (expected a number of at least 0 and less than 360)"),
         (["--augment_share", "0"], "--augment_share: 0 (expected a number of more than 0 and at most 1)"),
         (["--augment_shift", "2"], "are for images (expected with --image_column)"),
+        (["--augment_share", "0.2"], "--augment_share: 0.2 goes with --augment_shift, --augment_rotation or"),
+        (
+            ["--validation_fraction", "0.2", "--validation_file", "train.csv"],
+            "--validation_fraction: 0.2 goes without --validation_file train.csv",
+        ),
         (["--image_size", "8"], "--image_size: 8 is for images (expected with --image_column)"),
         (["--image_mean", "0.5"], "--image_mean: [0.5] is for images"),
         (["--permutation_seed", "3"], "--permutation_seed: 3 is for images"),

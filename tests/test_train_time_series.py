@@ -163,6 +163,14 @@ def test_a_forecasting_run_leaves_a_model_ready_to_use(folder, capsys):
     assert found == {(name, metric): value for name, metrics in expected.items() for metric, value in metrics.items()}
     assert Path("out/forecasts.png").read_bytes() != picture
 
+    # The figures of the validation data are those of its steps, the ones before the test steps.
+    capsys.readouterr()
+    evaluate_checkpoint.main(["out", "--data", "sales.csv", "--update_card", "validation"])
+    assert json.loads(capsys.readouterr().out)["mase"] == pytest.approx(results["eval_mase"], rel=1e-4)
+    figures = {(split, name): value for split, name, value in read_facts("out").results}
+    assert figures["validation", "mase"] == pytest.approx(results["eval_mase"], rel=1e-4)
+    assert figures["test", "mase"] != pytest.approx(results["test_mase"], rel=1e-4)  # still of the other data
+
 
 def test_a_resumed_run_gives_the_losses_of_an_uninterrupted_one(folder, killed_at):
     def losses() -> list[float]:
@@ -188,6 +196,8 @@ def test_other_distributions_missing_values_and_a_model_to_train_further(folder,
     sales(sold=sold).to_csv("sales.csv", index=False)
     first = forecast(f"--distribution_output={distribution}", "--scaling=mean", "--test_length=0")
     assert math.isfinite(first["eval_loss"]) and "test_loss" not in first
+    with pytest.raises(UsageError, match="--update_card test: out was trained without test steps"):
+        evaluate_checkpoint.main(["out", "--data", "sales.csv", "--update_card", "test"])
     Path("out").rename("first")
     further = forecast("--model_name_or_path=first", "--learning_rate=1e-9", "--test_length=0")
     assert further["eval_loss"] == pytest.approx(first["eval_loss"], abs=1e-4)
@@ -867,6 +877,7 @@ def replaced(column: str, row: int, value) -> dict:
         ({}, ["--validation_fraction", "0.1"], r"--validation_fraction: 0.1: forecasts .* --validation_length"),
         ({}, ["--classifier_dropout", "0.1"], r"--classifier_dropout: 0.1 has no meaning for --task forecast"),
         ({}, ["--bidirectional"], r"--bidirectional: True has no meaning for --task forecast"),
+        ({}, ["--padding_side", "left"], r"--padding_side: left goes with --task classify and label_each_step"),
         ({}, ["--layout", "wide"], r"--id_column: a column of --layout wide is a series"),
     ],
 )
@@ -896,6 +907,12 @@ def test_what_can_not_be_forecast_is_named_before_any_training(folder, columns, 
         ),
         ({}, ["--scaling", "mean"], "--scaling: mean has no meaning for --task classify"),
         ({}, ["--validation_fraction", "0.001"], r"--validation_fraction: 0.001 of 12 series"),
+        (
+            {},
+            ["--validation_fraction", "0.2", "--validation_file", "test.csv"],
+            r"--validation_fraction: 0.2 goes without --validation_file test.csv",
+        ),
+        ({}, ["--padding_side", "both"], r"--padding_side: 'both' \(expected right, left\)"),
         ({}, ["--covariate_columns", "level"], "--covariate_columns go with --task forecast"),
     ],
 )

@@ -137,6 +137,11 @@ class DataArguments(DataFileArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.streaming and self.validation_fraction is not None:
+            raise UsageError(
+                f"--validation_fraction: {self.validation_fraction}: nothing can be held out of a stream (expected "
+                "--validation_file or --validation_split)"
+            )
         if self.streaming and self.preprocessing_num_workers is not None:
             raise UsageError("--preprocessing_num_workers: not with --streaming, which tokenizes while it trains")
         if self.streaming and self.train_file and not self.validation_file:
@@ -245,7 +250,7 @@ def load_texts(args: DataArguments) -> dict[str, "datasets.Dataset | TextStream"
             "held out of a stream)"
         )
     if texts["validation"] is None:
-        texts["train"], texts["validation"] = hold_out(texts["train"], args.validation_fraction)
+        texts["train"], texts["validation"] = hold_out(texts["train"], args.held_out_fraction)
     return {split: rows for split, rows in texts.items() if rows is not None}
 
 

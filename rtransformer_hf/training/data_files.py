@@ -79,8 +79,8 @@ class DataFileArguments:
     validation_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the training data held out if there is no validation data: the end of a text, or "
-            f"random rows with labels, which do not depend on --seed. Unset: {VALIDATION_FRACTION}.",
+            "help": "Share of the training data held out for validation: the end of a text, or random rows with "
+            f"labels, which do not depend on --seed. Unset: {VALIDATION_FRACTION} if there is no validation data.",
             "type": fraction,
         },
     )
@@ -97,10 +97,13 @@ class DataFileArguments:
         for split in ("validation", "test"):
             if getattr(self, f"{split}_file") and (value := getattr(self, f"{split}_split")) is not None:
                 raise UsageError(f"--{split}_split: {value!r} goes without {self.source(split)}")
+        if self.validation_fraction is not None and (self.validation_file or self.validation_split is not None):
+            raise UsageError(
+                f"--validation_fraction: {self.validation_fraction} goes without {self.source('validation')} "
+                "(expected one of them)"
+            )
         if self.dataset_name is not None and self.train_split is None:
             self.train_split = "train"
-        if self.validation_fraction is None:
-            self.validation_fraction = VALIDATION_FRACTION
         for name in ("train_file", "validation_file", "test_file"):
             check_files(f"--{name}", getattr(self, name) or [], self.file_kinds)
         self.parts = {}  # of each split that was read: the name of a file, as of `source`, and its number of rows
@@ -109,9 +112,15 @@ class DataFileArguments:
         """The flag that names a split's data with its value, for messages. `files`: only these of its files."""
         if files := files or getattr(self, f"{split}_file"):
             return f"--{split}_file {' '.join(files)}"
-        if self.dataset_name is None:  # the split is held out
-            return f"the {split} part (--validation_fraction {self.validation_fraction}) of {self.source('train')}"
+        is_held_out = split == "validation" and self.validation_fraction is not None
+        if self.dataset_name is None or is_held_out:
+            return f"the {split} part (--validation_fraction {self.held_out_fraction}) of {self.source('train')}"
         return f"--{split}_split {getattr(self, f'{split}_split') or split} of {self.location}"
+
+    @property
+    def held_out_fraction(self) -> float:
+        """The share of the training data that is held out where no other data is there to validate on."""
+        return VALIDATION_FRACTION if self.validation_fraction is None else self.validation_fraction
 
     def keep_parts(self, split: str, parts: list[tuple[str, datasets.Dataset]]):
         """Remembers for [`place`] what a split was read from."""
@@ -185,8 +194,8 @@ def load_split(
 ) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]] | None:
     """
     The rows of "train", "validation" or "test" in parts, each with its name for messages: a part for each file, or one
-    for a data set. None where the arguments ask for none. Validation is taken
-    unasked where a data set has it.
+    for a data set. None where the arguments ask for none. Validation is taken unasked where a data set has it, unless
+    `validation_fraction` is given.
 
     Args:
         args: say where the data is.
@@ -234,7 +243,8 @@ def load_data_set(
     args: DataFileArguments, split: str, streaming: bool = False
 ) -> list[tuple[str, datasets.Dataset | datasets.IterableDataset]] | None:
     split_name = getattr(args, f"{split}_split")
-    if args.dataset_name is None or (split == "test" and split_name is None):
+    is_unasked = split_name is None and (split == "test" or args.validation_fraction is not None)
+    if args.dataset_name is None or is_unasked:
         return None
     name = (args.dataset_name, args.dataset_config_name)
     try:

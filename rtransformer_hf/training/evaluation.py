@@ -257,7 +257,10 @@ def tagger(args: argparse.Namespace, settings: dict) -> Evaluation:
 
 
 def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
-    """Forecasts the last steps of each series, as many as the training has tested on."""
+    """
+    Forecasts the last steps of each series, as many as the training has tested on; the ones before, those that it has
+    validated on, where --update_card asks for these or there are no others.
+    """
     data_args = SeriesData(**place(args, override(settings, args)))
     series = known_parts(data_args, load_series(data_args))
     setting = ForecastSetting.of(data_args, series)
@@ -271,7 +274,13 @@ def forecaster(args: argparse.Namespace, settings: dict) -> Evaluation:
             f"{model.config.num_target_channels}, as {args.checkpoint} has)"
         )
     windows = make_windows(data_args, normalised_series(series, extractor), setting)
-    windows = windows.get("test", windows["validation"])
+    split = getattr(args, "update_card", None) or ("test" if "test" in windows else "validation")
+    if split not in windows:
+        raise UsageError(
+            f"--update_card {split}: {args.checkpoint} was trained without test steps, --test_length 0 (expected "
+            "validation)"
+        )
+    windows = windows[split]
     return Evaluation(
         model,
         windows,

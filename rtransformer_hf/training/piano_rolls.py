@@ -23,6 +23,7 @@ import pretty_midi
 from matplotlib.figure import Figure
 from scipy.io import loadmat, wavfile
 
+from .data_files import VALIDATION_FRACTION
 from .errors import UsageError, listed
 from .files import atomic_write, write_figure
 from .flags import fraction, number
@@ -94,11 +95,11 @@ class PianoRollArguments:
             "type": number(int, at_least=1, at_most=MAX_FRAMES_PER_BEAT),
         },
     )
-    validation_fraction: float = field(
-        default=0.1,
+    validation_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Share of the files of a MIDI folder held out where it has no sub-folder to validate on: some by "
-            "their names, the same whatever --seed is.",
+            f"their names, the same whatever --seed is. Unset: {VALIDATION_FRACTION}.",
             "type": fraction,
         },
     )
@@ -150,14 +151,22 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
         tunes: receives all tunes as read, unusable ones included.
 
     Raises:
-        UsageError: as [`load_split`] does, but of the unusable tunes of all splits at once.
+        UsageError: as [`load_split`] does, but of the unusable tunes of all splits at once; or `validation_fraction`
+            is given, and nothing is held out.
     """
     names = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    is_held_out = False
     if is_midi_folder(args.data):
-        folders = midi_splits(args)
-        check_sub_folders(args, folders)
-        if names["test"] == "test" and "all" in folders:
+        folders, files = split_folders(args), midi_splits(args)
+        is_held_out = "validation" in files.keys() - folders.keys()
+        check_sub_folders(args, folders, files)
+        if names["test"] == "test" and not has_splits(args, folders):
             names["test"] = None
+    if args.validation_fraction is not None and not is_held_out:
+        raise UsageError(
+            f"--validation_fraction: {args.validation_fraction}: nothing is held out of --data {args.data!r}, whose "
+            f"split {args.validation_split!r} is validated on (expected none)"
+        )
     splits = {split: read_split(args, name) for split, name in names.items() if name is not None}
     found = [tune for split in splits.values() for tune in split]
     if tunes is not None:
@@ -376,33 +385,50 @@ def midi_files(folder: Path) -> list[Path]:
     return sorted(filter(is_midi_file, folder.rglob("*")))
 
 
-def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
+def split_folders(args: PianoRollArguments) -> dict[str, Path]:
     """
-    The files of the splits of a folder of MIDI files. Its sub-folders are the splits, those of `SPLIT_FOLDERS` under
-    the names there unless `args` has their own; where none is named as one, "all" and "train" have all files. Where
-    there is no "validation", some files of the split to train on are held out for it: by their names, so that they are
-    the same in every run.
+    The sub-folders of a folder of MIDI files by what split they would be: those of `SPLIT_FOLDERS` under the names
+    there unless `args` has their own.
 
     Raises:
         UsageError: two sub-folders are the same split.
     """
-    folder = Path(args.data)
     asked = {args.train_split, args.validation_split, args.test_split}
-    splits, names = {}, {}
-    for path in sorted(filter(Path.is_dir, folder.iterdir())):
+    folders = {}
+    for path in sorted(filter(Path.is_dir, Path(args.data).iterdir())):
         split = path.name if path.name in asked else SPLIT_FOLDERS.get(path.name.lower(), path.name)
-        if split in splits:
+        if split in folders:
             raise UsageError(
-                f"--data {args.data!r}: the sub-folders {names[split]!r} and {path.name!r} are both of split "
+                f"--data {args.data!r}: the sub-folders {folders[split].name!r} and {path.name!r} are both of split "
                 f"{split!r} (expected one)"
             )
-        splits[split], names[split] = midi_files(path), path.name
-    if not splits.keys() & {*MAT_ARRAYS, *asked}:
+        folders[split] = path
+    return folders
+
+
+def has_splits(args: PianoRollArguments, folders: dict[str, Path]) -> bool:
+    """Whether sub-folders, as of [`split_folders`], are named as splits; else the folder is not split."""
+    return not folders.keys().isdisjoint({*MAT_ARRAYS, args.train_split, args.validation_split, args.test_split})
+
+
+def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
+    """
+    The files of the splits of a folder of MIDI files: those of its sub-folders, or, where none is named as a split,
+    "all" and "train" with all files. Where there is no "validation", some files of the split to train on are held out
+    for it: by their names, so that they are the same in every run.
+
+    Raises:
+        UsageError: two sub-folders are the same split.
+    """
+    folder, folders = Path(args.data), split_folders(args)
+    splits = {split: midi_files(path) for split, path in folders.items()}
+    if not has_splits(args, folders):
         files = midi_files(folder)
         splits = {"all": files, "train": files} if args.train_split == "train" else {"all": files, **splits}
     train = known_split(args.train_split, splits)
     if args.validation_split == "validation" not in splits and len(files := splits.get(train, [])) > 1:
-        num_held_out = min(max(1, round(len(files) * args.validation_fraction)), len(files) - 1)
+        share = VALIDATION_FRACTION if args.validation_fraction is None else args.validation_fraction
+        num_held_out = min(max(1, round(len(files) * share)), len(files) - 1)
         files = sorted(files, key=lambda file: hashlib.sha256(file.relative_to(folder).as_posix().encode()).digest())
         splits[train], splits["validation"] = sorted(files[num_held_out:]), sorted(files[:num_held_out])
     return splits
@@ -415,11 +441,12 @@ def known_split(name: str, splits: dict[str, list[Path]]) -> str:
     return next((known for known in (name, split) if known in splits), next(others, name))
 
 
-def check_sub_folders(args: PianoRollArguments, splits: dict[str, list[Path]]):
+def check_sub_folders(args: PianoRollArguments, folders: dict[str, Path], splits: dict[str, list[Path]]):
     """
     Warns of files of a folder of MIDI files that are in none of the splits to train and evaluate on.
 
     Args:
+        folders: as of [`split_folders`].
         splits: as of [`midi_splits`].
 
     Raises:
@@ -428,12 +455,12 @@ def check_sub_folders(args: PianoRollArguments, splits: dict[str, list[Path]]):
     """
     folder = Path(args.data)
     used = {known_split(name, splits) for name in (args.train_split, args.validation_split, args.test_split) if name}
-    read = {file for split in {*used, "all"} for file in splits.get(split, ())}
     files = midi_files(folder)
+    is_whole = not has_splits(args, folders)
+    read = set(files) if is_whole else {file for split in used for file in splits.get(split, ())}
     unused = [file for file in files if file not in read]
-    has_validation = any(SPLIT_FOLDERS.get(path.name.lower()) == "validation" for path in folder.iterdir())
-    is_held_out = args.train_split == "train" and args.validation_split == "validation" and not has_validation
-    suspects = files if "all" in splits else unused if is_held_out else []
+    is_held_out = args.train_split == "train" and "validation" in splits.keys() - folders.keys()
+    suspects = files if is_whole else unused if is_held_out else []
     parents = {parent for file in suspects for parent in file.relative_to(folder).parents}
     if look_alikes := sorted(
         parent.as_posix()

@@ -136,11 +136,11 @@ class ClassificationArguments(DataFileArguments):
             "type": number(float, at_least=0, less_than=1),
         },
     )
-    augment_share: float = field(
-        default=0.5,
+    augment_share: float | None = field(
+        default=None,
         metadata={
             "help": "Share of the training images that are shifted, rotated and scaled, others each epoch. The rest "
-            "stay as they are: these changes smooth an image, and images to classify are not smoothed.",
+            "stay as they are: these changes smooth an image, and images to classify are not smoothed. Unset: 0.5.",
             "type": number(float, more_than=0, at_most=1),
         },
     )
@@ -150,6 +150,13 @@ class ClassificationArguments(DataFileArguments):
         if self.augments and self.image_column is None:
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
+            )
+        if self.augment_share is None:
+            self.augment_share = 0.5
+        elif not self.augments:
+            raise UsageError(
+                f"--augment_share: {self.augment_share} goes with --augment_shift, --augment_rotation or "
+                "--augment_scale"
             )
         if self.image_column is None:
             names, expected = IMAGE_FLAGS, "images (expected with --image_column)"
@@ -200,10 +207,10 @@ def hold_out(splits: dict[str, datasets.Dataset], args: DataFileArguments) -> di
     if "validation" in splits:
         return splits
     try:
-        parts = splits["train"].train_test_split(test_size=args.validation_fraction, seed=VALIDATION_SEED)
+        parts = splits["train"].train_test_split(test_size=args.held_out_fraction, seed=VALIDATION_SEED)
     except ValueError as error:
         raise UsageError(
-            f"--validation_fraction {args.validation_fraction} of the {len(splits['train'])} rows of "
+            f"--validation_fraction {args.held_out_fraction} of the {len(splits['train'])} rows of "
             f"{args.source('train')} leaves none to train on (expected more rows, a --validation_file or a "
             "--validation_split)"
         ) from error

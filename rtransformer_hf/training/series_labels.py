@@ -116,10 +116,10 @@ def hold_out(args: TimeSeriesArguments, splits: dict[str, list[Series]]) -> dict
     if "validation" in splits:
         return splits
     series = splits["train"]
-    num_held_out = round(len(series) * args.validation_fraction)
+    num_held_out = round(len(series) * args.held_out_fraction)
     if not 0 < num_held_out < len(series):
         raise UsageError(
-            f"--validation_fraction: {args.validation_fraction} of {len(series)} series (expected a part of at least "
+            f"--validation_fraction: {args.held_out_fraction} of {len(series)} series (expected a part of at least "
             "one that leaves some to train on; or --validation_file)"
         )
     order = np.random.RandomState(VALIDATION_SEED).permutation(len(series))
@@ -138,7 +138,9 @@ def fit_extractor(args: TimeSeriesArguments, series: Sequence[Series]) -> RTrans
     """
     try:
         return RTransformerFeatureExtractor.fit(
-            [part.values for part in series], channel_names=series[0].channels, padding_side=args.padding_side
+            [part.values for part in series],
+            channel_names=series[0].channels,
+            padding_side=args.padding_side or "right",
         )
     except ValueError as error:
         rows = np.concatenate([part.rows for part in series])

@@ -124,8 +124,8 @@ class TimeSeriesArguments(DataFileArguments):
             "type": positive_integer,
         },
     )
-    padding_side: str = field(
-        default="right", metadata={"help": "Side on which series to classify are padded: right or left."}
+    padding_side: str | None = field(
+        default=None, metadata={"help": "Side on which series to classify are padded: right or left. Unset: right."}
     )
 
     def __post_init__(self):
@@ -136,8 +136,8 @@ class TimeSeriesArguments(DataFileArguments):
             )
         super().__post_init__()
         for name, accepted in (("task", TASKS), ("layout", LAYOUTS), ("padding_side", ("right", "left"))):
-            if getattr(self, name) not in accepted:
-                raise UsageError(f"--{name}: {getattr(self, name)!r} (expected {', '.join(accepted)})")
+            if (value := getattr(self, name)) is not None and value not in accepted:
+                raise UsageError(f"--{name}: {value!r} (expected {', '.join(accepted)})")
         if self.task == "forecast":
             for name in ("validation_file", "test_file", "validation_split", "test_split"):
                 if getattr(self, name) is not None:
@@ -147,6 +147,11 @@ class TimeSeriesArguments(DataFileArguments):
                     )
             if self.regression:
                 raise UsageError("--regression goes with --task classify and label_each_step (got forecast)")
+            if self.padding_side is not None:
+                raise UsageError(
+                    f"--padding_side: {self.padding_side} goes with --task classify and label_each_step (got "
+                    "forecast, whose windows have one length)"
+                )
             if self.window_stride is None:
                 self.window_stride = 1
         else:
