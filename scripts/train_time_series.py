@@ -81,6 +81,7 @@ from rtransformer_hf.training.series_trainers import ForecastTrainer, LabelTrain
 from rtransformer_hf.training.time_series import (
     Series,
     TimeSeriesArguments,
+    common_spacing,
     load_series,
     match_channels,
     match_steps,
@@ -158,6 +159,7 @@ def train_to_forecast(
 ):
     with training_args.main_process_first(desc="data"):
         series = known_parts(data_args, load_series(data_args))
+        remember(data_args, series)
     match_checkpoint(model_args, data_args, series, data_args.covariate_columns or [])
     setting = ForecastSetting.of(data_args, series)
     num_covariates = len(data_args.covariate_columns or [])
@@ -211,9 +213,7 @@ def train_to_forecast(
         splits,
         make_forecast_metrics,
         checkpoint,
-        evaluation=settings_of(data_args)
-        | {name: getattr(setting, name) for name in setting.FLAGS}
-        | {"spacing": None if series[0].spacing is None else asdict(series[0].spacing)},
+        evaluation=settings_of(data_args) | {name: getattr(setting, name) for name in setting.FLAGS},
         data=f"{len(series):,} series of {setting.num_targets} channels to forecast and {num_covariates} covariates; "
         f"{sizes} windows of {setting.context_length} and {setting.horizon} steps, seasons of {setting.season_length}",
         commands=[evaluation_command(training_args, data_args.evaluation_data)],
@@ -230,7 +230,7 @@ def train_to_label(
     with training_args.main_process_first(desc="data"):
         found = {"train": load_series(data_args)}
         match_checkpoint(model_args, data_args, found["train"])
-        data_args.step_columns = found["train"][0].step_columns
+        remember(data_args, found["train"])
         found |= {split: load_series(data_args, split) for split in ("validation", "test")}
     series = {split: parts for split, parts in found.items() if parts is not None}
     for parts in series.values():
@@ -412,10 +412,24 @@ def check_channels(
         )
 
 
+def remember(data_args: TimeSeriesArguments, series: Sequence[Series]):
+    """
+    Puts what the training series tell of their steps into the arguments: series that are read from now on are to have
+    the same.
+
+    Raises:
+        UsageError: their time stamps are not equally far apart.
+    """
+    spacing = common_spacing(series)
+    data_args.step_columns = series[0].step_columns
+    data_args.spacing = None if spacing is None else asdict(spacing)
+
+
 def settings_of(data_args: TimeSeriesArguments) -> dict:
     """How the data is to be read again."""
     names = ("task", "layout", "id_column", "time_column", "target_columns", "covariate_columns", "label_column")
-    return {name: getattr(data_args, name) for name in (*names, "regression", "time_features", "step_columns")}
+    learnt = ("step_columns", "spacing")
+    return {name: getattr(data_args, name) for name in (*names, "regression", "time_features", *learnt)}
 
 
 def make_report(

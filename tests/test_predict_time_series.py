@@ -248,6 +248,32 @@ def test_labels_are_those_of_the_model_without_any_in_the_data(folder, task):
         predict("new.csv", "--horizon", "3")
 
 
+@pytest.mark.parametrize("task", ["classify", "label_each_step"])
+def test_labels_of_series_at_another_rate_are_refused(folder, task):
+    def write(name: str, seconds: float, prefix: str = ""):
+        frame = motions(12, 0)
+        frame = frame.assign(time=seconds * frame.groupby("id").cumcount(), id=prefix + frame.id)
+        frame.to_csv(name, index=False)
+
+    write("train.csv", 0.2)
+    flags = ("--task", task, "--id_column", "id", "--time_column", "time")
+    train("train.csv", *flags)
+    assert json.loads(Path("out/evaluation.json").read_text())["spacing"] == {"unit": "number", "size": 0.2}
+    assert set(predict("train.csv").label) <= {"up", "down"}
+    write("new.csv", 0.02)
+    message = r"'time' holds time stamps 0.02 apart \(expected numbers 0.2 apart, as in the training\)"
+    with pytest.raises(UsageError, match=message):
+        predict("new.csv")
+    with pytest.raises(UsageError, match=message):
+        evaluate_checkpoint.main(["out", "--data", "new.csv"])
+    with pytest.raises(UsageError, match=message):
+        train("train.csv", *flags, "--test_file", "new.csv", "--overwrite_output_dir")
+    write("new.csv", 0.02, prefix="other")
+    message = r"steps are 0.2 apart in --train_file train\.csv and 0.02 in --train_file new\.csv"
+    with pytest.raises(UsageError, match=message):
+        train("train.csv", *flags, "--train_file", "train.csv", "new.csv", "--overwrite_output_dir")
+
+
 def test_numbers_are_predicted_and_rows_and_arrays_read(folder):
     random = np.random.default_rng(0)
     values = random.normal(size=(12, 6))

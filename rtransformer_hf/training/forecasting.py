@@ -22,7 +22,7 @@ from rtransformer_hf import RTransformerFeatureExtractor
 
 from .errors import UsageError, listed
 from .files import write_figure
-from .time_series import Series, TimeSeriesArguments, place
+from .time_series import Series, TimeSeriesArguments, common_spacing, place
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,7 @@ class ForecastSetting:
         Raises:
             UsageError: lengths are no multiples of the horizon, or a series is too short.
         """
-        spacing = series[0].spacing
-        for part in series:
-            if part.spacing != spacing:
-                raise UsageError(
-                    f"--time_column: steps are {spacing} apart in {series[0].where} and {part.spacing} in "
-                    f"{part.where} (expected one distance)"
-                )
+        spacing = common_spacing(series)
         season_length = args.season_length or (1 if spacing is None else spacing.season_length)
         horizon = args.horizon or min(max(season_length, 8), 96)
         setting = cls(

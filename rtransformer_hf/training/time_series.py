@@ -1078,6 +1078,21 @@ def find_spacing(args: TimeSeriesArguments, times: np.ndarray, series: Series) -
     )
 
 
+def common_spacing(series: Sequence[Series]) -> Spacing | None:
+    """
+    Raises:
+        UsageError: the steps of some series are further apart than those of others.
+    """
+    spacing = series[0].spacing
+    for part in series:
+        if part.spacing != spacing:
+            raise UsageError(
+                f"--time_column: steps are {spacing} apart in {series[0].where} and {part.spacing} in {part.where} "
+                "(expected one distance)"
+            )
+    return spacing
+
+
 def decimals_of(times: np.ndarray) -> int:
     """Decimals of the distance between numbers, from 0 to 9; further ones depend on how floats are rounded."""
     resolution = np.spacing(np.abs(times.astype(np.float64)).max())
