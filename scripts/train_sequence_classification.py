@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None):
             rotation=data_args.augment_rotation,
             scale=data_args.augment_scale,
             share=data_args.augment_share,
+            interpolation=data_args.augment_interpolation,
             seed=training_args.seed,
         )
     kind, example = "text", TEXT

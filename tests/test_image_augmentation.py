@@ -25,7 +25,9 @@ def make_images(num_channels: int = 1, permutation_seed: int | None = None, seed
     input_values = processor([image] * 3, return_tensors="np")["input_values"].reshape(3, -1)
     rows = datasets.Dataset.from_dict({"input_values": input_values, "labels": [0, 1, 2]}).with_format("torch")
     return rows, AugmentedImages(
-        rows, processor, **{"shift": 0, "rotation": 0, "scale": 0, "share": 1, "seed": seed, **ranges}
+        rows,
+        processor,
+        **{"shift": 0, "rotation": 0, "scale": 0, "share": 1, "interpolation": "bilinear", "seed": seed, **ranges},
     )
 
 
@@ -35,8 +37,9 @@ def grey(values: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
-def test_without_any_range_images_stay_what_they_are(num_channels):
-    rows, images = make_images(num_channels)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_without_any_range_images_stay_what_they_are(num_channels, interpolation):
+    rows, images = make_images(num_channels, interpolation=interpolation)
     assert len(images) == 3
     for row, image in zip(rows, (images[index] for index in range(3)), strict=True):
         torch.testing.assert_close(image["input_values"], row["input_values"])
@@ -58,6 +61,23 @@ def test_shifts_stay_in_their_range_and_leave_black_behind():
         centres.append((down - 5.5, right - 4))
     offsets = torch.tensor(centres)
     assert offsets.abs().max() <= 2.001 and (offsets.amax(0) > 1.5).all() and (offsets.amin(0) < -1.5).all()
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_bicubic_interpolation_smooths_less_and_stays_between_black_and_white(num_channels):
+    def steepness(image: torch.Tensor) -> float:
+        return sum(image.diff(dim=dim).square().sum().item() for dim in (0, 1))
+
+    kept = {}
+    for interpolation in ("bilinear", "bicubic"):
+        rows, images = make_images(num_channels, shift=2, interpolation=interpolation)
+        kept[interpolation] = 0
+        for epoch in range(20):
+            images.set_epoch(epoch)
+            image = grey(images[0]["input_values"])
+            assert image.min() > -1e-6 and image.max() < 1 + 1e-6
+            kept[interpolation] += steepness(image) / steepness(grey(rows[0]["input_values"])) / 20
+    assert kept["bilinear"] < 0.65 < kept["bicubic"] < 0.8
 
 
 def test_rotation_and_scale_keep_the_centre():

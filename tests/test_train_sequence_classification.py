@@ -260,6 +260,8 @@ def test_a_killed_run_with_muon_and_augmented_images_goes_on_with_the_same_losse
         "20",
         "--augment_scale",
         "0.1",
+        "--augment_interpolation",
+        "bicubic",
         "--image_size",
         "6",
         "--local_rnn_num_heads",
@@ -411,6 +413,7 @@ def test_max_length(folder, tokenizer):
         (["--augment_rotation", "-1"], "--augment_rotation: -1 (expected a number of at least 0 and less than 360)"),
         (["--augment_share", "0"], "--augment_share: 0 (expected a number of more than 0 and at most 1)"),
         (["--augment_shift", "2"], "are for images (expected with --image_column)"),
+        (["--augment_interpolation", "bicubic"], "--augment_interpolation: bicubic goes with --augment_shift, --au"),
         (["--augment_share", "0.2"], "--augment_share: 0.2 goes with --augment_shift, --augment_rotation or"),
         (
             ["--validation_fraction", "0.2", "--validation_file", "train.csv"],

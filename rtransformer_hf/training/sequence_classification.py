@@ -144,6 +144,13 @@ class ClassificationArguments(DataFileArguments):
             "type": number(float, more_than=0, at_most=1),
         },
     )
+    augment_interpolation: Literal["bilinear", "bicubic"] | None = field(
+        default=None,
+        metadata={
+            "help": "How the pixels of changed images are interpolated: bilinear, or bicubic, which smooths less. "
+            "Unset: bilinear."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -151,13 +158,11 @@ class ClassificationArguments(DataFileArguments):
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
             )
-        if self.augment_share is None:
-            self.augment_share = 0.5
-        elif not self.augments:
-            raise UsageError(
-                f"--augment_share: {self.augment_share} goes with --augment_shift, --augment_rotation or "
-                "--augment_scale"
-            )
+        for name, default in (("augment_share", 0.5), ("augment_interpolation", "bilinear")):
+            if (value := getattr(self, name)) is None:
+                setattr(self, name, default)
+            elif not self.augments:
+                raise UsageError(f"--{name}: {value} goes with --augment_shift, --augment_rotation or --augment_scale")
         if self.image_column is None:
             names, expected = IMAGE_FLAGS, "images (expected with --image_column)"
         else:
