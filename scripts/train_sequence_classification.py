@@ -147,14 +147,7 @@ def main(argv: list[str] | None = None):
     train_dataset = encoded["train"]
     if data_args.augments:
         train_dataset = AugmentedImages(
-            train_dataset,
-            processing_class,
-            shift=data_args.augment_shift,
-            rotation=data_args.augment_rotation,
-            scale=data_args.augment_scale,
-            share=data_args.augment_share,
-            interpolation=data_args.augment_interpolation,
-            seed=training_args.seed,
+            train_dataset, processing_class, **data_args.augmentation, seed=training_args.seed
         )
     kind, example = "text", TEXT
     if data_args.text_pair_column is not None:

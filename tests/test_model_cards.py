@@ -58,7 +58,7 @@ def test_the_checkpoint_opens(folder):
     model, loading = auto_class.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == architecture and model.dtype == torch.float32
     assert not any(loading.values())
-    assert (folder / "model.safetensors").stat().st_size <= 10e6
+    assert (folder / "model.safetensors").stat().st_size <= 30e6  # a clone has them all
     settings = json.loads((folder / EVALUATION_FILE).read_text())
     assert settings and model.config.frames_per_beat == settings.get("frames_per_beat")
     facts = read_facts(folder)

@@ -158,10 +158,8 @@ class ClassificationArguments(DataFileArguments):
             raise UsageError(
                 "--augment_shift, --augment_rotation and --augment_scale are for images (expected with --image_column)"
             )
-        for name, default in (("augment_share", 0.5), ("augment_interpolation", "bilinear")):
-            if (value := getattr(self, name)) is None:
-                setattr(self, name, default)
-            elif not self.augments:
+        for name in ("augment_share", "augment_interpolation"):
+            if (value := getattr(self, name)) is not None and not self.augments:
                 raise UsageError(f"--{name}: {value} goes with --augment_shift, --augment_rotation or --augment_scale")
         if self.image_column is None:
             names, expected = IMAGE_FLAGS, "images (expected with --image_column)"
@@ -183,6 +181,17 @@ class ClassificationArguments(DataFileArguments):
     @property
     def augments(self) -> bool:
         return max(self.augment_shift, self.augment_rotation, self.augment_scale) > 0
+
+    @property
+    def augmentation(self) -> dict:
+        """Arguments of `AugmentedImages`."""
+        return {
+            "shift": self.augment_shift,
+            "rotation": self.augment_rotation,
+            "scale": self.augment_scale,
+            "share": self.augment_share or 0.5,
+            "interpolation": self.augment_interpolation or "bilinear",
+        }
 
     @property
     def input_columns(self) -> dict[str, str]:
