@@ -36,6 +36,7 @@ from rtransformer_hf.training.run import EVALUATION_FILE
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted(path.parent for path in (ROOT / "model_cards").glob("*/README.md"))
+LARGEST_WEIGHTS = {"ptb_char": 26e6}  # bytes; all others take 10 MB at most, because every clone has them
 AUTO_CLASS_OF = {model_class.__name__: auto_class for auto_class, model_class in AUTO_CLASSES.items()}
 TRAINED = ("letters", "moods", "pixels", "tunes", "series", "steps", "numbers", "ahead", "shared/moods")
 RECIPE = """
@@ -58,7 +59,7 @@ def test_the_checkpoint_opens(folder):
     model, loading = auto_class.from_pretrained(folder, output_loading_info=True)
     assert type(model).__name__ == architecture and model.dtype == torch.float32
     assert not any(loading.values())
-    assert (folder / "model.safetensors").stat().st_size <= 30e6  # a clone has them all
+    assert (folder / "model.safetensors").stat().st_size <= LARGEST_WEIGHTS.get(folder.name, 10e6)
     settings = json.loads((folder / EVALUATION_FILE).read_text())
     assert settings and model.config.frames_per_beat == settings.get("frames_per_beat")
     facts = read_facts(folder)

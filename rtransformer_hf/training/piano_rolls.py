@@ -158,7 +158,7 @@ def load_piano_rolls(args: PianoRollArguments, tunes: list[ReadTune] | None = No
     is_held_out = False
     if is_midi_folder(args.data):
         folders, files = split_folders(args), midi_splits(args)
-        is_held_out = "validation" in files.keys() - folders.keys()
+        is_held_out = has_held_out(folders, files)
         check_sub_folders(args, folders, files)
         if names["test"] == "test" and not has_splits(args, folders):
             names["test"] = None
@@ -434,6 +434,11 @@ def midi_splits(args: PianoRollArguments) -> dict[str, list[Path]]:
     return splits
 
 
+def has_held_out(folders: dict[str, Path], splits: dict[str, list[Path]]) -> bool:
+    """Whether the files to validate on, of [`midi_splits`], are held out, and not those of a sub-folder."""
+    return "validation" in splits.keys() - folders.keys()
+
+
 def known_split(name: str, splits: dict[str, list[Path]]) -> str:
     """The name of a split among those of [`midi_splits`]: of valid, validation or dev, the one that is there."""
     split = SPLIT_FOLDERS.get(name.lower())
@@ -459,7 +464,7 @@ def check_sub_folders(args: PianoRollArguments, folders: dict[str, Path], splits
     is_whole = not has_splits(args, folders)
     read = set(files) if is_whole else {file for split in used for file in splits.get(split, ())}
     unused = [file for file in files if file not in read]
-    is_held_out = args.train_split == "train" and "validation" in splits.keys() - folders.keys()
+    is_held_out = args.train_split == "train" and has_held_out(folders, splits)
     suspects = files if is_whole else unused if is_held_out else []
     parents = {parent for file in suspects for parent in file.relative_to(folder).parents}
     if look_alikes := sorted(
