@@ -851,7 +851,7 @@ def test_phone(open_page, tmp_path):
     open_tab(page, "Forecast")
     chooser = page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]")
     chooser.set_input_files(write_passengers(tmp_path / "new.csv"))
-    page.get_by_text("new.csv").first.wait_for()
+    page.get_by_role("cell", name="new.csv").wait_for()  # not its text, which is there while it is uploaded only
     button(page, "Forecast").click()
     page.get_by_text("new.csv, Passengers: the last 48 known values").wait_for()
     page.locator("a[download='forecast.csv']").wait_for()
