@@ -567,6 +567,11 @@ def set_slider(page, name: str, value: int):
     page.keyboard.press("Tab")
 
 
+def wait_for_file(page, name: str):
+    """For a file to be listed. While it is on its way, which may be too short to be seen, its name is there as text."""
+    page.get_by_label(name).wait_for()
+
+
 def text_of(page) -> str:
     return page.get_by_label("Text", exact=True).and_(page.get_by_role("textbox")).input_value()
 
@@ -718,7 +723,7 @@ def test_music(open_page, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Click to Upload").click()
     chooser.value.set_files(tmp_path / "mine.mid")
-    page.get_by_label("mine.mid").wait_for()  # as it is listed, not as it is on its way
+    wait_for_file(page, "mine.mid")
     set_slider(page, "Frames given", 10)
     button(page, "Play on").click()
     page.get_by_text("The tune was cut to the first 10 of its 20 frames.").wait_for()
@@ -851,7 +856,7 @@ def test_phone(open_page, tmp_path):
     open_tab(page, "Forecast")
     chooser = page.get_by_role("tabpanel").filter(visible=True).locator("input[type=file]")
     chooser.set_input_files(write_passengers(tmp_path / "new.csv"))
-    page.get_by_role("cell", name="new.csv").wait_for()  # not its text, which is there while it is uploaded only
+    wait_for_file(page, "new.csv")
     button(page, "Forecast").click()
     page.get_by_text("new.csv, Passengers: the last 48 known values").wait_for()
     page.locator("a[download='forecast.csv']").wait_for()
