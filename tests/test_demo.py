@@ -568,7 +568,7 @@ def set_slider(page, name: str, value: int):
 
 
 def wait_for_file(page, name: str):
-    """For a file to be listed. While it is on its way, which may be too short to be seen, its name is there as text."""
+    """For a file to be listed. While it is on its way, at times too briefly to be seen, its name is there as text."""
     page.get_by_label(name).wait_for()
 
 
