@@ -167,7 +167,9 @@ def test_a_run_on_images_leaves_a_model_ready_to_use(folder, capsys):
     torch.testing.assert_close(processor(images, return_tensors="pt").input_values, values)
     with torch.no_grad():
         assert_metrics(results, "test", model(input_values=values).logits, torch.arange(8) % 3)
-    assert ModelCard.load("out/README.md").data.pipeline_tag == "image-classification"
+    card = ModelCard.load("out/README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    assert "reads the pixels of every image in the same random order (seed 3)." in card.text
 
     with pytest.raises(UsageError, match="encoded training rows"):  # of another permutation
         train_on_images("--permutation_seed", "4", "--image_mean", "0.4", "--image_std", "0.2")

@@ -82,6 +82,7 @@ def load_runs(folders: list[str], evaluations: list[str], any_data: bool) -> lis
         for what, own, others, is_needed in (
             ("tasks", first.facts.task, run.facts.task, True),
             ("data", first.facts.data_name, run.facts.data_name, not any_data),
+            ("pixel orders", first.facts.permutation_seed, run.facts.permutation_seed, not any_data),
             *(
                 (key, first.identity[key], run.identity.get(key, value), not any_data)
                 for key, value in first.identity.items()

@@ -123,6 +123,7 @@ class CardFacts:
         sample_outputs: those of the model for a fixed input, as of `report.sample_outputs`; None where it is not
             finished, or was before they were kept.
         has_confusion_matrix: whether there is a picture of which labels are taken for which.
+        permutation_seed: that of the random order in which pixels are read, where they are not read row by row.
     """
 
     task: str
@@ -150,6 +151,7 @@ class CardFacts:
     baselines: list[tuple[str, str, str, float]] = field(default_factory=list)
     baseline_rows: dict[str, str] = field(default_factory=dict)
     sample_outputs: list[float] | None = None
+    permutation_seed: int | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
@@ -312,7 +314,7 @@ def description(facts: CardFacts) -> str:
             f"This one has {blocks}, each with {rnns} over windows of {sizes['local_window_size']} {task.unit}, and "
             f"{positions}{both}."
         )
-    return model + kind + structure_of(sizes)
+    return model + kind + structure_of(sizes) + pixel_order(facts)
 
 
 def structure_of(sizes: dict[str, int | str]) -> str:
@@ -326,6 +328,12 @@ def structure_of(sizes: dict[str, int | str]) -> str:
     if sizes["num_local_rnn_layers"] and (num_heads := sizes.get("local_rnn_num_heads", 1)) > 1:
         sentences += f" The LocalRNN's recurrent weights are block-diagonal, in {num_heads} heads."
     return sentences
+
+
+def pixel_order(facts: CardFacts) -> str:
+    if facts.permutation_seed is None:
+        return ""
+    return f" It reads the pixels of every image in the same random order (seed {facts.permutation_seed})."
 
 
 def other_architecture(facts: CardFacts) -> str:

@@ -172,6 +172,7 @@ def card_facts(trainer: Trainer, report: TaskReport, num_parameters: int, outcom
         baselines=report.baselines if outcome.metrics else [],
         baseline_rows=report.baseline_rows if outcome.metrics else {},
         sample_outputs=outcome.sample_outputs,
+        permutation_seed=getattr(trainer.processing_class, "permutation_seed", None),
     )
 
 
