@@ -158,6 +158,10 @@ def test_what_can_not_be_compared_is_named(runs, tmp_path, capsys):
         ([str(CARDS / "trec_seed3"), str(CARDS / "japanese_ner")], "tasks: 'text-classification' and 'token-class"),
         ([str(CARDS / "trec_seed3"), str(CARDS / "sst2_seed3")], "different data: 'TREC' and"),
         (
+            [str(CARDS / "smnist_small"), str(CARDS / "smnist_small_permuted")],
+            "have different pixel orders: None and 1111 .*--any_data",
+        ),
+        (
             [str(CARDS / "trec_seed3"), "--decode_tokens", "3"],
             "--decode_tokens: 3, and the runs' task is text-classif",
         ),
