@@ -103,14 +103,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--validation_fraction",
         type=fraction,
-        help="Evaluate on the rows that a training with this flag holds out of this data for validation. For "
-        "classifiers of texts and images, and taggers. (default: all rows)",
+        help="Evaluate on the rows that a training with this flag holds out of this data (of a data set: of its split "
+        "train, if there is no --split) for validation. For classifiers of texts and images, and taggers. (default: "
+        "all rows)",
     )
     parser.add_argument(
         "--update_card",
         choices=("validation", "test"),
         help="Write the metrics into the card in the checkpoint's folder, as those of this data (of forecasts: of its "
-        "validation or its test steps); the picture of the confusion matrix or of forecasts, too. Simple answers to "
+        "validation or its test steps). Of a data set or of music, the split of this name is read if there is no "
+        "--split. The picture of the confusion matrix or of forecasts, too. Simple answers to "
         "compare with are computed anew or, where that takes the training data and these rows are not the training's, "
         "left out. (default: the card stays as it is)",
     )

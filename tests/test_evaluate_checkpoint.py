@@ -165,6 +165,27 @@ def test_the_split_that_is_read_is_said(trained, capsys):
             evaluate_checkpoint.main([str(trained / checkpoint), "--data", str(trained / data), "--split", "train"])
 
 
+def test_what_is_asked_for_says_which_split_is_read(trained, tmp_path, capsys):
+    """Rows are held out of the training data, and a card's validation figures are not those of the test data."""
+    reported = json.loads((trained / "pixels" / "all_results.json").read_text())
+    pixels = [str(trained / "pixels"), "--data", str(trained / "pictures")]
+    evaluate_checkpoint.main([*pixels, "--validation_fraction", "0.1"])
+    said = capsys.readouterr()
+    assert f"Data: split 'train' of {trained / 'pictures'}." in said.err
+    result = json.loads(said.out[said.out.index("{") :])
+    assert result["samples"] == reported["eval_samples"]
+    assert result["loss"] == pytest.approx(reported["eval_loss"], rel=1e-5)
+    music = tmp_path / "music"
+    shutil.copytree(trained / "music", music)
+    for split in ("validation", "test"):
+        evaluate_checkpoint.main([str(music), "--data", str(trained / "tunes.mat"), "--update_card", split])
+        assert f"Data: split {split!r} of " in capsys.readouterr().err
+    reported = json.loads((music / "all_results.json").read_text())
+    figures = {split: value for split, name, value in read_facts(music).results if name == "nll_per_frame"}
+    assert figures["validation"] == pytest.approx(reported["eval_nll_per_frame"], rel=1e-6)
+    assert figures["test"] == pytest.approx(reported["test_nll_per_frame"], rel=1e-6)
+
+
 def test_the_data_flags_of_the_training(trained, capsys, tmp_path):
     """--test_file and --dataset_name with a configuration read what --data reads."""
     expected = evaluate(capsys, str(trained / "classifier"), "--data", str(trained / "test.csv"))

@@ -162,8 +162,13 @@ def data_set(args: argparse.Namespace) -> str:
 
 
 def name_split(args: argparse.Namespace) -> str:
-    """The split to read, which is also printed."""
-    split = args.split or "test"
+    """
+    The split to read, which is also printed: that of --split, else that of the training data, where rows are held out
+    of it, else the one that --update_card names, else "test".
+    """
+    split = args.split or getattr(args, "update_card", None) or "test"
+    if args.split is None and getattr(args, "validation_fraction", None) is not None:
+        split = "train"
     print(f"Data: split {split!r} of {data_set(args)}.", file=sys.stderr)
     return split
 
