@@ -111,10 +111,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--update_card",
         choices=("validation", "test"),
         help="Write the metrics into the card in the checkpoint's folder, as those of this data (of forecasts: of its "
-        "validation or its test steps). Of a data set or of music, the split of this name is read if there is no "
-        "--split. The picture of the confusion matrix or of forecasts, too. Simple answers to "
+        "validation or its test steps); the picture of the confusion matrix or of forecasts, too. Simple answers to "
         "compare with are computed anew or, where that takes the training data and these rows are not the training's, "
-        "left out. (default: the card stays as it is)",
+        "left out. Of a data set or of music, the split of this name is read if there is no --split. (default: the "
+        "card stays as it is)",
     )
     parser.add_argument(
         "--output", type=output_file(".json"), help="Also write the metrics to this file, a .json file."

@@ -172,7 +172,7 @@ def test_what_is_asked_for_says_which_split_is_read(trained, tmp_path, capsys):
     evaluate_checkpoint.main([*pixels, "--validation_fraction", "0.1"])
     said = capsys.readouterr()
     assert f"Data: split 'train' of {trained / 'pictures'}." in said.err
-    result = json.loads(said.out[said.out.index("{") :])
+    result = json.loads(said.out)
     assert result["samples"] == reported["eval_samples"]
     assert result["loss"] == pytest.approx(reported["eval_loss"], rel=1e-5)
     music = tmp_path / "music"

@@ -166,9 +166,8 @@ def name_split(args: argparse.Namespace) -> str:
     The split to read, which is also printed: that of --split, else that of the training data, where rows are held out
     of it, else the one that --update_card names, else "test".
     """
-    split = args.split or getattr(args, "update_card", None) or "test"
-    if args.split is None and getattr(args, "validation_fraction", None) is not None:
-        split = "train"
+    holds_out = getattr(args, "validation_fraction", None) is not None
+    split = args.split or ("train" if holds_out else getattr(args, "update_card", None)) or "test"
     print(f"Data: split {split!r} of {data_set(args)}.", file=sys.stderr)
     return split
 

@@ -120,7 +120,11 @@ def add_data_arguments(parser: argparse.ArgumentParser, purpose: str = "evaluate
     source.add_argument("--test_file", nargs="+", help=f"Files to {purpose}, in any format of the training data.")
     source.add_argument("--dataset_name", help=f"Data set to {purpose}: an id on the Hub or a local folder.")
     parser.add_argument("--dataset_config_name", help="Configuration of the data set.")
-    parser.add_argument("--split", "--test_split", help="Split of a data set or of music. (default: test)")
+    parser.add_argument(
+        "--split",
+        "--test_split",
+        help="Split of a data set or of music. (default: test, unless another flag asks for one)",
+    )
 
 
 positive_integer = number(int, at_least=1)
